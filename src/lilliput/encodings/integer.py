@@ -1,0 +1,204 @@
+"""Uniform integers: codes, a scale and, where zero is not the middle, an offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lilliput.encodings.encoding import Encoding, Part
+from lilliput.errors import EncodingError
+
+
+def _spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int) -> Tensor:
+    """A parameter laid out so that it broadcasts against a tensor of `shape`."""
+    if parameter.dim() == 0:
+        return parameter
+    if group == 0:
+        return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return parameter.repeat_interleave(group, dim=1).reshape(moved).movedim(0, axis)
+
+
+@torch.library.custom_op("lilliput::decode_int", mutates_args=())
+def decode_int(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, group: int) -> Tensor:
+    """``(codes - offset) * scale``; scale and offset are [] | [channels] | [channels, groups]."""
+    shape = tuple(codes.shape)
+    centred = codes.to(scale.dtype)
+    if offset is not None:
+        centred = centred - _spread(offset.to(scale.dtype), shape, axis, group)
+    return (centred * _spread(scale, shape, axis, group)).contiguous()
+
+
+@decode_int.register_fake
+def _(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, group: int) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=scale.dtype)
+
+
+@torch.library.custom_op("lilliput::project_int", mutates_args=())
+def project_int(x: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+    """A value that flows, rounded to ``low … high`` steps of `scale` around `offset` and back."""
+    codes = torch.clamp(torch.round(x.float() / scale) + offset, low, high)
+    return ((codes - offset) * scale).to(x.dtype)
+
+
+@project_int.register_fake
+def _(x: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _remember_inside(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x, scale, offset, low, high = inputs
+    codes = torch.round(x / scale) + offset
+    ctx.save_for_backward((codes >= low) & (codes <= high))
+
+
+def _straight_through(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return grad * inside, None, None, None, None
+
+
+torch.library.register_autograd("lilliput::project_int", _straight_through, setup_context=_remember_inside)
+
+
+@torch.library.custom_op("lilliput::project_int_dynamic", mutates_args=())
+def project_int_dynamic(x: Tensor, bits: int) -> Tensor:
+    """A value that flows, rounded to 2**bits steps over its own range (zero included), found at run time."""
+    low, high = x.amin().clamp(max=0).float(), x.amax().clamp(min=0).float()
+    top = 2**bits - 1
+    scale = torch.where(high > low, (high - low) / top, torch.ones_like(high))
+    offset = torch.round(-low / scale).clamp(0, top)
+    codes = torch.clamp(torch.round(x.float() / scale) + offset, 0, top)
+    return ((codes - offset) * scale).to(x.dtype)
+
+
+@project_int_dynamic.register_fake
+def _(x: Tensor, bits: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _nothing(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    pass
+
+
+def _pass_on(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    return grad, None
+
+
+torch.library.register_autograd("lilliput::project_int_dynamic", _pass_on, setup_context=_nothing)
+
+
+@dataclass(frozen=True, repr=False)
+class Int(Encoding):
+    """Uniform integers: ``x ≈ (codes - offset) * scale``.
+
+    Symmetric codes run from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1`` without an offset; asymmetric ones from 0 to
+    ``2**bits - 1``. Zero is always representable exactly. `symmetric` and `per` left at None are chosen by use: weights
+    symmetric with one scale a channel, values that flow asymmetric with one scale.
+
+    >>> Int(4).represent(torch.tensor([[-7.0, 3.2, 7.0]])).decode()
+    tensor([[-7.,  3.,  7.]])
+    """
+
+    bits: int = 8  # 2 … 8
+    group: int | None = None  # inputs that share a scale; None: a whole channel
+    symmetric: bool | None = None  # None: for weights yes, for values no
+    per: Literal["channel", "tensor"] | None = None  # None: "channel" for weights, "tensor" for values
+    axis: int = 0  # the channel axis
+    scale: Encoding | None = None  # how the scales are held; None: float32
+    dynamic: bool = False  # values only: the range is found anew at each run
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 9):
+            raise EncodingError(f"Int of {self.bits} bits", next="use 2 to 8 bits")
+        if self.group is not None and self.group < 1:
+            raise EncodingError(f"groups of {self.group}", next="use a positive group, or None")
+        if self.group is not None and self.per == "tensor":
+            raise EncodingError("groups within one scale for the whole tensor", next='drop group=, or per="tensor"')
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        top = 2 ** (self.bits - 1) - 1
+        return (0, 2**self.bits - 1) if self.symmetric is False else (-top, top)
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """`x` as [blocks, elements]: the elements of a row share a scale."""
+        if self.per == "tensor" or x.dim() == 0:
+            return x.reshape(1, -1)
+        rows = x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+        if self.group is None:
+            return rows
+        if rows.shape[1] % self.group:
+            divisors = [d for d in range(1, rows.shape[1] + 1) if rows.shape[1] % d == 0]
+            fitting = min(divisors, key=lambda d: abs(d - (self.group or 0)))
+            raise EncodingError(f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}")
+        return rows.reshape(-1, self.group)
+
+    def nested(self) -> dict[str, Encoding]:
+        return {} if self.scale is None else {"scale": self.scale}
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        blocks = self.blocks(x.detach())
+        return self.from_range(blocks.amin(1), blocks.amax(1), tuple(x.shape))
+
+    def from_range(self, low: Tensor, high: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Scale (and offset) for a tensor of `shape` whose blocks range over low … high, each [blocks]."""
+        first, last = self.limits
+        low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+        if self.symmetric is False:
+            scale = (high - low) / (last - first)
+        else:
+            scale = torch.maximum(-low, high) / last
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if self.scale is not None:
+            scale = self.scale.represent(scale).decode()
+        shaped = self._shape_of_parameters(shape)
+        if self.symmetric is not False:
+            return {"scale": scale.reshape(shaped)}
+        offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
+        return {"scale": scale.reshape(shaped), "offset": offset.reshape(shaped)}
+
+    def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Integer codes of `x`, in its shape: int8 when symmetric, uint8 otherwise."""
+        shape, group = tuple(x.shape), self.group or 0
+        codes = torch.round(x.float() / _spread(parameters["scale"].float(), shape, self.axis, group))
+        if self.symmetric is False:
+            codes = codes + _spread(parameters["offset"].float(), shape, self.axis, group)
+        return codes.clamp(*self.limits).to(torch.uint8 if self.symmetric is False else torch.int8)
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        if self.dynamic:
+            raise EncodingError("a stored tensor has no run-time range", next="use dynamic=True for activations only")
+        self.blocks(x)  # refuses groups that do not divide
+        parts: dict[str, Part] = {"codes": self.codes(x.detach(), parameters), **parameters}
+        if self.scale is not None:
+            parts["scale"] = self.scale.represent(parameters["scale"])
+        return parts
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        scale, offset = parts["scale"], parts.get("offset")
+        return torch.ops.lilliput.decode_int(parts["codes"], scale, offset, self.axis, self.group or 0)  # type: ignore[no-any-return]
+
+    def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """A value that flows, as the target will see it: one scale, or a range found at run time."""
+        if self.dynamic:
+            return torch.ops.lilliput.project_int_dynamic(x, self.bits)  # type: ignore[no-any-return]
+        offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
+        return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        shaped = self._shape_of_parameters(shape)
+        per_scale = self.bits if self.symmetric is False else 0
+        held = self.scale.size_bits(shaped) if self.scale else 32 * prod(shaped)
+        return self.bits * prod(shape) + held + per_scale * prod(shaped)
+
+    def _shape_of_parameters(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.per == "tensor" or not shape:
+            return ()
+        channels = shape[self.axis]
+        return (channels,) if self.group is None else (channels, prod(shape) // channels // self.group)

@@ -1,0 +1,56 @@
+"""Zeros that stay zero, around any other representation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+from lilliput.encodings.encoding import Encoded, Encoding, Part
+
+
+@dataclass(frozen=True, repr=False)
+class Sparse(Encoding):
+    """A tensor whose zeros are kept by every later step; `values` says how the rest is represented.
+
+    The zeros lie in the values themselves, so the target needs to know nothing of them; a file spends few bytes on
+    them, and a runtime without a sparse kernel gains no time.
+
+    >>> Sparse(values=None).represent(torch.tensor([0.0, 2.5])).decode()
+    tensor([0.0000, 2.5000])
+    """
+
+    values: Encoding | None = None  # None: as they are
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        return {} if self.values is None else self.values.fit(x)
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        if self.values is None:
+            return {"values": x.detach().clone()}
+        return {"values": Encoded(self.values, tuple(x.shape), x.dtype, self.values.encode(x, parameters))}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return parts["values"]
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        return 32 * prod(shape) if self.values is None else self.values.size_bits(shape)
+
+    def nested(self) -> dict[str, Encoding]:
+        return {} if self.values is None else {"values": self.values}
+
+    def parameters(self, frozen: Encoded) -> dict[str, Tensor]:
+        inner = frozen.parts["values"]
+        return inner.encoding.parameters(inner) if isinstance(inner, Encoded) else {}
+
+    def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:
+        return x * (frozen.decode() != 0).to(x.dtype)
+
+    def keeping(self, earlier: Encoding) -> Encoding:
+        held = earlier.values if isinstance(earlier, Sparse) else earlier
+        return Sparse(held if self.values is None else self.values)
+
+    def carry(self, later: Encoding) -> Encoding:
+        return Sparse(later)

@@ -1,0 +1,164 @@
+"""What a compressed model is worth, found on what was built for the target and not on a simulation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lilliput.engine.run import Driver, model_digest
+from lilliput.engine.store import Answer
+from lilliput.errors import ExportError, InputError, LilliputError
+from lilliput.measure import DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
+from lilliput.model.capture import Inputs
+from lilliput.task import Batches, batch_size, fingerprint
+
+_LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model built for the target: its file, opened, and how far it is from the module it was built from."""
+
+    path: Path
+    digest: str
+    run: Callable[..., Any]
+    departure: Mapping[str, Any]
+
+
+def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
+    """Build `model` (identified by `digest`) into `path`, open it, and compare it with the module on the example."""
+    target = driver.target
+    question = ("build", driver.environment, digest, fingerprint(driver.example), str(driver.dynamic), repr(target), path.name)
+
+    def compute() -> Answer:
+        driver.progress(f"building {path.name}", 0, 1)
+        target.build(path, model, driver.example, driver.dynamic)
+        return Answer(_file_digest(path))
+
+    built = driver.store.answer(question, compute).data
+    if not path.exists() or _file_digest(path) != built:
+        target.build(path, model, driver.example, driver.dynamic)
+    driver.progress(f"building {path.name}", 1, 1)
+    with torch.no_grad():
+        expected = driver.example.call(model)
+    run = target.open(path, expected)
+    return Built(path, built, run, _departure(driver, model, run, path))
+
+
+def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: Path) -> dict[str, Any]:
+    """Largest error, cosine and top-1 agreement of what was built and the module; too far apart is an error."""
+    so_far = DistanceSoFar()
+    with torch.no_grad():
+        so_far.add(driver.example.call(model), driver.example.call(run))
+    found = so_far.distance()
+    if not found.cosine >= _LEAST_COSINE:
+        raise ExportError(
+            f"computes something else than the module (cosine {found.cosine:.4f})",
+            where=str(path.name),
+            next="the .lil file holds the module; please report the layers that differ",
+        )
+    return {
+        "largest_error": found.largest_error,
+        "cosine": found.cosine,
+        "sqnr_db": found.sqnr_db,
+        "top1_agreement": found.top1_agreement,
+    }
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far the outputs of two built models agree, over batches."""
+
+    kind: str  # "top1": the same largest class; "cosine": of each sample's output
+    agreement: Measurement
+    largest_error: float
+    cosine: float
+    sqnr_db: float
+
+
+def closeness(
+    driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs], clusters: Sequence[Any] | None
+) -> Closeness:
+    """Compare what was built before and after, sample by sample; the interval is clustered by source."""
+    samples = batches.samples if isinstance(batches, Batches) else sum(map(batch_size, batches))
+    if clusters is not None and len(clusters) != samples:
+        raise InputError(f"{len(clusters)} labels for {samples} samples", where="clusters", next="give one a sample")
+    so_far, done = DistanceSoFar(), 0
+    for inputs in batches:
+        so_far.add(inputs.call(before.run), inputs.call(after.run))
+        done += batch_size(inputs)
+        driver.progress("comparing outputs", done, samples)
+    found = so_far.distance()
+    kind = "cosine" if found.agreements is None else "top1"
+    scores = found.cosines if found.agreements is None else found.agreements.float()
+    return Closeness(kind, mean(scores.numpy(), clusters), found.largest_error, found.cosine, found.sqnr_db)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The user's metric before and after, and the paired difference."""
+
+    name: str
+    higher_is_better: bool
+    before: Measurement
+    after: Measurement
+    change: Measurement
+
+
+def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Built) -> Judged:
+    """The metric on both built models, on the same samples."""
+    name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
+    clusters = getattr(metric, "clusters", None)
+    scores = []
+    for i, built in enumerate((before, after)):
+        driver.progress(f"metric {name}", i, 2)
+        scores.append(_scores(metric, name, built.run))
+    driver.progress(f"metric {name}", 2, 2)
+    if len(scores[0]) != len(scores[1]):
+        raise InputError(f"gave {len(scores[0])} scores, then {len(scores[1])}", where=f"metric {name}", next="score the same samples each time")
+    higher = bool(getattr(metric, "higher_is_better", True))
+    first, second = (score.numpy() for score in scores)
+    return Judged(name, higher, mean(first, clusters), mean(second, clusters), paired_difference(first, second, clusters))
+
+
+def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) -> torch.Tensor:
+    where = f"metric {name}"
+    try:
+        scores = torch.as_tensor(metric(run), dtype=torch.float32).detach().cpu()
+    except LilliputError:
+        raise
+    except Exception as error:  # the user's own code
+        raise InputError("failed", where=where, why=f"{type(error).__name__}: {error}", next="it is called with a callable that takes what the model takes") from error
+    if scores.dim() != 1 or not len(scores):
+        raise InputError(f"gave a result of shape {tuple(scores.shape)}", where=where, next="return one score a sample, not their mean")
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError("gave a score that is no number", where=where)
+    return scores
+
+
+def latency(driver: Driver, before: Built, after: Built) -> Latencies:
+    """Milliseconds of both on the example, taken in turns; remembered, not repeated, when a run is resumed."""
+    question = ("latency", driver.environment, before.digest, after.digest, fingerprint(driver.example), repr(driver.target))
+
+    def compute() -> Answer:
+        driver.progress("timing", 0, 1)
+        taken = interleaved({"before": lambda: driver.example.call(before.run), "after": lambda: driver.example.call(after.run)})
+        driver.progress("timing", 1, 1)
+        return Answer({"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores})
+
+    found = driver.store.answer(question, compute).data
+    return Latencies({name: tuple(ms) for name, ms in found["rounds_ms"].items()}, found["others_cores"])
+
+
+__all__ = ["Built", "Closeness", "Judged", "build", "closeness", "judge", "latency", "model_digest"]

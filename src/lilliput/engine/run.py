@@ -1,0 +1,183 @@
+"""The driver behind what techniques ask for: it makes the edits, remembers every answer, and reports progress."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import Encoding, Int
+from lilliput.engine.store import Answer, Store
+from lilliput.errors import InputError
+from lilliput.model.capture import Inputs, capture
+from lilliput.model.carrier import EncodedTensor, fold_parametrizations, tensors
+from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, check_encodable
+from lilliput.model.values import Interception
+from lilliput.model.view import View
+from lilliput.plain import digest
+from lilliput.encodings.encoding import tensor_digest
+from lilliput.targets.target import Target
+from lilliput.task import Batches, batch_size
+from lilliput.techniques.statistics import Observe, Statistics
+from lilliput.techniques.technique import Fit, Placement
+
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress for those who do not want to see it."""
+
+
+@dataclass
+class Driver:
+    """One model on its way through a recipe.
+
+    `model` is a private copy that the edits are made in; `state` says how it came about. The user's model is only read.
+    """
+
+    model: nn.Module
+    state: State
+    example: Inputs
+    dynamic: Mapping[str | int, Mapping[int, str]]
+    calibrate: Batches | None
+    target: Target
+    store: Store
+    environment: str  # digest of what results may depend on: versions, threads, processor
+    progress: Progress = silent
+    skipped: dict[str, str] = field(default_factory=dict)
+    _views: dict[str, View] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, model: nn.Module, **rest: Any) -> Driver:
+        """A driver over a copy of `model`, parametrizations folded."""
+        private = fold_parametrizations(copy.deepcopy(model)).eval()
+        return cls(private, State(model_digest(model)), **rest)
+
+    # what techniques ask
+
+    def view(self) -> View:
+        if self.state.digest not in self._views:
+            self._views[self.state.digest] = capture(self.model, self.example, self.dynamic)
+        return self._views[self.state.digest]
+
+    def prepare(self) -> None:
+        for edit, given in self.target.prepare(self.view(), self.model):
+            self._edit(edit, given)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {paths[0]: tuple(tensor.shape) for paths, tensor in tensors(self.model).items()}
+
+    def tensor(self, path: str) -> Tensor:
+        held = self._held(path)[1]
+        return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
+
+    def encoding(self, path: str) -> Encoding | None:
+        held = self._held(path)[1]
+        return held.encoding if isinstance(held, EncodedTensor) else None
+
+    def encode(self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None) -> None:
+        paths, held = self._held(path)
+        earlier = held.encoding if isinstance(held, EncodedTensor) else None
+        x = self.tensor(path) if x is None else x
+        check_encodable(encoding, path, x)
+        if isinstance(held, EncodedTensor):
+            x, encoding = held.encoding.enforce(x, held.encoded()), encoding.keeping(held.encoding)
+        question = ("encode", self.environment, tensor_digest(x), encoding, fit, self._kept_grid(encoding, earlier, held))
+
+        def compute() -> Answer:
+            if earlier is not None and self._kept_grid(encoding, earlier, held):
+                parameters: Mapping[str, Tensor] | None = earlier.parameters(held.encoded())  # type: ignore[operator,union-attr]
+            else:
+                parameters = fit.fit(x, encoding) if fit else None
+            return Answer(tensors=encoding.represent(x, parameters).tensors())
+
+        try:
+            parts = self.store.answer(question, compute).tensors
+        except InputError:
+            raise
+        dtype = str(x.dtype).removeprefix("torch.")
+        self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
+
+    def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
+        self._edit(EncodeValue(value, encoding), parameters)
+
+    def set_tensor(self, path: str, x: Tensor) -> None:
+        paths, held = self._held(path)
+        if isinstance(held, EncodedTensor):
+            self.encode(path, held.encoding, x=x)
+        else:
+            self._edit(SetTensor(paths[0]), {"value": x})
+
+    def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        return self.target.place(self.view(), encoding, weights)
+
+    def skip(self, path: str, reason: str) -> None:
+        self.skipped[path] = reason
+
+    def statistics(self, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
+        if self.calibrate is None:
+            raise InputError(
+                "this recipe needs calibration batches",
+                why=f"it must know {len(wanted)} values that flow",
+                next="give calibrate=, or quantize weights alone",
+            )
+        batches = self.calibrate
+        question = ("statistics", self.environment, self.state.digest, batches.digest, dict(wanted))
+
+        def compute() -> Answer:
+            seen = self._observe(wanted, batches)
+            packed = {f"{name}|{key}": x for name, one in seen.items() for key, x in one.pack().items()}
+            return Answer(tensors=packed)
+
+        packed = self.store.answer(question, compute).tensors
+        return {
+            name: Statistics.unpack(
+                observe, {key.rpartition("|")[2]: x for key, x in packed.items() if key.rpartition("|")[0] == name}
+            )
+            for name, observe in wanted.items()
+        }
+
+    # how it is done
+
+    def _observe(self, wanted: Mapping[str, Observe], batches: Batches) -> dict[str, Statistics]:
+        seen = {name: Statistics(observe) for name, observe in wanted.items()}
+
+        def visit(name: str, x: Tensor) -> Tensor:
+            seen[name].update(x)
+            return x
+
+        done = 0
+        for inputs in batches:
+            with torch.no_grad(), Interception(self.model, visit, only=wanted.keys()):
+                inputs.call(self.model)
+            done += batch_size(inputs)
+            self.progress("calibrating", done, batches.samples)
+        return seen
+
+    def _kept_grid(self, encoding: Encoding, earlier: Encoding | None, held: Any) -> str:
+        """The grid that a tensor is on already and stays on, when only its zeros change; empty otherwise."""
+        nested = list(encoding.nested().values())
+        if earlier is None or not (nested and nested[0] in (earlier, *earlier.nested().values())):
+            return ""
+        return digest({name: tensor_digest(x) for name, x in earlier.parameters(held.encoded()).items()})
+
+    def _held(self, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
+        for paths, tensor in tensors(self.model).items():
+            if path in paths:
+                return paths, tensor
+        raise InputError("the model has no such parameter", where=path)
+
+    def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
+        step = Step(edit, dict(given))
+        edit.apply(self.model, step.tensors)
+        self.state = self.state.after(step)
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's structure (as it prints) and of all its tensors."""
+    held = {name: tensor_digest(x) for name, x in model.state_dict().items()}
+    return digest(type(model).__qualname__, str(model), held)

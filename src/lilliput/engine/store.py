@@ -1,0 +1,56 @@
+"""Answers remembered by the content of the question, in memory and, given a folder, on disk.
+
+A killed run is resumed by asking again: what was answered is not computed twice. Only plain data and tensors are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lilliput.errors import FormatError
+from lilliput.file.container import Part, Reader, write
+from lilliput.plain import digest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is remembered: plain data and tensors."""
+
+    data: Any = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Store:
+    """Answers by key; `folder=None` keeps them in memory only."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.memory: dict[str, Answer] = {}
+
+    def answer(self, question: tuple[Any, ...], compute: Callable[[], Answer]) -> Answer:
+        """The remembered answer to `question` (plain data), or what `compute` finds, from now on remembered."""
+        key = digest(*question)
+        found = self.memory.get(key) or self._from_disk(key)
+        if found is None:
+            found = compute()
+            if self.folder is not None:
+                parts = [Part(name, tensor) for name, tensor in found.tensors.items()]
+                write(self.folder / f"{key}.answer", {"data": found.data}, parts)
+        self.memory[key] = found
+        return found
+
+    def _from_disk(self, key: str) -> Answer | None:
+        path = None if self.folder is None else self.folder / f"{key}.answer"
+        if path is None or not path.exists():
+            return None
+        try:
+            reader = Reader(path)
+            return Answer(reader.header["data"], reader.read_all())
+        except FormatError:  # damaged, by a full disk say: compute it again
+            path.unlink()
+            return None

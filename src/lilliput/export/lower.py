@@ -1,0 +1,269 @@
+"""From decode and project nodes to standard ONNX operators, in the patterns that ONNX Runtime fuses.
+
+What was found by trying, on ONNX Runtime 1.31 (docs/onnxruntime.md has the figures):
+
+* convolution, and a linear layer with static ranges: Q/DQ around it, int8 weights behind a DequantizeLinear along the
+  output channels, the bias as int32 at scale ``activation · weight``; a float bias stops a Gemm from fusing;
+* linear with dynamic ranges: DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add;
+* rows of a table: the codes are gathered first, then scaled (a DequantizeLinear would decode the table at each run);
+* weights alone: ``Cast · scale``, which the runtime folds when it loads (it never folds a DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+DOMAIN = "lilliput"
+_MULTIPLIES = ("Conv", "Gemm", "MatMul")
+
+
+def lower(model: ir.Model) -> None:
+    """Replace all nodes of the domain in `model`, in place."""
+    lowering = _Lowering(model.graph)
+    own = [node for node in model.graph if node.domain == DOMAIN]
+    for node in own:
+        if node.op_type in ("DecodeInt", "DecodeFloat"):
+            lowering.decode(node)
+    for node in own:  # after the weights, whose lowering looks for them
+        if node.op_type in ("ProjectInt", "ProjectIntDynamic"):
+            lowering.project(node)
+    lowering.clean()
+    model.opset_imports.pop(DOMAIN, None)
+
+
+class _Lowering:
+    """One graph being lowered; new nodes go in right before the node that needs them."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.made = 0
+        self.projected: dict[tuple[object, ...], ir.Value] = {}
+        self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    # tensors
+
+    def decode(self, node: ir.Node) -> None:
+        """Each use of a decoded tensor gets what suits it; the codes are shared."""
+        for user, position in list(node.outputs[0].uses()):
+            if user.op_type == "Gather" and position == 0:
+                self._gather(node, user)
+                continue
+            multiply, turned = _multiply(user, position)
+            activation = multiply.inputs[0] if multiply is not None else None
+            source = activation.producer() if activation is not None else None
+            kind = source.op_type if source is not None and source.domain == DOMAIN else ""
+            integer = node.op_type == "DecodeInt" and _attribute(node, "group") == 0
+            if multiply is not None and kind == "ProjectInt" and integer:
+                self._static(node, user, position, multiply, source)
+            elif multiply is not None and kind == "ProjectIntDynamic" and integer and multiply.op_type != "Conv":
+                self._dynamic(node, multiply, source, turned)
+            else:
+                user.replace_input_with(position, self._scaled(node, user))
+
+    def _gather(self, node: ir.Node, gather: ir.Node) -> None:
+        """Rows of codes, then their scales."""
+        codes, rows = node.inputs[0], gather.inputs[1]
+        picked = self._new("Gather", [codes, rows], before=gather, axis=0)
+        decoded = self._new("Cast", [picked], before=gather, to=ir.DataType.FLOAT)
+        if node.op_type == "DecodeInt":
+            scale, offset = node.inputs[1], _offset(node)
+            table = _array(scale)
+            if _attribute(node, "group") or (table.ndim and _attribute(node, "axis") != 0):
+                gather.replace_input_with(0, self._scaled(node, gather))
+                return
+            if offset is not None:
+                decoded = self._new("Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather)
+            decoded = self._new("Mul", [decoded, self._rows(table, rows, gather)], before=gather)
+        ir.convenience.replace_all_uses_with(gather.outputs[0], decoded)
+
+    def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node) -> ir.Value:
+        if table.ndim == 0:
+            return self._constant(table)
+        return self._new("Gather", [self._constant(table[:, None]), rows], before=before, axis=0)
+
+    def _scaled(self, node: ir.Node, before: ir.Node) -> ir.Value:
+        """The whole tensor as ``(codes - offset) · scale``, folded by the runtime when it loads."""
+        codes = node.inputs[0]
+        decoded = self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
+        if node.op_type == "DecodeFloat":
+            return decoded
+        shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
+        scale, offset = _array(node.inputs[1]), None if _offset(node) is None else _array(_offset(node))
+        if group:
+            moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+            if axis:
+                order = [axis, *(i for i in range(len(shape)) if i != axis)]
+                decoded = self._new("Transpose", [decoded], before=before, perm=order)
+            decoded = self._reshape(decoded, (shape[axis], -1, group), before)
+            decoded = self._affine(decoded, scale[..., None], None if offset is None else offset[..., None], before)
+            decoded = self._reshape(decoded, moved, before)
+            if axis:
+                decoded = self._new("Transpose", [decoded], before=before, perm=np.argsort(order).tolist())
+            return decoded
+        spread = [-1 if i == axis else 1 for i in range(len(shape))] if scale.ndim else []
+        return self._affine(decoded, scale.reshape(spread), None if offset is None else offset.reshape(spread), before)
+
+    def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
+        if offset is not None:
+            x = self._new("Sub", [x, self._constant(offset.astype(np.float32))], before=before)
+        return self._new("Mul", [x, self._constant(scale)], before=before)
+
+    def _reshape(self, x: ir.Value, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
+        return self._new("Reshape", [x, self._constant(np.array(shape, np.int64))], before=before)
+
+    # weights beside activations of integers
+
+    def _static(self, node: ir.Node, user: ir.Node, position: int, multiply: ir.Node, source: ir.Node) -> None:
+        axis, scale = _attribute(node, "axis"), _array(node.inputs[1])
+        user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
+        bias_user, bias_position = _bias(multiply)
+        if bias_user is None:
+            return
+        bias = _array(bias_user.inputs[bias_position])
+        product = (_array(source.inputs[1]).astype(np.float32) * scale).astype(np.float32)
+        whole = np.round(bias.astype(np.float64) / product)
+        if np.abs(whole).max(initial=0) >= 2**30:
+            return  # a channel whose weights are all but zero: its bias does not fit, and stays a float
+        codes = self._constant(whole.astype(np.int32))
+        bias_axis = 0 if product.ndim else None
+        decoded = self._dequantized(codes, product, None, bias_axis, bias_user)
+        bias_user.replace_input_with(bias_position, decoded)
+
+    def _dequantized(
+        self, codes: ir.Value, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
+    ) -> ir.Value:
+        inputs = [codes, self._constant(scale)] + ([] if offset is None else [self._constant(_array(offset))])
+        attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
+        return self._new("DequantizeLinear", inputs, before=before, **attributes)
+
+    def _dynamic(self, node: ir.Node, multiply: ir.Node, source: ir.Node, turned: bool) -> None:
+        x = source.inputs[0]
+        assert x is not None
+        if x not in self.quantized:
+            made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+            self.graph.insert_after(source, made)
+            self.quantized[x] = (made.outputs[0], made.outputs[1], made.outputs[2])
+            for output in made.outputs:
+                self._name(output)
+        codes_q, x_scale, x_zero = self.quantized[x]
+        scale = _array(node.inputs[1])
+        turned = turned or (multiply.op_type == "Gemm" and _attribute(multiply, "transB") == 1)
+        codes = node.inputs[0]
+        if turned:
+            lone = len(node.outputs[0].uses()) <= 1
+            whole = _array(codes)
+            codes = self._constant(np.ascontiguousarray(whole.T)) if lone else self._new("Transpose", [codes], before=multiply, perm=[1, 0])
+        product = self._new("MatMulInteger", [codes_q, codes, x_zero], before=multiply)
+        factor = self._new("Mul", [x_scale, self._constant(scale)], before=multiply)
+        cast = self._new("Cast", [product], before=multiply, to=ir.DataType.FLOAT)
+        out = self._new("Mul", [cast, factor], before=multiply)
+        if multiply.op_type == "Gemm" and len(multiply.inputs) > 2 and multiply.inputs[2] is not None:
+            out = self._new("Add", [out, multiply.inputs[2]], before=multiply)
+        ir.convenience.replace_all_uses_with(multiply.outputs[0], out, replace_graph_outputs=True)
+
+    # values
+
+    def project(self, node: ir.Node) -> None:
+        x = node.inputs[0]
+        assert x is not None
+        if node.op_type == "ProjectIntDynamic":
+            out = x if not node.outputs[0].uses() else self._dynamic_pair(x, node)
+        else:
+            scale, offset = _array(node.inputs[1]), _array(node.inputs[2])
+            key = (x, scale.tobytes(), offset.tobytes())
+            if key not in self.projected:
+                self.projected[key] = self._pair(x, scale, offset, node)
+            out = self.projected[key]
+        ir.convenience.replace_all_uses_with(node.outputs[0], out, replace_graph_outputs=True)
+
+    def _pair(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray, node: ir.Node) -> ir.Value:
+        low, high = _attribute(node, "low"), _attribute(node, "high")
+        whole = np.iinfo(offset.dtype)
+        if high - low < 254:  # fewer bits than the type has: the ends must be cut before
+            ends = [self._constant(np.float32((end - int(offset)) * float(scale))) for end in (low, high)]
+            x = self._new("Clip", [x, *ends], before=node)
+        assert whole.bits == 8
+        parameters = [self._constant(scale), self._constant(offset)]
+        codes = self._new("QuantizeLinear", [x, *parameters], before=node)
+        return self._new("DequantizeLinear", [codes, *parameters], before=node)
+
+    def _dynamic_pair(self, x: ir.Value, node: ir.Node) -> ir.Value:
+        made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+        self.graph.insert_before(node, made)
+        for output in made.outputs:
+            self._name(output)
+        return self._new("DequantizeLinear", list(made.outputs), before=node)
+
+    # graph
+
+    def _new(self, op: str, inputs: Iterable[ir.Value | None], *, before: ir.Node, **attributes: object) -> ir.Value:
+        made = ir.node(op, list(inputs), attributes=attributes)  # type: ignore[arg-type]
+        self.graph.insert_before(before, made)
+        self._name(made.outputs[0])
+        return made.outputs[0]
+
+    def _constant(self, array: np.ndarray) -> ir.Value:
+        self.made += 1
+        name = f"constant_{self.made}"
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
+        self.graph.register_initializer(value)
+        return value
+
+    def _name(self, value: ir.Value) -> None:
+        self.made += 1
+        value.name = f"value_{self.made}"
+
+    def clean(self) -> None:
+        """Drop nodes and initializers that nothing reads any more."""
+        for node in reversed(list(self.graph)):
+            if all(not out.uses() and not out.is_graph_output() for out in node.outputs):
+                self.graph.remove(node, safe=True)
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+
+
+def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:
+    """The multiplication that a weight goes into, and whether it is transposed on the way."""
+    if user.op_type in _MULTIPLIES and position == 1:
+        return user, False
+    uses = user.outputs[0].uses() if user.op_type == "Transpose" else []
+    if len(uses) == 1:
+        after, where = next(iter(uses))
+        if after.op_type == "MatMul" and where == 1:
+            return after, True
+    return None, False
+
+
+def _bias(multiply: ir.Node) -> tuple[ir.Node | None, int]:
+    """The node and the input that hold the constant added to a product."""
+    if multiply.op_type in ("Conv", "Gemm"):
+        held = multiply.inputs[2] if len(multiply.inputs) > 2 else None
+        return (multiply, 2) if held is not None and held.const_value is not None else (None, 0)
+    uses = list(multiply.outputs[0].uses())
+    if len(uses) == 1 and uses[0][0].op_type == "Add":
+        add, position = uses[0]
+        other = add.inputs[1 - position]
+        if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
+            return add, 1 - position
+    return None, 0
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None, "a part of an encoding must be a constant"
+    return value.const_value.numpy()
+
+
+def _offset(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _attribute(node: ir.Node, name: str) -> int:
+    held = node.attributes.get(name)
+    return 0 if held is None else held.as_int()
+
+

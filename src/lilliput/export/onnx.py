@@ -1,0 +1,145 @@
+"""A module as an ONNX file, its encoded tensors as real integer and half-precision initializers.
+
+`torch.onnx` translates the captured graph; the decoding of tensors and the projection of values arrive as nodes of a
+domain of their own, which `lilliput.export.lower` turns into standard operators that runtimes fuse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx.defs
+import onnx_ir as ir
+import torch
+from onnxscript.values import Opset
+from torch import nn
+
+from lilliput.errors import ExportError
+from lilliput.export.lower import DOMAIN, lower
+from lilliput.file.container import whole_file
+from lilliput.model.capture import Inputs, program
+
+_LARGEST = 2**31 - 1  # bytes of a protobuf
+_OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
+    "decode_int": ("DecodeInt", ("codes", "scale", "offset"), ("axis", "group")),
+    "decode_float": ("DecodeFloat", ("codes",), ()),
+    "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
+    "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
+}
+
+
+@functools.cache
+def _translations() -> dict[Any, Any]:
+    """How torch's exporter is to write our ops: each as one node of our own domain."""
+    return {
+        getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()
+    }
+
+
+def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]) -> Any:
+    schema = onnx.defs.OpSchema
+    optional = {"offset": schema.FormalParameterOption.Optional}
+    tensor = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)", "tensor(int8)", "tensor(uint8)"]
+    onnx.defs.register_schema(
+        schema(
+            name,
+            DOMAIN,
+            1,
+            inputs=[
+                schema.FormalParameter(given, f"T{i}", param_option=optional.get(given, schema.FormalParameterOption.Single))
+                for i, given in enumerate(inputs)
+            ],
+            outputs=[schema.FormalParameter("out", "TOut")],
+            type_constraints=[(f"T{i}", tensor, "") for i in range(len(inputs))] + [("TOut", tensor, "")],
+            attributes=[schema.Attribute(given, schema.AttrType.INT, "") for given in attributes],
+        )
+    )
+    node = getattr(Opset(DOMAIN, 1), name)
+
+    def translate(*args: Any) -> Any:
+        return node(*args[: len(inputs)], **dict(zip(attributes, args[len(inputs) :], strict=True)))
+
+    return translate
+
+
+def export(
+    path: str | Path,
+    model: nn.Module,
+    example: Inputs,
+    dynamic: Mapping[str | int, Mapping[int, str]],
+    opset: int = 20,
+) -> None:
+    """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside."""
+    try:
+        with _quiet():
+            captured = program(model, example, dynamic)
+            exported = torch.onnx.export(
+                captured, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
+            )
+    except Exception as error:  # both steps raise whatever the model's code and the translators raise
+        reason = str(error).strip().splitlines()
+        raise ExportError(
+            "the model cannot be exported to ONNX",
+            why=f"{type(error).__name__}: {reason[0] if reason else ''}",
+            next="see which part with lilliput.model.capture, or keep the .lil file",
+        ) from error
+    assert exported is not None
+    graph = exported.model
+    lower(graph)
+    _name_axes(graph, example, dynamic)
+    _strip(graph)
+    data = ir.to_proto(graph).SerializeToString(deterministic=True)
+    if len(data) > _LARGEST:
+        raise ExportError("an ONNX file of over 2 GB", where=str(path), next="keep the .lil file")
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> None:
+    """Give open axes the names that the user gave them, wherever torch's own symbols for them occur."""
+    names: dict[str, str] = {}
+    for value, key in zip(model.graph.inputs, example.tensors(), strict=True):
+        for axis, name in dynamic.get(key, {}).items():
+            if value.shape is not None and isinstance(value.shape[axis], ir.SymbolicDim):
+                names[str(value.shape[axis])] = name
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([names.get(str(dim), str(dim)) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape])
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove what tells where and how the model was made, and inferred shapes, which lead runtimes to slower fusions."""
+    model.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    model.producer_name, model.producer_version = "lilliput", None
+    model.graph.metadata_props.clear()
+    kept = {*model.graph.inputs, *model.graph.outputs}
+    for value in (*kept, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if value not in kept:
+                value.shape, value.type = None, None
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """torch's exporter prints and logs; errors still come out as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,220 @@
+"""Named tensors and a JSON header in one file that cannot run code and tells when it is damaged.
+
+Layout: the magic, the tensors one after the other, the index (JSON), its length (8 bytes, little endian), its SHA-256,
+the magic again. Every tensor is zstd-compressed where that helps and carries the SHA-256 of its stored bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from lilliput.encodings.encoding import tensor_bytes
+from lilliput.errors import FormatError, InputError
+
+MAGIC = b"LILLIPUT"
+VERSION = 1
+_TRAILER = 8 + 32 + len(MAGIC)
+_LARGEST_INDEX = 1 << 28
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in the file and how it is stored."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bits: int  # of each element before compression: fewer than the dtype's when codes are packed
+    offset: int
+    bytes: int  # stored
+    compressed: bool
+    sha256: str  # of the stored bytes
+
+    @property
+    def packed_bytes(self) -> int:
+        return -(-prod(self.shape) * self.bits // 8)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor to be written; `bits` under 8 packs integer codes."""
+
+    name: str
+    tensor: Tensor
+    bits: int | None = None
+
+
+def write(path: str | Path, header: Mapping[str, Any], parts: Iterable[Part]) -> list[Entry]:
+    """Write a file whole or not at all; tensors pass through one at a time."""
+    entries: list[Entry] = []
+    with whole_file(path) as file:
+        file.write(MAGIC)
+        for part in parts:
+            entries.append(_write_part(file, part))
+        index = {"version": VERSION, "header": header, "tensors": [asdict(entry) for entry in entries]}
+        data = json.dumps(index, sort_keys=True, separators=(",", ":")).encode()
+        file.write(data + len(data).to_bytes(8, "little") + hashlib.sha256(data).digest() + MAGIC)
+    return entries
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name only when it is complete: written beside, synced, renamed."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError("cannot be written", where=str(path), why=error.strerror or str(error), next="choose another place") from error
+    finally:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() and os.access(beside.parent, os.W_OK) else None
+
+
+def _write_part(file: IO[bytes], part: Part) -> Entry:
+    dtype = str(part.tensor.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise FormatError(f"tensors of {dtype} cannot be stored", where=part.name)
+    plain = pack(part.tensor, part.bits) if part.bits else bytes(tensor_bytes(part.tensor))
+    smaller = zstandard.ZstdCompressor(level=9).compress(plain)
+    stored, compressed = (smaller, True) if len(smaller) < len(plain) else (plain, False)
+    entry = Entry(
+        part.name,
+        dtype,
+        tuple(part.tensor.shape),
+        part.bits or 8 * part.tensor.element_size(),
+        file.tell(),
+        len(stored),
+        compressed,
+        hashlib.sha256(stored).hexdigest(),
+    )
+    file.write(stored)
+    return entry
+
+
+class Reader:
+    """A container open for reading; tensors are read, checked and decompressed one at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.size = self.path.stat().st_size
+            with open(self.path, "rb") as file:
+                index = _read_index(file, self.size, str(path))
+        except OSError as error:
+            raise FormatError("cannot be read", where=str(path), why=error.strerror or "") from error
+        version = index.get("version")
+        if version != VERSION:
+            raise FormatError(f"format version {version!r}", where=str(path), why=f"this library reads version {VERSION}")
+        self.header: dict[str, Any] = index.get("header", {})
+        self.entries = {entry.name: entry for entry in map(self._entry, index.get("tensors", []))}
+        self.index_bytes = self.size - len(MAGIC) - sum(entry.bytes for entry in self.entries.values())
+
+    def _entry(self, data: Any) -> Entry:
+        try:
+            entry = Entry(**{**data, "shape": tuple(data["shape"])})
+            itemsize = _DTYPES[entry.dtype].itemsize
+            sound = (
+                all(isinstance(n, int) and n >= 0 for n in (*entry.shape, entry.offset, entry.bytes))
+                and 1 <= entry.bits <= 8 * itemsize
+                and (entry.bits == 8 * itemsize or itemsize == 1)
+                and len(MAGIC) <= entry.offset
+                and entry.offset + entry.bytes <= self.size - _TRAILER
+                and entry.packed_bytes <= max(1 << 20, entry.bytes * 100_000)
+            )
+        except (TypeError, KeyError, ValueError):
+            sound = False
+        if not sound:
+            raise FormatError("an entry of the index is not sound", where=str(self.path), next="the file is damaged: get it again")
+        return entry
+
+    def read(self, name: str) -> Tensor:
+        """The tensor called `name`, checked against its SHA-256."""
+        if name not in self.entries:
+            raise FormatError(f"holds no tensor {name!r}", where=str(self.path))
+        entry = self.entries[name]
+        with open(self.path, "rb") as file:
+            file.seek(entry.offset)
+            stored = file.read(entry.bytes)
+        where = f"{self.path}: {name}"
+        if hashlib.sha256(stored).hexdigest() != entry.sha256:
+            raise FormatError("the checksum does not match", where=where, next="the file is damaged: get it again")
+        plain = _decompress(stored, entry, where) if entry.compressed else stored
+        if len(plain) != entry.packed_bytes:
+            raise FormatError(f"{len(plain)} bytes where {entry.packed_bytes} were declared", where=where)
+        dtype = _DTYPES[entry.dtype]
+        if entry.bits < 8 * dtype.itemsize:
+            return unpack(plain, entry.bits, entry.shape, dtype)
+        return torch.frombuffer(bytearray(plain), dtype=dtype).reshape(entry.shape) if plain else torch.empty(entry.shape, dtype=dtype)
+
+    def read_all(self) -> dict[str, Tensor]:
+        return {name: self.read(name) for name in self.entries}
+
+
+def _decompress(stored: bytes, entry: Entry, where: str) -> bytes:
+    try:
+        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=max(entry.packed_bytes, 1))
+    except zstandard.ZstdError as error:
+        raise FormatError("cannot be decompressed", where=where, why=str(error)) from None
+
+
+def _read_index(file: IO[bytes], size: int, where: str) -> dict[str, Any]:
+    damaged = FormatError("is not a whole Lilliput file", where=where, next="the file is damaged or cut short: get it again")
+    if size < len(MAGIC) + _TRAILER or file.read(len(MAGIC)) != MAGIC:
+        raise damaged
+    file.seek(size - _TRAILER)
+    trailer = file.read(_TRAILER)
+    length = int.from_bytes(trailer[:8], "little")
+    if trailer[40:] != MAGIC or not 0 < length <= min(size - len(MAGIC) - _TRAILER, _LARGEST_INDEX):
+        raise damaged
+    file.seek(size - _TRAILER - length)
+    data = file.read(length)
+    if hashlib.sha256(data).digest() != trailer[8:40]:
+        raise damaged
+    try:
+        index = json.loads(data)
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(index, dict):
+        raise damaged
+    return index
+
+
+def pack(codes: Tensor, bits: int) -> bytes:
+    """Integer codes in `bits` bits each, without gaps, lowest bit first; negative ones in two's complement."""
+    flat = codes.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.packbits(np.unpackbits(flat[:, None], axis=1, bitorder="little")[:, :bits], bitorder="little").tobytes()
+
+
+def unpack(data: bytes, bits: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The codes that `pack` wrote, as `dtype` (int8: sign-extended; uint8)."""
+    spread = np.unpackbits(np.frombuffer(data, np.uint8), count=prod(shape) * bits, bitorder="little").reshape(-1, bits)
+    flat = np.packbits(spread, axis=1, bitorder="little")[:, 0]
+    if dtype == torch.int8:
+        flat = ((flat ^ (1 << (bits - 1))).astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+    return torch.from_numpy(flat.copy()).reshape(shape)

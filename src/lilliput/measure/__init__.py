@@ -1,0 +1,29 @@
+"""Size, latency, cost and closeness, each with the interval and the conditions that make it evidence."""
+
+from lilliput.measure.cost import Cost, macs, parameters
+from lilliput.measure.distance import Distance, DistanceSoFar, flatten_outputs
+from lilliput.measure.environment import Cpu, cpu, environment
+from lilliput.measure.files import artifact
+from lilliput.measure.latency import Latencies, interleaved
+from lilliput.measure.measurement import Measurement
+from lilliput.measure.statistics import mean, median, median_ratio, paired_difference
+
+__all__ = [
+    "Cost",
+    "Cpu",
+    "Distance",
+    "DistanceSoFar",
+    "Latencies",
+    "Measurement",
+    "artifact",
+    "cpu",
+    "environment",
+    "flatten_outputs",
+    "interleaved",
+    "macs",
+    "mean",
+    "median",
+    "median_ratio",
+    "paired_difference",
+    "parameters",
+]

@@ -1,0 +1,243 @@
+"""From a module to a view of it: which calls it makes, what they read, which tensors are tied.
+
+`torch.export` traces the whole model if it can. Where it cannot, each child is tried alone, down to single modules; the
+rung that was reached and the reason for each failure are in the view.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+
+from lilliput.errors import CaptureError, InputError
+from lilliput.model.carrier import SUFFIX, tensors
+from lilliput.model.values import mark, watched
+from lilliput.model.view import Call, Rung, View
+
+Dynamic = Mapping[str | int, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One set of arguments for a model: what a user gives as a tensor, a tuple or a dict."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example: Any) -> Inputs:
+        if isinstance(example, Inputs):
+            return example
+        if isinstance(example, Tensor):
+            return cls((example,), {})
+        if isinstance(example, Mapping):
+            return cls((), dict(example))
+        if isinstance(example, tuple | list) and all(isinstance(x, Tensor) for x in example):
+            return cls(tuple(example), {})
+        raise InputError(f"inputs of type {type(example).__name__}", next="give a tensor, a tuple of tensors or a dict of tensors")
+
+    def call(self, model: Any) -> Any:
+        return model(*self.args, **self.kwargs)
+
+    def tensors(self) -> dict[str | int, Tensor]:
+        """The tensors by position or keyword."""
+        named = itertools.chain(enumerate(self.args), self.kwargs.items())
+        return {key: x for key, x in named if isinstance(x, Tensor)}
+
+    def by_parameter(self, forward: Any) -> dict[str, Any]:
+        """The arguments by the name of the parameter of `forward` that takes them."""
+        return dict(inspect.signature(forward).bind(*self.args, **self.kwargs).arguments)
+
+    def map(self, change: Any) -> Inputs:
+        """The same arguments, each tensor replaced by ``change(key, tensor)``."""
+        return Inputs(
+            tuple(change(i, x) if isinstance(x, Tensor) else x for i, x in enumerate(self.args)),
+            {key: change(key, x) if isinstance(x, Tensor) else x for key, x in self.kwargs.items()},
+        )
+
+
+def dynamic_axes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str | int, dict[int, str]]:
+    """The named axes that vary, checked against the inputs; by default the first axis of each input is the batch."""
+    known = inputs.tensors()
+    if dynamic is None:
+        return {key: {0: "batch"} for key, x in known.items() if x.dim() > 0}
+    for key, axes in dynamic.items():
+        if key not in known:
+            raise InputError(f"dynamic= names an input {key!r}", next=f"the example has {', '.join(map(repr, known))}")
+        for axis in axes:
+            if axis >= known[key].dim():
+                raise InputError(f"dynamic= names axis {axis} of {key!r}", why=f"it has {known[key].dim()} axes")
+    return {key: dict(axes) for key, axes in dynamic.items()}
+
+
+def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> ExportedProgram:
+    """`model` as an exported program with the named axes left open; `model` must be in eval mode."""
+    dims = {name: Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
+
+    def widen(key: str | int, x: Tensor) -> Tensor:
+        # an axis of length 1 would be taken for a constant
+        for axis in dynamic.get(key, {}):
+            x = x.repeat_interleave(2, dim=axis) if x.shape[axis] == 1 else x
+        return x
+
+    wide = inputs.map(widen)
+    shapes = wide.map(lambda key, x: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None)
+    given = shapes.by_parameter(model.forward)
+    with torch.no_grad():
+        return torch.export.export(
+            model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
+        )
+
+
+def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> View:
+    """What `model` does with `inputs`, at the highest rung that works."""
+    ties = tuple(paths for paths in tensors(model) if len(paths) > 1)
+    try:
+        return View("whole", tuple(_calls(model, inputs, dynamic, "")), ties, {})
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        problems = {"": _first_line(error)}
+    seen = _recorded_inputs(model, inputs)
+    calls: list[Call] = []
+    rungs: set[Rung] = set()
+    for path, module in model.named_children():
+        rungs |= _descend(path, module, seen, calls, problems)
+    if not calls:
+        raise CaptureError("no part of the model could be captured", why="; ".join(f"{k or 'model'}: {v}" for k, v in problems.items()))
+    return View("module-local" if "module-local" in rungs else "submodule", tuple(calls), ties, problems)
+
+
+def _descend(
+    path: str, module: nn.Module, seen: Mapping[str, Inputs], calls: list[Call], problems: dict[str, str]
+) -> set[Rung]:
+    if path not in seen:
+        return set()  # never called with tensors: a container, or a branch not taken
+    leaf = not any(True for _ in module.children())
+    try:
+        calls += _calls(module, seen[path], {}, path)
+        return {"module-local" if leaf else "submodule"}
+    except Exception as error:
+        problems[path] = _first_line(error)
+    rungs: set[Rung] = {"module-local"} if leaf else set()
+    for name, child in module.named_children():
+        rungs |= _descend(f"{path}.{name}", child, seen, calls, problems)
+    return rungs
+
+
+def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
+    """What each submodule is called with, the first time, in one run of `model`."""
+    seen: dict[str, Inputs] = {}
+
+    def remember(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.setdefault(path, Inputs(args, kwargs))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(remember(path), with_kwargs=True) for path, module in model.named_modules() if path
+    ]
+    try:
+        with torch.no_grad():
+            inputs.call(model)
+    except Exception as error:
+        raise InputError("the model fails on its example", why=_first_line(error), next="give an example it accepts") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _calls(
+    model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], path: str
+) -> Iterator[Call]:
+    """The calls of a captured graph in order, each with the name of its value and the sources of what it reads."""
+    with watched(model, lambda name, x: mark(x, name)), _eval(model):
+        captured = program(model, inputs, dynamic)
+    signature = captured.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    prefix = f"{path}." if path else ""
+    sources: dict[Node, str | None] = {}
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            name = held.get(node.name)
+            sources[node] = f"input {prefix}{node.name}" if name is None else f"tensor {prefix}{_owner(name)}"
+        elif node.op == "call_function":
+            reads = tuple(sources.get(arg) for arg in _arguments(node))
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                continue
+            if _passes_on(node, reads):
+                sources[node] = reads[0]
+                continue
+            sources[node] = f"{prefix}{node.name}"
+            yield Call(
+                id=f"{prefix}{node.name}",
+                op=_op_name(node),
+                value=_label(node, prefix),
+                reads=reads,
+                shape=_shape(node),
+                constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
+            )
+        elif node.op == "output":
+            outputs = tuple(source for source in (sources.get(arg) for arg in node.all_input_nodes) if source)
+            yield Call(id=f"{prefix}output", op="output", value=None, reads=outputs, shape=())
+
+
+def _arguments(node: Node) -> list[Any]:
+    """Positional arguments, lists of nodes flattened; a place that holds no node is None in the reads."""
+    flat: list[Any] = []
+    for arg in (*node.args, *node.kwargs.values()):
+        flat += list(arg) if isinstance(arg, list | tuple) and any(isinstance(a, Node) for a in arg) else [arg]
+    return [arg if isinstance(arg, Node) else None for arg in flat]
+
+
+def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
+    """Whether the node only labels, decodes or projects what it reads, or changes the type of a weight."""
+    cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
+    return cast or getattr(node.target, "namespace", "") == "lilliput"
+
+
+def _op_name(node: Node) -> str:
+    name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
+    return str(name).rstrip("_")
+
+
+def _label(node: Node, prefix: str) -> str | None:
+    for user in node.users:
+        if user.target is torch.ops.lilliput.mark.default and user.args[0] is node:
+            return f"{prefix.removesuffix('.')}{'.' if prefix and not str(user.args[1]).startswith(':') else ''}{user.args[1]}"
+    return None
+
+
+def _shape(node: Node) -> tuple[int | str, ...]:
+    value = node.meta.get("val")
+    return tuple(n if isinstance(n, int) else str(n) for n in value.shape) if isinstance(value, Tensor) else ()
+
+
+def _owner(name: str) -> str:
+    """The tensor that a held name belongs to: ``conv.weight`` for ``conv.weight_encoded.codes``."""
+    return name.partition(f"{SUFFIX}.")[0]
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -1,0 +1,209 @@
+"""Changes to a model as data, and the state that a list of them makes.
+
+An edit holds mechanical facts only: paths, an encoding, finished tensors. Replaying it searches and computes nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
+from lilliput.errors import EncodingError, FormatError
+from lilliput.model.carrier import SUFFIX, attach, owner_of
+from lilliput.model.values import VALUES, attach_value, child_name
+from lilliput.plain import digest, short_repr
+
+
+@dataclass(frozen=True, repr=False)
+class Edit(ABC):
+    """One change to a model; its tensors travel beside it, under the names that `tensor_names` lists."""
+
+    @abstractmethod
+    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Make the change in `root`, in place."""
+
+    @property
+    @abstractmethod
+    def slot(self) -> str:
+        """What the change settles; a later edit of the same slot supersedes it."""
+
+    @abstractmethod
+    def stored_name(self, part: str) -> str:
+        """The key under which the changed model's `state_dict` holds this edit's tensor `part`."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True, repr=False)
+class EncodeTensor(Edit):
+    """A tensor gets an encoding; a tied one under all its paths."""
+
+    paths: tuple[str, ...]
+    encoding: Encoding
+    shape: tuple[int, ...]
+    dtype: str
+
+    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        for path in self.paths:
+            _present(root, path)
+        attach(root, self.paths, _assemble(self.encoding, self.shape, _dtype(self.dtype), tensors))
+
+    @property
+    def slot(self) -> str:
+        return self.paths[0]
+
+    def stored_name(self, part: str) -> str:
+        return f"{self.slot}{SUFFIX}.{part}"
+
+
+@dataclass(frozen=True, repr=False)
+class EncodeValue(Edit):
+    """A value that flows gets an encoding."""
+
+    value: str
+    encoding: Encoding
+
+    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        attach_value(root, self.value, self.encoding, tensors)
+
+    @property
+    def slot(self) -> str:
+        return f"value {self.value}"
+
+    def stored_name(self, part: str) -> str:
+        return f"{VALUES}.{child_name(self.value)}.{part}"
+
+
+@dataclass(frozen=True, repr=False)
+class SetTensor(Edit):
+    """A parameter gets new values, or (a bias that was None) comes into being."""
+
+    path: str
+
+    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        _present(root, self.path)
+        owner, name = owner_of(root, self.path)
+        value, parameter = tensors["value"], owner._parameters.get(name)
+        if name + SUFFIX in owner._modules:
+            raise EncodingError("an encoded tensor is not set, but encoded anew", where=self.path)
+        if parameter is None:
+            setattr(owner, name, nn.Parameter(value.clone()))
+        else:
+            parameter.data = value.clone()
+
+    @property
+    def slot(self) -> str:
+        return self.path
+
+    def stored_name(self, part: str) -> str:
+        return self.path
+
+
+_REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
+
+
+@dataclass(frozen=True, repr=False)
+class Replace(Edit):
+    """A module gives way to a simple one, named from a fixed list."""
+
+    path: str
+    by: str = "Identity"
+
+    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        if self.by not in _REPLACEMENTS:
+            raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
+        owner, name = owner_of(root, self.path)
+        if name not in owner._modules:
+            raise FormatError("there is no such module", where=self.path)
+        owner._modules[name] = _REPLACEMENTS[self.by]()
+
+    @property
+    def slot(self) -> str:
+        return f"module {self.path}"
+
+    def stored_name(self, part: str) -> str:
+        raise FormatError("a replacement holds no tensors", where=self.path)
+
+
+EDITS: dict[str, type] = {
+    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace)},
+    **ENCODINGS,
+}
+
+
+def _present(root: nn.Module, path: str) -> None:
+    try:
+        owner, name = owner_of(root, path)
+    except AttributeError:
+        raise FormatError("the model has no such module", where=path, next="give the constructor used for saving") from None
+    if name not in owner._parameters and name + SUFFIX not in owner._modules:
+        raise FormatError(f"{type(owner).__name__} has no tensor {name!r}", where=path)
+
+
+def _assemble(
+    encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, tensors: Mapping[str, Tensor]
+) -> Encoded:
+    """An encoded tensor again from its flat parts (``codes``, ``values.codes`` …)."""
+    parts: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    for name, inner in encoding.nested().items():
+        held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+        parts[name] = _assemble(inner, tuple(held["codes"].shape), torch.float32, held)
+    return Encoded(encoding, tuple(shape), dtype, parts)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise FormatError(f"{name!r} is no type of tensor")
+    return dtype
+
+
+@dataclass(frozen=True)
+class Step:
+    """An edit with its tensors."""
+
+    edit: Edit
+    tensors: Mapping[str, Tensor]
+
+    def digest(self) -> str:
+        return digest(self.edit, {name: tensor_digest(x) for name, x in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class State:
+    """A model (by the digest of it) and the edits made so far; never changed, an edit makes a new one."""
+
+    base: str
+    steps: tuple[Step, ...] = ()
+    parent: str = field(default="", compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the model that this state describes."""
+        if not self.steps:
+            return self.base
+        return digest(self.parent, self.steps[-1].digest())
+
+    def after(self, step: Step) -> State:
+        return State(self.base, (*self.steps, step), self.digest)
+
+    def settled(self) -> tuple[Step, ...]:
+        """The steps that later ones have not superseded, in order."""
+        last = {step.edit.slot: i for i, step in enumerate(self.steps)}
+        return tuple(step for i, step in enumerate(self.steps) if last[step.edit.slot] == i)
+
+
+def check_encodable(encoding: Encoding, path: str, x: Tensor) -> None:
+    """Refuse what no encoding can hold: not a number, infinity, integers."""
+    if not x.is_floating_point():
+        raise EncodingError(f"a tensor of {x.dtype}", where=path, next=f"only floating-point tensors become {encoding}")
+    if not bool(torch.isfinite(x).all()):
+        raise EncodingError("holds NaN or infinity", where=path, next="repair the weights before compressing")

@@ -1,0 +1,213 @@
+"""The one interception through which every value that flows is seen, named and changed.
+
+A *value* is what one call returns, named by the module whose forward makes the call, the function, how often that
+module has called it before in this run, and which output: ``layer1.0:add#1``. An *operand*, ``layer1.0.conv1:conv2d#0@0``,
+is a value as one call alone reads it. The names are made while the module's own code runs, so a functional add has one,
+a module that is called twice has two, and an eager run and a captured graph agree on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from lilliput.encodings import Encoding, Int
+from lilliput.errors import EncodingError
+from lilliput.model.carrier import EncodedTensor, become, encoded_names
+
+_NAME = re.compile(r"(?P<module>[^:]*):(?P<op>\w+)#(?P<occurrence>\d+)(?:\[(?P<output>\d+)\])?(?:@(?P<operand>\d+))?")
+
+
+@dataclass(frozen=True)
+class Value:
+    """The name of a value that flows, or of one call's view of it.
+
+    >>> str(Value("layer1.0", "add", 1)), str(Value("conv1", "conv2d", 0, operand=0))
+    ('layer1.0:add#1', 'conv1:conv2d#0@0')
+    """
+
+    module: str
+    op: str
+    occurrence: int
+    output: int = 0
+    operand: int | None = None
+
+    def __str__(self) -> str:
+        which = f"[{self.output}]" if self.output else ""
+        read = "" if self.operand is None else f"@{self.operand}"
+        return f"{self.module}:{self.op}#{self.occurrence}{which}{read}"
+
+    @classmethod
+    def parse(cls, name: str) -> Value:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise EncodingError(f"{name!r} names no value", next="write it as module.path:function#occurrence")
+        operand = match["operand"]
+        return cls(
+            match["module"],
+            match["op"],
+            int(match["occurrence"]),
+            int(match["output"] or 0),
+            None if operand is None else int(operand),
+        )
+
+
+Visit = Callable[[str, Tensor], Tensor]
+
+
+class Interception(TorchFunctionMode):
+    """While active, hands every floating-point value that `root`'s own code computes to `visit`, which may replace it.
+
+    With `only`, nothing but those names is visited; operands are visited only when named there.
+    """
+
+    def __init__(self, root: nn.Module, visit: Visit, only: Container[str] | None = None) -> None:
+        super().__init__()
+        self.visit, self.only = visit, only
+        # a module's attribute dict is shared by the proxies that torch.export puts in its place
+        self.paths = {id(module.__dict__): path for path, module in root.named_modules()}
+        self.running: list[str | None] = [""]
+        self.calls: defaultdict[tuple[str, str], int] = defaultdict(int)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        module, op = self.running[-1], getattr(func, "__name__", "")
+        if module is None or op in ("__get__", "__set__"):
+            return func(*args, **kwargs)
+        occurrence = self.calls[module, op]
+        if self.only is not None:
+            args = self._read(f"{module}:{op}#{occurrence}", args)
+        out = func(*args, **kwargs)
+        outputs = [out] if isinstance(out, Tensor) else out
+        if not isinstance(outputs, tuple | list) or not any(_flows(x) for x in outputs):
+            return out
+        self.calls[module, op] += 1
+        names = [f"{module}:{op}#{occurrence}{f'[{i}]' if i else ''}" for i in range(len(outputs))]
+        seen = [self._see(name, x) if _flows(x) else x for name, x in zip(names, outputs, strict=True)]
+        if isinstance(out, Tensor):
+            return seen[0]
+        return out if all(a is b for a, b in zip(seen, outputs, strict=True)) else type(out)(seen)
+
+    def _see(self, name: str, x: Tensor) -> Tensor:
+        return self.visit(name, x) if self.only is None or name in self.only else x
+
+    def _read(self, call: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self._see(f"{call}@{i}", x) if _flows(x) else x for i, x in enumerate(args))
+
+    def __enter__(self) -> Interception:
+        self.hooks = [
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for hook in self.hooks:
+            hook.remove()
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        silent = isinstance(module, EncodedTensor)  # decoding a weight is no value of the user's network
+        known = self.paths.get(id(module.__dict__))
+        self.running.append(None if silent or self.running[-1] is None else known)
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.running.pop()
+
+
+def _flows(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+class ValueEncoder(nn.Module):
+    """One value's encoding with its parameters."""
+
+    def __init__(self, name: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.name, self.encoding = name, encoding
+        for part, tensor in parameters.items():
+            self.register_buffer(part, tensor)
+
+    def parameters_of_value(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.encoding, Int):
+            return self.encoding.project_value(x, self.parameters_of_value())
+        return self.encoding.project(x, self.encoding.represent(x.detach()))
+
+    def extra_repr(self) -> str:
+        return f"{self.name}: {self.encoding}"
+
+
+VALUES = "value_encodings"  # the root's child that holds them
+
+
+def child_name(value: str) -> str:
+    """The name of a value's encoder among the root's `value_encodings`: module names hold no dots."""
+    return value.replace(".", "/")
+
+
+class ValueEncodings(nn.ModuleDict):
+    """The encoders of a model's values, kept at its root."""
+
+    def by_name(self) -> dict[str, ValueEncoder]:
+        return {encoder.name: encoder for encoder in self.values()}  # type: ignore[union-attr,misc]
+
+    def simulated(self, root: nn.Module) -> Interception:
+        encoders = self.by_name()
+        return Interception(root, lambda name, x: encoders[name].forward(x), only=encoders)
+
+
+def value_encodings(root: nn.Module) -> dict[str, ValueEncoder]:
+    """The value encoders of `root` by the name of the value; empty when it has none."""
+    held = root._modules.get(VALUES)
+    return held.by_name() if isinstance(held, ValueEncodings) else {}
+
+
+def attach_value(root: nn.Module, name: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
+    """From now on, runs of `root` encode the value called `name`."""
+    Value.parse(name)
+    held = root._modules.get(VALUES)
+    if not isinstance(held, ValueEncodings):
+        root._modules[VALUES] = held = ValueEncodings()
+        become(root, encoded_names(root), values=True)
+    held[child_name(name)] = ValueEncoder(name, encoding, parameters)
+
+
+@contextmanager
+def watched(root: nn.Module, visit: Visit) -> Iterator[None]:
+    """Inside, every forward of `root` shows its values to `visit`; its class is exchanged for the while."""
+    cls = type(root)
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with Interception(self, visit):
+            return cls.forward(self, *args, **kwargs)
+
+    root.__class__ = type(cls.__name__, (cls,), {"forward": forward})
+    try:
+        yield
+    finally:
+        root.__class__ = cls
+
+
+@torch.library.custom_op("lilliput::mark", mutates_args=())
+def mark(x: Tensor, name: str) -> Tensor:
+    """A label on a value in a captured graph."""
+    return x.clone()
+
+
+@mark.register_fake
+def _(x: Tensor, name: str) -> Tensor:
+    return torch.empty_like(x)

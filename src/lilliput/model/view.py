@@ -1,0 +1,81 @@
+"""What is known of a model: its calls, the tensors they read, the ties."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+Rung = Literal["whole", "submodule", "module-local"]
+
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+MULTIPLIES = CONVOLUTIONS | {"linear"}  # ops that multiply an activation by a weight: operand 0 by operand 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call in the captured graph."""
+
+    id: str
+    op: str  # the operator, without overload: conv2d, linear, add
+    value: str | None  # the name of what it returns; None inside a function that cannot be looked into
+    reads: tuple[str | None, ...]  # per tensor argument: a call's id, "tensor <path>", "input <name>", or None
+    shape: tuple[int | str, ...]  # of the first output; a string for an axis that varies
+    constants: tuple[int | float, ...] = ()  # numbers among its arguments
+
+    @property
+    def weight(self) -> str | None:
+        """The path of the tensor that it multiplies by or looks rows up in, if it has one."""
+        position = 1 if self.op in MULTIPLIES else 0 if self.op == "embedding" else None
+        source = self.reads[position] if position is not None and len(self.reads) > position else None
+        return source.removeprefix("tensor ") if source and source.startswith("tensor ") else None
+
+    @property
+    def bias(self) -> str | None:
+        source = self.reads[2] if self.op in MULTIPLIES and len(self.reads) > 2 else None
+        return source.removeprefix("tensor ") if source and source.startswith("tensor ") else None
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose forward makes the call."""
+        return self.value.partition(":")[0] if self.value else ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A model as its calls in order, with the rung of capture that was reached."""
+
+    rung: Rung
+    calls: tuple[Call, ...]
+    ties: tuple[tuple[str, ...], ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)  # path of what could not be captured -> reason
+
+    @cached_property
+    def by_id(self) -> dict[str, Call]:
+        return {call.id: call for call in self.calls}
+
+    @cached_property
+    def readers(self) -> dict[str, list[Call]]:
+        """Calls by what they read: a call's id, ``tensor <path>`` or ``input <name>``."""
+        found: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for source in set(call.reads):
+                if source:
+                    found[source].append(call)
+        return found
+
+    @cached_property
+    def weights(self) -> dict[str, list[Call]]:
+        """Paths of multiplied and looked-up tensors, with the calls that use them, in order."""
+        found: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            if call.weight:
+                found[call.weight].append(call)
+        return found
+
+    def only_reader(self, call: Call) -> Call | None:
+        """The one call that reads what `call` returns, if there is just one."""
+        readers = self.readers.get(call.id, [])
+        return readers[0] if len(readers) == 1 else None

@@ -1,0 +1,90 @@
+"""Frozen dataclasses as plain data (what JSON and TOML hold) and back.
+
+An object is written as ``{"kind": <class name>, <field>: <value>, …}``; fields at their default are left out, so that
+files stay readable and a new knob does not change old ones. Reading looks kinds up in an explicit list: nothing is
+imported or called by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lilliput.errors import RecipeError, nearest
+
+
+def to_plain(thing: Any) -> Any:
+    """`thing` as numbers, strings, lists and dicts.
+
+    >>> from lilliput.encodings import Int
+    >>> to_plain(Int(4, group=32))
+    {'kind': 'Int', 'bits': 4, 'group': 32}
+    """
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        kept = {
+            field.name: to_plain(getattr(thing, field.name))
+            for field in dataclasses.fields(thing)
+            if getattr(thing, field.name) != field.default
+        }
+        return {"kind": type(thing).__name__, **kept}
+    if isinstance(thing, Mapping):
+        return {str(key): to_plain(value) for key, value in thing.items()}
+    if isinstance(thing, Sequence) and not isinstance(thing, str):
+        return [to_plain(item) for item in thing]
+    return thing
+
+
+def from_plain(data: Any, kinds: Mapping[str, type], where: str = "") -> Any:
+    """The object that `to_plain` wrote; unknown kinds and fields are refused, with the nearest known name.
+
+    >>> from lilliput.encodings import ENCODINGS
+    >>> from_plain({"kind": "Int", "bits": 4}, ENCODINGS)
+    Int(bits=4)
+    """
+    if isinstance(data, list):
+        return tuple(from_plain(item, kinds, f"{where}[{i}]") for i, item in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    if "kind" not in data:
+        raise RecipeError("a table without `kind`", where=where, next=f"known kinds: {', '.join(sorted(kinds))}")
+    kind = data["kind"]
+    if not isinstance(kind, str) or kind not in kinds:
+        raise RecipeError(f"unknown kind {kind!r}", where=where, next=nearest(str(kind), kinds))
+    cls = kinds[kind]
+    known = {field.name for field in dataclasses.fields(cls)}
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    for key in fields:
+        if key not in known:
+            raise RecipeError(f"{kind} has no field {key!r}", where=where, next=nearest(key, known))
+    values = {key: from_plain(value, kinds, f"{where}.{key}" if where else key) for key, value in fields.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise RecipeError(f"{kind} cannot be made from these fields", where=where, why=str(error)) from error
+
+
+def canonical(data: Any) -> bytes:
+    """`data` as JSON bytes that are equal whenever the data is."""
+    return json.dumps(to_plain(data), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 over plain data, in hexadecimal; tensors go in by their own digest.
+
+    >>> digest("a", 1) == digest("a", 1), digest("a", 1) == digest("a", 2)
+    (True, False)
+    """
+    return hashlib.sha256(canonical(list(parts))).hexdigest()
+
+
+def short_repr(thing: Any) -> str:
+    """The constructor call of a frozen dataclass without the fields at their default."""
+    shown = [
+        f"{field.name}={getattr(thing, field.name)!r}"
+        for field in dataclasses.fields(thing)
+        if getattr(thing, field.name) != field.default
+    ]
+    return f"{type(thing).__name__}({', '.join(shown)})"

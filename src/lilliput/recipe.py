@@ -1,0 +1,84 @@
+"""An ordered list of techniques, in Python or in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lilliput.encodings import ENCODINGS
+from lilliput.errors import RecipeError
+from lilliput.plain import from_plain, to_plain
+from lilliput.techniques.prune import Prune
+from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.ranges import RANGES
+from lilliput.techniques.technique import Technique
+
+TECHNIQUES: dict[str, type[Technique]] = {"Prune": Prune, "Quantize": Quantize}
+KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES}
+
+
+@dataclass(frozen=True, init=False)
+class Recipe:
+    """Techniques in the order in which they are applied; an order that cannot work is refused here, before any work.
+
+    >>> from lilliput.encodings import Int
+    >>> recipe = Recipe([Prune("weights", 0.5), Quantize(weights=Int(4, group=32))])
+    >>> Recipe.from_toml(recipe.to_toml()) == recipe
+    True
+    """
+
+    steps: tuple[Technique, ...]
+
+    def __init__(self, steps: Iterable[Technique]) -> None:
+        object.__setattr__(self, "steps", tuple(steps))
+        if not self.steps:
+            raise RecipeError("a recipe without steps", next='give at least one, such as Quantize(weights=Int(8))')
+        for i, step in enumerate(self.steps):
+            if not isinstance(step, Technique):
+                raise RecipeError(f"step {i + 1} is {step!r}", next=f"known techniques: {', '.join(sorted(TECHNIQUES))}")
+            for earlier in self.steps[:i]:
+                for stale in sorted(earlier.establishes & step.disturbs):
+                    raise RecipeError(
+                        f"step {i + 1}, {type(step).__name__}, after {type(earlier).__name__}",
+                        why=f"it would make the {stale} stale that the earlier step found",
+                        next=f"put {type(earlier).__name__} last, or join the two steps",
+                    )
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML document: one ``[[steps]]`` table each."""
+        blocks = ["\n".join(["[[steps]]", *(f"{k} = {_toml(v)}" for k, v in to_plain(step).items())]) for step in self.steps]
+        return "\n\n".join(blocks) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """The recipe that a TOML document describes; unknown names are refused with the nearest known one."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError("the recipe is not TOML", why=str(error)) from None
+        steps = data.get("steps")
+        if not isinstance(steps, list) or set(data) != {"steps"}:
+            raise RecipeError(f"the recipe has {sorted(data)}", next="give its steps as [[steps]] tables")
+        return cls(from_plain(step, KINDS, f"steps[{i}]") for i, step in enumerate(steps))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        try:
+            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError("the recipe cannot be read", where=str(path), why=error.strerror or "") from None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

@@ -1,0 +1,171 @@
+"""The report as plain data: what was done to which layer, what it cost and gained, under which conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import Encoding
+from lilliput.engine.evidence import Built, Closeness, Judged
+from lilliput.engine.run import Driver
+from lilliput.measure import Latencies, Measurement, artifact, macs
+from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
+from lilliput.model.values import value_encodings
+from lilliput.plain import to_plain
+from lilliput.recipe import Recipe
+
+SCHEMA = 1
+NO_SPEED_UP = 1.05  # less than this many times faster counts as none
+
+
+def side(
+    model: nn.Module, driver: Driver, files: Mapping[str, Path], metric: Measurement | None, ms: Measurement
+) -> dict[str, Any]:
+    """The figures of one side, before or after."""
+    cost = macs(model, driver.example.args, driver.example.kwargs)
+    return {
+        "metric": None if metric is None else metric.to_json(),
+        "latency_ms": ms.to_json(),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors(model).values()),
+        "macs": cost.total,
+        "artifacts": [artifact(path, path.suffix.removeprefix("."), runs_on) for runs_on, path in files.items()],
+    }
+
+
+def layers(original: nn.Module, driver: Driver, stored: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One row for each tensor that a layer multiplies by or looks up in."""
+    view, exact = driver.view(), {path: x for paths, x in tensors(original).items() for path in paths}
+    values, rows = value_encodings(driver.model), []
+    for paths, held in tensors(driver.model).items():
+        calls = view.weights.get(paths[0], [])
+        if not calls:
+            continue
+        call, encoding = calls[0], held.encoding if isinstance(held, EncodedTensor) else None
+        read = values.get(f"{call.value}@0") or _producer(view, call, values)
+        with torch.no_grad():
+            now = held() if isinstance(held, EncodedTensor) else held
+        prefix = f"{paths[0]}{SUFFIX}." if encoding else paths[0]
+        rows.append(
+            {
+                "path": paths[0],
+                "ties": list(paths[1:]),
+                "op": call.op,
+                "shape": list(held.shape),
+                "encoding": "float32" if encoding is None else repr(encoding),
+                "activations": "float32" if read is None else repr(read.encoding),
+                "bits_per_weight": _bits(encoding, held) / max(1, math.prod(held.shape)),
+                "bytes": sum(size for name, size in stored.items() if name.startswith(prefix)),
+                "zeros": float((now == 0).float().mean()),
+                "sqnr_db": _weight_sqnr(driver, exact.get(paths[0]), now, paths[0]),
+                "runs_as": driver.target.remark(call, encoding, None if read is None else read.encoding),
+            }
+        )
+    return rows
+
+
+def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:
+    """The encoder of the value that the call reads, seen through calls that leave the range alone."""
+    source = view.by_id.get(call.reads[0] or "")
+    while source is not None and source.value not in values and source.op in ("pad", "dropout", "contiguous"):
+        source = view.by_id.get(source.reads[0] or "")
+    return None if source is None else values.get(source.value)
+
+
+def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
+    shape = tuple(held.shape)
+    return 8 * held.dtype.itemsize * math.prod(shape) if encoding is None else encoding.size_bits(shape)
+
+
+def _weight_sqnr(driver: Driver, exact: Tensor | None, now: Tensor, path: str) -> float | None:
+    """Signal to noise of a weight, in dB; None where folding changed what it is compared with, or nothing differs."""
+    folded = any(getattr(step.edit, "path", None) == path for step in driver.state.steps)
+    if exact is None or isinstance(exact, EncodedTensor) or folded:
+        return None
+    noise = float((now - exact).detach().double().square().sum())
+    return None if noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
+
+
+def assemble(
+    *,
+    name: str,
+    driver: Driver,
+    recipe: Recipe,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    builds: tuple[Built, Built],
+    near: Closeness,
+    judged_on: str,
+    judged: Judged | None,
+    taken: Latencies,
+    rows: list[dict[str, Any]],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The whole report."""
+    sizes = {side: {a["format"]: a["bytes"] for a in data["artifacts"]} for side, data in (("b", before), ("a", after))}
+    faster = taken.ratio("before", "after")
+    target_format = driver.target.format
+    smaller = sizes["b"][target_format] / sizes["a"][target_format]
+    stored = sizes["b"]["lil"] / sizes["a"]["lil"]
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "target": driver.target.name,
+        "outcome": "done" if max(smaller, stored, faster.low) >= NO_SPEED_UP else "not met",
+        "sentence": sentence(smaller, stored, faster, near, judged, driver.target.name, target_format),
+        "speed": _speed(faster, rows),
+        "before": before,
+        "after": after,
+        "ratio": {"smaller": smaller, "smaller_file": stored, "faster": faster.to_json()},
+        "metric": None if judged is None else {
+            "name": judged.name,
+            "higher_is_better": judged.higher_is_better,
+            "change": judged.change.to_json(),
+        },
+        "agreement": {
+            "kind": near.kind,
+            "judged_on": judged_on,
+            **near.agreement.to_json(),
+            "largest_error": near.largest_error,
+            "cosine": near.cosine,
+            "sqnr_db": None if math.isinf(near.sqnr_db) else near.sqnr_db,
+        },
+        "export": {"before": _finite(builds[0].departure), "after": _finite(builds[1].departure)},
+        "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
+        "layers": rows,
+        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
+        "recipe": to_plain(list(recipe.steps)),
+        "environment": {**environment, "others_cores": taken.others_cores},
+    }
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in figures.items()}
+
+
+def sentence(
+    smaller: float, stored: float, faster: Measurement, near: Closeness, judged: Judged | None, target: str, ending: str
+) -> str:
+    """The result in one sentence."""
+    speed = (
+        f"{faster.value:.2f}× faster ({faster.low:.2f} to {faster.high:.2f})"
+        if faster.low >= NO_SPEED_UP
+        else f"no speed-up ({faster.value:.2f}×, {faster.low:.2f} to {faster.high:.2f})"
+    )
+    agreed = f"{100 * near.agreement.value:.1f} % of samples get the same answer" if near.kind == "top1" else f"outputs have a cosine of {near.agreement.value:.4f}"
+    change = "" if judged is None else f"; {judged.name} changed by {judged.change.value:+.4f} ({judged.change.low:+.4f} to {judged.change.high:+.4f})"
+    return f"The .{ending} file is {smaller:.2f}× smaller, with {speed} in {target}; the .lil file is {stored:.2f}× smaller; {agreed}{change}."
+
+
+def _speed(faster: Measurement, rows: list[dict[str, Any]]) -> str:
+    """Why there is a speed-up or none."""
+    if faster.low >= NO_SPEED_UP:
+        return f"{faster.value:.2f}× faster"
+    integer = sum("int8 kernel" in row["runs_as"] for row in rows)
+    if not integer:
+        return "no speed-up: no layer runs on integers, the runtime decodes the weights to float when it loads them"
+    return f"no speed-up: {integer} of {len(rows)} layers run on integers, which saves less here than encoding and decoding the values costs"

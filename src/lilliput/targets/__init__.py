@@ -1,0 +1,19 @@
+"""Runtimes that run the result: one file each."""
+
+from lilliput.errors import InputError, nearest
+from lilliput.targets.onnxruntime import OnnxRuntime
+from lilliput.targets.target import Target
+
+TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime}
+
+
+def target(name: str | Target) -> Target:
+    """A target by its name, or as it is given."""
+    if isinstance(name, Target):
+        return name
+    if name not in TARGETS:
+        raise InputError(f"unknown target {name!r}", next=nearest(name, TARGETS))
+    return TARGETS[name]()
+
+
+__all__ = ["TARGETS", "OnnxRuntime", "Target", "target"]

@@ -1,0 +1,151 @@
+"""ONNX Runtime on a CPU, the default target.
+
+What it fuses, and what it makes slower, was measured: docs/onnxruntime.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.errors import ExportError
+from lilliput.export.onnx import export
+from lilliput.model.capture import Inputs
+from lilliput.model.edits import Edit
+from lilliput.model.fold import fold_norms
+from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.recipe import Recipe
+from lilliput.targets.target import Runner, Target
+from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.technique import Placement
+
+_SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both sides
+    "max_pool1d max_pool2d max_pool3d flatten reshape view transpose permute squeeze unsqueeze".split()
+)
+_THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
+_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Target):
+    """ONNX Runtime on a CPU: int8 weights, unsigned 8-bit activations."""
+
+    opset: int = 20
+
+    name: ClassVar[str] = "onnxruntime"
+    format: ClassVar[str] = "onnx"
+
+    def recipe(self, view: View, calibrated: bool) -> Recipe:
+        """Convolutions with ranges from calibration, linear layers with ranges found at run time."""
+        convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
+        if convolutional and calibrated:
+            return Recipe([Quantize(weights=Int(8), activations=Int(8))])
+        return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        return fold_norms(view, root)
+
+    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        placing = _Placing(view, encoding)
+        for call in view.calls:
+            if call.weight not in weights or call.value is None or not _eight_bits(weights[call.weight]):
+                continue
+            if call.op == "linear":
+                placing.operand(call)
+            elif call.op in CONVOLUTIONS and not call.op.startswith("conv_transpose") and not encoding.dynamic:
+                placing.convolution(call)
+        return list(placing.places.values())
+
+    def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
+        if weight is None:
+            return "float"
+        if call.op == "embedding":
+            return "smaller, same speed: rows are decoded as they are looked up"
+        if activation is None or not _eight_bits(weight):
+            return "size only: decoded to float when the runtime loads it"
+        return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
+
+    def build(
+        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
+    ) -> None:
+        export(path, model, example, dynamic, self.opset)
+
+    def open(self, path: Path, like: Any) -> Runner:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads or os.cpu_count() or 1
+        options.log_severity_level = 3
+        # threads that spin after a run would steal time from the session it is compared with
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ExportError("ONNX Runtime does not load the export", where=str(path), why=str(error).splitlines()[0]) from error
+        names = [given.name for given in session.get_inputs()]
+        _, structure = tree_flatten(like)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = Inputs(args, kwargs).tensors()
+            feed = {name: x.detach().numpy() for name, x in zip(names, given.values(), strict=True)}
+            return tree_unflatten([torch.from_numpy(np.asarray(out)) for out in session.run(None, feed)], structure)
+
+        return run
+
+
+def _eight_bits(encoding: Encoding | None) -> bool:
+    """Whether integer kernels take a weight so encoded."""
+    inner = encoding.values if isinstance(encoding, Sparse) else encoding
+    return isinstance(inner, Int) and inner.group is None and inner.bits > 4 and inner.symmetric is not False
+
+
+class _Placing:
+    """The values to encode, found by going back from each convolution and linear layer."""
+
+    def __init__(self, view: View, encoding: Int) -> None:
+        self.view, self.encoding = view, encoding
+        self.places: dict[str, Placement] = {}
+
+    def operand(self, call: Call) -> None:
+        name = f"{call.value}@0"
+        self.places[name] = Placement(name, self.encoding)
+
+    def convolution(self, call: Call) -> None:
+        if self._source(call.reads[0]) is None:
+            self.operand(call)
+        after = self.view.only_reader(call)
+        fused = after if after is not None and after.op in _ACTIVATIONS and after.value else call
+        assert fused.value is not None
+        self.places.setdefault(fused.value, Placement(fused.value, self.encoding))
+
+    def _source(self, source: str | None) -> str | None:
+        """Encode the value at `source`, where it has a name; returns the value whose range it has."""
+        call = self.view.by_id.get(source or "")
+        if call is None:
+            return None
+        if call.op in _THROUGH:
+            return self._source(call.reads[0])
+        if call.value is None:
+            return None
+        if call.op in _SAME_SCALE:
+            like = self._source(call.reads[0])
+            if like is not None:
+                self.places.setdefault(call.value, Placement(call.value, self.encoding, like=like))
+            return like
+        known = call.value in self.places
+        self.places.setdefault(call.value, Placement(call.value, self.encoding))
+        if call.op == "add" and not known:
+            for read in call.reads:
+                self._source(read)
+        return call.value
+
+

@@ -1,0 +1,60 @@
+"""A runtime that will run the result: what it wants, how to build for it, how to open what was built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lilliput.encodings import Encoding, Int
+from lilliput.model.capture import Inputs
+from lilliput.model.edits import Edit
+from lilliput.model.view import Call, View
+from lilliput.recipe import Recipe
+from lilliput.techniques.technique import Placement
+
+Runner = Callable[..., Any]  # called like the module, answers like the module
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A runtime. What it prefers reaches techniques as data: placements, and remarks on encodings."""
+
+    threads: int | None = None  # of the runtime while it is measured; None: as many as there are cores
+
+    name: ClassVar[str]
+    format: ClassVar[str]  # ending of the file that it runs
+
+    @abstractmethod
+    def recipe(self, view: View, calibrated: bool) -> Recipe:
+        """What to do with a model about which the user says nothing more."""
+
+    @abstractmethod
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        """Edits that change how the model is written but not what it computes, wanted before encoding."""
+
+    @abstractmethod
+    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        """The values that must be encoded for the layers with `weights` to run on integers."""
+
+    @abstractmethod
+    def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
+        """What the runtime will do with a layer so encoded, in a few words."""
+
+    @abstractmethod
+    def build(
+        self,
+        path: Path,
+        model: nn.Module,
+        example: Inputs,
+        dynamic: Mapping[str | int, Mapping[int, str]],
+    ) -> None:
+        """Write the file that the runtime loads."""
+
+    @abstractmethod
+    def open(self, path: Path, like: Any) -> Runner:
+        """What was built, as a callable; `like` is an output of the module, whose structure the answers take."""

@@ -1,0 +1,121 @@
+"""Quantization after training: what numbers, how their ranges are fitted, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lilliput.encodings import Encoding, Int
+from lilliput.errors import RecipeError
+from lilliput.model.view import CONVOLUTIONS, Call
+from lilliput.techniques.ranges import MSE, Range
+from lilliput.techniques.statistics import Observe
+from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
+
+
+@dataclass(frozen=True, repr=False)
+class Quantize(Technique):
+    """Represent weights, and values that flow, by fewer bits, without training.
+
+    Weights alone: ``Quantize(weights=Int(8))``. With activations whose ranges come from calibration (static):
+    ``activations=Int(8)``; with ranges found at each run (dynamic): ``activations=Int(8, dynamic=True)``.
+
+    >>> Quantize(weights=Int(8), activations=Int(8))
+    Quantize(weights=Int(), activations=Int())
+    """
+
+    weights: Encoding | None = Int()
+    activations: Int | None = None
+    fit: Range = MSE()  # how the ranges of weights are found
+    calibration: Range = MSE()  # how the ranges of activations are found
+    bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            raise RecipeError("Quantize without weights", next="give weights=Int(8), or leave the step out")
+        if self.activations is not None and not isinstance(self.activations, Int):
+            raise RecipeError(f"activations as {self.activations}", next="activations are quantized by Int")
+
+    @property
+    def establishes(self) -> frozenset[str]:
+        static = self.activations is not None and not self.activations.dynamic
+        return frozenset({"ranges"}) if static else frozenset()
+
+    @property
+    def disturbs(self) -> frozenset[str]:
+        return frozenset({"ranges"})
+
+    def apply(self, run: Run) -> None:
+        run.prepare()
+        chosen_weights = self._choose(run)
+        encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
+        places = [] if self.activations is None else self._places(run, encodings)
+        correct = self._correctable(run, chosen_weights) if self.bias_correction else {}
+        wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
+        wanted |= {
+            operand: Observe(histogram=operand in wanted, channel_axis=1 if call.op in CONVOLUTIONS else -1)
+            for operand, call in correct.items()
+        }
+        seen = run.statistics(wanted) if wanted else {}
+        exact = {call.weight: run.tensor(call.weight) for call in correct.values()}  # type: ignore[arg-type]
+        for path, encoding in encodings.items():
+            run.encode(path, encoding, fit=self.fit)
+        for operand, call in correct.items():
+            shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type,index]
+            run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
+        for place in places:
+            parameters = {} if place.encoding.dynamic else self.calibration.of_value(seen[place.like or place.value], place.encoding)
+            run.encode_value(place.value, place.encoding, parameters)
+
+    def _choose(self, run: Run) -> dict[str, list[Call]]:
+        """The tensors to encode, with the calls that use them; all others are reported with a reason."""
+        weights, shapes = run.view().weights, run.shapes()
+        check_where(self.where, list(weights))
+        for path in shapes:
+            if len(shapes[path]) > 1 and path not in weights:
+                run.skip(path, "it is no weight of a convolution, linear layer or embedding that was captured")
+        picked = {path: calls for path, calls in weights.items() if path in shapes and chosen(path, self.where)}
+        for path in set(weights) & set(shapes) - set(picked):
+            run.skip(path, f"left out by where={self.where!r}")
+        return picked
+
+    def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        assert self.activations is not None
+        symmetric, per = self.activations.symmetric, self.activations.per
+        flowing = replace(self.activations, symmetric=symmetric is True, per=per or "tensor")
+        if flowing.per != "tensor" or flowing.group:
+            raise RecipeError("activations with one scale a channel or group", next='use per="tensor" for activations')
+        return run.place(flowing, weights)
+
+    def _for_weight(self, call: Call) -> Encoding:
+        if not isinstance(self.weights, Int):
+            assert self.weights is not None
+            return self.weights
+        symmetric, per = self.weights.symmetric, self.weights.per
+        axis = 1 if call.op.startswith("conv_transpose") else self.weights.axis
+        per = None if self.weights.group else per or "channel"
+        return replace(self.weights, symmetric=symmetric is not False, per=per, axis=axis)
+
+    def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
+        """Calls whose bias can take up the mean error of their weight, by the operand that they multiply."""
+        return {
+            f"{calls[0].value}@0": calls[0]
+            for calls in weights.values()
+            if len(calls) == 1 and calls[0].bias and calls[0].value and not calls[0].op.startswith("conv_transpose")
+        }
+
+
+def mean_error(call: Call, exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
+    """What rounding a weight adds to each output on average: Σ (rounded - exact) · E[input], [outputs].
+
+    For a convolution the borders are taken for inner points. Source: Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019, arXiv 1906.04721, with E[input] measured on the calibration batches.
+    """
+    error = (rounded - exact).flatten(2).sum(2) if exact.dim() > 2 else rounded - exact  # [outputs, inputs of a group]
+    groups = mean.numel() // error.shape[1]
+    inputs = mean.reshape(groups, 1, -1)  # [groups, 1, inputs of a group]
+    return (error.reshape(groups, -1, error.shape[1]) * inputs).sum(2).reshape(-1)
+
+

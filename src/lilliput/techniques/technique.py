@@ -1,0 +1,131 @@
+"""What a technique is, and what it may ask of the run that drives it."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lilliput.encodings import Encoding, Int
+from lilliput.errors import RecipeError
+from lilliput.model.view import View
+from lilliput.plain import short_repr
+from lilliput.techniques.statistics import Observe, Statistics
+
+Where = str | tuple[str, ...]
+
+
+class Fit(Protocol):
+    """How the parameters of an encoding (scale, offset, codebook) are found for a tensor; a frozen dataclass."""
+
+    def fit(self, x: Tensor, encoding: Encoding) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One value that the target wants encoded: its name, and the value whose range it must share, if any."""
+
+    value: str
+    encoding: Int
+    like: str = ""
+
+
+class Run(Protocol):
+    """The driver, as a technique sees it. Every call is remembered by its content."""
+
+    def view(self) -> View:
+        """The model as it stands."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the edits that the target needs before anything is encoded (folding of normalisations)."""
+        ...
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of all parameters, each under its first path."""
+        ...
+
+    def tensor(self, path: str) -> Tensor:
+        """A parameter, decoded."""
+        ...
+
+    def encoding(self, path: str) -> Encoding | None:
+        """How a parameter is represented now."""
+        ...
+
+    def encode(
+        self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None
+    ) -> None:
+        """Represent a parameter; `x` replaces its values, `fit` finds the parameters of the encoding."""
+        ...
+
+    def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
+        """Represent a value that flows."""
+        ...
+
+    def set_tensor(self, path: str, x: Tensor) -> None:
+        """Give a parameter new values."""
+        ...
+
+    def statistics(self, wanted: Mapping[str, Observe]) -> Mapping[str, Statistics]:
+        """What the named values look like over the calibration batches."""
+        ...
+
+    def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        """The values that the target wants encoded if `weights` are."""
+        ...
+
+    def skip(self, path: str, reason: str) -> None:
+        """Report that nothing was done to a layer, and why."""
+        ...
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Technique(ABC):
+    """A frozen set of knobs and one method, whose only inputs are those knobs and what the run answers."""
+
+    where: Where = "*"  # module paths, with * and ?; a leading ! excludes
+
+    @abstractmethod
+    def apply(self, run: Run) -> None:
+        """Decide, and ask the run to change the model."""
+
+    @property
+    def establishes(self) -> frozenset[str]:
+        """What later steps rely on: ``"ranges"`` once activations are calibrated."""
+        return frozenset()
+
+    @property
+    def disturbs(self) -> frozenset[str]:
+        """What this step makes stale if an earlier one established it."""
+        return frozenset()
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+def chosen(path: str, where: Where) -> bool:
+    """Whether a module or tensor path is meant by `where`.
+
+    >>> chosen("layer1.conv", "layer1*"), chosen("fc", ("*", "!fc"))
+    (True, False)
+    """
+    patterns = (where,) if isinstance(where, str) else where
+    wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
+    refused = [p.removeprefix("!") for p in patterns if p.startswith("!")]
+
+    def meets(pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in (path, path.rpartition(".")[0]))
+
+    return any(map(meets, wanted)) and not any(map(meets, refused))
+
+
+def check_where(where: Where, paths: Sequence[str]) -> None:
+    """Refuse a `where` that means no tensor at all."""
+    if not any(chosen(path, where) for path in paths):
+        listing = ", ".join(sorted({path.rpartition(".")[0] for path in paths})[:8])
+        raise RecipeError(f"where={where!r} matches no layer", next=f"layers are called {listing} …")

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from lilliput.errors import MeasureError
+from lilliput.measure import Latencies, interleaved, latency
+
+
+class Clock:
+    """A machine whose time passes only when a subject works, and whose pace may drift."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slowness = 1.0
+        self.calls: list[str] = []
+
+    def subject(self, name: str, seconds: float, drift: float = 1.0) -> Callable[[], object]:
+        def work() -> None:
+            cold = 3.0 if not self.calls or self.calls[-1] != name else 0.0
+            self.calls.append(name)
+            self.slowness *= drift
+            self.now += (seconds + cold) * self.slowness
+
+        return work
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_sleeps_of_two_and_one_ms_have_a_ratio_of_two() -> None:
+    taken = interleaved(
+        {"two": lambda: time.sleep(0.002), "one": lambda: time.sleep(0.001)},
+        rounds=8,
+        warmup_s=0.01,
+        settle_s=0.0,
+        round_s=0.03,
+    )
+    ratio = taken.ratio("two", "one")
+    assert 1.6 < ratio.value < 2.1
+    assert ratio.low <= ratio.value <= ratio.high
+    assert taken.ms("one").value == pytest.approx(1.1, abs=0.3)
+    assert (taken.ms("one").unit, taken.ms("one").samples) == ("ms", 8)
+
+
+def test_a_cold_start_after_the_other_subject_does_not_count(clock: Clock) -> None:
+    subjects = {"a": clock.subject("a", 0.02), "b": clock.subject("b", 0.01)}
+    taken = interleaved(subjects, rounds=5, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9)
+    assert taken.ms("a").high == pytest.approx(20.0)
+    assert taken.ms("b").high == pytest.approx(10.0)
+
+
+def test_a_machine_that_slows_down_does_not_move_the_ratio(clock: Clock) -> None:
+    subjects = {"a": clock.subject("a", 0.02, drift=1.006), "b": clock.subject("b", 0.01, drift=1.003)}
+    taken = interleaved(subjects, rounds=20, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9)
+    assert taken.rounds_ms["a"][-1] > 1.5 * taken.rounds_ms["a"][0]
+    assert taken.ratio("a", "b").value == pytest.approx(2.0, rel=0.03)
+
+
+def test_each_subject_goes_first_equally_often(clock: Clock) -> None:
+    names = ("a", "b", "c")
+    subjects = {name: clock.subject(name, 0.01) for name in names}
+    interleaved(subjects, rounds=6, warmup_s=0, settle_s=0, round_s=0, budget_s=1e9)
+    measured = clock.calls[3::2]  # after one warm-up each: one call to settle, one measured
+    firsts = measured[::3]
+    assert sorted(firsts) == ["a", "a", "b", "b", "c", "c"]
+    assert {(x, y) for x, y in pairwise(measured) if x != y} == {
+        (x, y) for x in names for y in names if x != y
+    }
+
+
+def test_the_budget_bounds_the_whole(clock: Clock) -> None:
+    subjects = {"a": clock.subject("a", 1.0), "b": clock.subject("b", 1.0)}
+    taken = interleaved(subjects, rounds=1000, warmup_s=0, settle_s=0, round_s=0, budget_s=60)
+    assert clock.now <= 60
+    assert 4 <= taken.ms("a").samples < 10
+
+
+def test_a_budget_too_small_for_one_round_says_so(clock: Clock) -> None:
+    with pytest.raises(MeasureError, match=r"no round fits in budget_s=5.*raise budget_s"):
+        interleaved({"a": clock.subject("a", 10.0)}, budget_s=5)
+
+
+def test_a_failing_subject_is_named() -> None:
+    def broken() -> None:
+        raise ValueError("no such kernel")
+
+    with pytest.raises(MeasureError, match="int8: a timed call failed: ValueError: no such kernel"):
+        interleaved({"fp32": lambda: None, "int8": broken}, rounds=1, warmup_s=0, settle_s=0, round_s=0)
+
+
+def test_no_subjects_and_unknown_names_are_refused() -> None:
+    with pytest.raises(MeasureError, match="no subjects"):
+        interleaved({})
+    with pytest.raises(MeasureError, match="did you mean 'int8'"):
+        Latencies({"int8": (1.0,)}).ms("int_8")
+
+
+def test_other_work_on_the_machine_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter((100.0, 103.0))
+    monkeypatch.setattr(latency, "_others_seconds", lambda: next(used))
+    clock = Clock()
+    monkeypatch.setattr(latency, "perf_counter", lambda: clock.now)
+    taken = interleaved({"a": clock.subject("a", 1.0)}, rounds=2, warmup_s=0, settle_s=0, round_s=0)
+    assert taken.others_cores == pytest.approx(3.0 / clock.now)
