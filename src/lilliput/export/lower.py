@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 DOMAIN = "lilliput"
 _MULTIPLIES = ("Conv", "Gemm", "MatMul")
+_SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
 
 def lower(model: ir.Model) -> None:
@@ -40,6 +41,7 @@ class _Lowering:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.made = 0
+        self.constants: dict[tuple[object, ...] | None, ir.Value] = {}
         self.projected: dict[tuple[object, ...], ir.Value] = {}
         self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
@@ -135,7 +137,9 @@ class _Lowering:
     def _dequantized(
         self, codes: ir.Value, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
     ) -> ir.Value:
-        inputs = [codes, self._constant(scale)] + ([] if offset is None else [self._constant(_array(offset))])
+        whole = _array(codes).dtype  # without a zero point the runtime fuses no Gemm
+        zero = np.zeros(scale.shape, whole) if offset is None else _array(offset)
+        inputs = [codes, self._constant(scale), self._constant(zero)]
         attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
         return self._new("DequantizeLinear", inputs, before=before, **attributes)
 
@@ -206,11 +210,16 @@ class _Lowering:
         return made.outputs[0]
 
     def _constant(self, array: np.ndarray) -> ir.Value:
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= _SHARED else None
+        if key in self.constants:
+            return self.constants[key]
         self.made += 1
         name = f"constant_{self.made}"
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
         self.graph.register_initializer(value)
+        if key is not None:
+            self.constants[key] = value
         return value
 
     def _name(self, value: ir.Value) -> None:

@@ -184,6 +184,7 @@ def _calls(
                 value=_label(node, prefix),
                 reads=reads,
                 shape=_shape(node),
+                weight_shape=_weight_shape(node),
                 constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
             )
         elif node.op == "output":
@@ -220,6 +221,12 @@ def _label(node: Node, prefix: str) -> str | None:
 def _shape(node: Node) -> tuple[int | str, ...]:
     value = node.meta.get("val")
     return tuple(n if isinstance(n, int) else str(n) for n in value.shape) if isinstance(value, Tensor) else ()
+
+
+def _weight_shape(node: Node) -> tuple[int, ...]:
+    weight = node.args[1] if len(node.args) > 1 else None
+    shape = _shape(weight) if isinstance(weight, Node) else ()
+    return tuple(n for n in shape if isinstance(n, int))
 
 
 def _owner(name: str) -> str:

@@ -24,6 +24,7 @@ class Call:
     reads: tuple[str | None, ...]  # per tensor argument: a call's id, "tensor <path>", "input <name>", or None
     shape: tuple[int | str, ...]  # of the first output; a string for an axis that varies
     constants: tuple[int | float, ...] = ()  # numbers among its arguments
+    weight_shape: tuple[int, ...] = ()  # of the tensor it multiplies by
 
     @property
     def weight(self) -> str | None:

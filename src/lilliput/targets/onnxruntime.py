@@ -33,6 +33,7 @@ _SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both side
 )
 _THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
+_FEW_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class OnnxRuntime(Target):
             if call.op == "linear":
                 placing.operand(call)
             elif call.op in CONVOLUTIONS and not call.op.startswith("conv_transpose") and not encoding.dynamic:
-                placing.convolution(call)
+                if placing.pays(call):
+                    placing.convolution(call)
         return list(placing.places.values())
 
     def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
@@ -114,6 +116,19 @@ class _Placing:
     def __init__(self, view: View, encoding: Int) -> None:
         self.view, self.encoding = view, encoding
         self.places: dict[str, Placement] = {}
+        self.integer: set[str] = set()  # ids of calls whose output is encoded
+
+    def pays(self, call: Call) -> bool:
+        """Whether a convolution gains from integers: not over an image's few channels, and a depthwise one (whose float
+        kernel is the faster) only where its input is encoded already.
+        """
+        inputs = call.weight_shape[1]  # of one group
+        if inputs > _FEW_CHANNELS:
+            return True
+        source = self.view.by_id.get(call.reads[0] or "")
+        while source is not None and source.op in _THROUGH | _ACTIVATIONS:
+            source = self.view.by_id.get(source.reads[0] or "")
+        return source is not None and source.id in self.integer
 
     def operand(self, call: Call) -> None:
         name = f"{call.value}@0"
@@ -121,11 +136,19 @@ class _Placing:
 
     def convolution(self, call: Call) -> None:
         if self._source(call.reads[0]) is None:
-            self.operand(call)
+            self.operand(self._first_through(call))
         after = self.view.only_reader(call)
         fused = after if after is not None and after.op in _ACTIVATIONS and after.value else call
         assert fused.value is not None
+        self.integer.add(call.id)
         self.places.setdefault(fused.value, Placement(fused.value, self.encoding))
+
+    def _first_through(self, call: Call) -> Call:
+        """Back over padding and the like: encoded before it, the padding becomes part of the convolution."""
+        before = self.view.by_id.get(call.reads[0] or "")
+        while before is not None and before.op in _THROUGH and before.value is not None:
+            call, before = before, self.view.by_id.get(before.reads[0] or "")
+        return call
 
     def _source(self, source: str | None) -> str | None:
         """Encode the value at `source`, where it has a name; returns the value whose range it has."""
@@ -142,6 +165,7 @@ class _Placing:
                 self.places.setdefault(call.value, Placement(call.value, self.encoding, like=like))
             return like
         known = call.value in self.places
+        self.integer.add(call.id)
         self.places.setdefault(call.value, Placement(call.value, self.encoding))
         if call.op == "add" and not known:
             for read in call.reads:
