@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 DOMAIN = "lilliput"
+PACKED_OPSET = 21  # the first with tensors of 4-bit integers
 _MULTIPLIES = ("Conv", "Gemm", "MatMul")
 _SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
 
 def lower(model: ir.Model) -> None:
     """Replace all nodes of the domain in `model`, in place."""
-    lowering = _Lowering(model.graph)
+    lowering = _Lowering(model.graph, model.opset_imports[""])
     own = [node for node in model.graph if node.domain == DOMAIN]
     for node in own:
         if node.op_type in ("DecodeInt", "DecodeFloat"):
@@ -38,11 +40,12 @@ def lower(model: ir.Model) -> None:
 class _Lowering:
     """One graph being lowered; new nodes go in right before the node that needs them."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, opset: int) -> None:
+        self.graph, self.opset = graph, opset
         self.made = 0
         self.constants: dict[tuple[object, ...] | None, ir.Value] = {}
         self.projected: dict[tuple[object, ...], ir.Value] = {}
+        self.packed: dict[ir.Value | None, ir.Value] = {}
         self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     # tensors
@@ -50,6 +53,8 @@ class _Lowering:
     def decode(self, node: ir.Node) -> None:
         """Each use of a decoded tensor gets what suits it; the codes are shared."""
         for user, position in list(node.outputs[0].uses()):
+            if user.domain == DOMAIN:
+                continue  # a scale in half precision: its reader looks through
             if user.op_type == "Gather" and position == 0:
                 self._gather(node, user)
                 continue
@@ -89,7 +94,8 @@ class _Lowering:
     def _scaled(self, node: ir.Node, before: ir.Node) -> ir.Value:
         """The whole tensor as ``(codes - offset) · scale``, folded by the runtime when it loads."""
         codes = node.inputs[0]
-        decoded = self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
+        packed = self._four_bits(codes) if node.op_type == "DecodeInt" and self.opset >= PACKED_OPSET else codes
+        decoded = self._new("Cast", [packed], before=before, to=ir.DataType.FLOAT)
         if node.op_type == "DecodeFloat":
             return decoded
         shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
@@ -108,10 +114,24 @@ class _Lowering:
         spread = [-1 if i == axis else 1 for i in range(len(shape))] if scale.ndim else []
         return self._affine(decoded, scale.reshape(spread), None if offset is None else offset.reshape(spread), before)
 
+    def _four_bits(self, codes: ir.Value | None) -> ir.Value | None:
+        """The codes two to a byte, where four bits hold them all."""
+        whole = _array(codes)
+        kind = ml_dtypes.int4 if whole.dtype == np.int8 else ml_dtypes.uint4
+        held = ml_dtypes.iinfo(kind)
+        if whole.size == 0 or whole.min() < held.min or whole.max() > held.max:
+            return codes
+        if codes not in self.packed:
+            self.packed[codes] = self._constant(whole.astype(kind))
+        return self.packed[codes]
+
     def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
         if offset is not None:
             x = self._new("Sub", [x, self._constant(offset.astype(np.float32))], before=before)
-        return self._new("Mul", [x, self._constant(scale)], before=before)
+        factor = self._constant(scale)
+        if np.array_equal(scale, scale.astype(np.float16).astype(np.float32)) and scale.ndim:
+            factor = self._new("Cast", [self._constant(scale.astype(np.float16))], before=before, to=ir.DataType.FLOAT)
+        return self._new("Mul", [x, factor], before=before)
 
     def _reshape(self, x: ir.Value, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
         return self._new("Reshape", [x, self._constant(np.array(shape, np.int64))], before=before)
@@ -263,7 +283,12 @@ def _bias(multiply: ir.Node) -> tuple[ir.Node | None, int]:
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
-    assert value is not None and value.const_value is not None, "a part of an encoding must be a constant"
+    """What a part of an encoding holds; one in half precision is widened, which is exact."""
+    assert value is not None
+    maker = value.producer()
+    if maker is not None and maker.op_type == "DecodeFloat":
+        return _array(maker.inputs[0]).astype(np.float32)
+    assert value.const_value is not None, "a part of an encoding must be a constant"
     return value.const_value.numpy()
 
 

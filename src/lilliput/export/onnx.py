@@ -21,8 +21,9 @@ import torch
 from onnxscript.values import Opset
 from torch import nn
 
+from lilliput.encodings import Int
 from lilliput.errors import ExportError
-from lilliput.export.lower import DOMAIN, lower
+from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.file.container import whole_file
 from lilliput.model.capture import Inputs, program
 
@@ -76,7 +77,11 @@ def export(
     dynamic: Mapping[str | int, Mapping[int, str]],
     opset: int = 20,
 ) -> None:
-    """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside."""
+    """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside.
+
+    The opset is raised where codes of four bits and fewer need it to be stored two to a byte.
+    """
+    opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
         with _quiet():
             captured = program(model, example, dynamic)
@@ -100,6 +105,11 @@ def export(
         raise ExportError("an ONNX file of over 2 GB", where=str(path), next="keep the .lil file")
     with whole_file(path) as file:
         file.write(data)
+
+
+def _has_four_bits(model: nn.Module) -> bool:
+    held = (getattr(module, "encoding", None) for module in model.modules())
+    return any(isinstance(encoding, Int) and encoding.bits <= 4 for encoding in held)
 
 
 def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> None:

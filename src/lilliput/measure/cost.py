@@ -44,7 +44,7 @@ def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object
     Cost(total=600, by_module={'0': 600})
     """
     counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_PRODUCTS)
-    with _eval_mode(model), torch.random.fork_rng(), torch.no_grad(), _countable_kernels(), counter:
+    with _eval_mode(model), torch.random.fork_rng(), torch.no_grad(), _countable_kernels(model), counter:
         try:
             model(*args, **(kwargs or {}))
         except Exception as error:
@@ -76,14 +76,19 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _countable_kernels() -> Iterator[None]:
-    """Without fused attention and recurrent kernels, into which the counter cannot see: it counts 0."""
+def _countable_kernels(model: nn.Module) -> Iterator[None]:
+    """Without fused attention and recurrent kernels, into which the counter cannot see: it counts 0.
+
+    oneDNN is left on for networks that are not recurrent: without it some convolutions take minutes.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

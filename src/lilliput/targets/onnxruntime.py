@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ _SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both side
 )
 _THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
-_FEW_CHANNELS = 4
+_FEW_CHANNELS, _FEW_PRODUCTS = 4, 64  # of one group: input channels, and products summed for one output
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class OnnxRuntime(Target):
             elif call.op in CONVOLUTIONS and not call.op.startswith("conv_transpose") and not encoding.dynamic:
                 if placing.pays(call):
                     placing.convolution(call)
+        placing.additions()
         return list(placing.places.values())
 
     def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
@@ -87,8 +89,8 @@ class OnnxRuntime(Target):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads or os.cpu_count() or 1
         options.log_severity_level = 3
-        # threads that spin after a run would steal time from the session it is compared with
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # threads that spin on after a run would steal time from the session that it is compared with
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many kinds
@@ -119,11 +121,10 @@ class _Placing:
         self.integer: set[str] = set()  # ids of calls whose output is encoded
 
     def pays(self, call: Call) -> bool:
-        """Whether a convolution gains from integers: not over an image's few channels, and a depthwise one (whose float
-        kernel is the faster) only where its input is encoded already.
+        """Whether a convolution gains from integers: not a small one over an image's few channels, and a depthwise one
+        (whose float kernel is the faster) only where its input is encoded already.
         """
-        inputs = call.weight_shape[1]  # of one group
-        if inputs > _FEW_CHANNELS:
+        if prod(call.weight_shape[1:]) >= _FEW_PRODUCTS or call.weight_shape[1] > _FEW_CHANNELS:
             return True
         source = self.view.by_id.get(call.reads[0] or "")
         while source is not None and source.op in _THROUGH | _ACTIVATIONS:
@@ -137,11 +138,27 @@ class _Placing:
     def convolution(self, call: Call) -> None:
         if self._source(call.reads[0]) is None:
             self.operand(self._first_through(call))
+        self.integer.add(call.id)
+        self._output(call)
+
+    def additions(self) -> None:
+        """An addition of two encoded values runs on integers if its own is encoded too."""
+        for call in self.view.calls:
+            if call.op == "add" and len(call.reads) > 1 and all(self._encoded(read) for read in call.reads[:2]):
+                self._output(call)
+
+    def _encoded(self, source: str | None) -> bool:
+        call = self.view.by_id.get(source or "")
+        while call is not None and call.op in _THROUGH:
+            call = self.view.by_id.get(call.reads[0] or "")
+        return call is not None and call.value in self.places
+
+    def _output(self, call: Call) -> None:
+        """Encode what a call returns, or what the activation right after it makes of that."""
         after = self.view.only_reader(call)
         fused = after if after is not None and after.op in _ACTIVATIONS and after.value else call
-        assert fused.value is not None
-        self.integer.add(call.id)
-        self.places.setdefault(fused.value, Placement(fused.value, self.encoding))
+        if fused.value is not None:
+            self.places.setdefault(fused.value, Placement(fused.value, self.encoding))
 
     def _first_through(self, call: Call) -> Call:
         """Back over padding and the like: encoded before it, the padding becomes part of the convolution."""

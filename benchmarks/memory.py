@@ -1,0 +1,80 @@
+"""Peak memory and time: calibration on 32 to 1,024 samples, and MiniLM by the default recipe, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from table import write
+
+COUNTS = (32, 128, 512, 1024)
+
+
+class Noise:
+    """`count` images in batches of 16, made as they are read, so that the data itself takes no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[Any]:
+        import torch
+
+        for i in range(0, self.count, 16):
+            yield torch.randn(16, 3, 112, 112, generator=torch.Generator().manual_seed(i))
+
+
+def calibrate(count: int) -> None:
+    """Quantize ResNet-18 with `count` calibration samples."""
+    import torch
+    from networks import ResNet18
+
+    import lilliput as lp
+    from lilliput.compress import begin
+    from lilliput.engine.run import silent
+    from lilliput.engine.store import Store
+
+    torch.manual_seed(0)
+    task = lp.Task(ResNet18().eval(), calibrate=Noise(count))
+    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)).apply(driver)
+
+
+def minilm() -> None:
+    """MiniLM, from the package to the report."""
+    from networks import NETWORKS
+
+    import lilliput as lp
+
+    lp.compress(NETWORKS["minilm"]())
+
+
+def _measured(*arguments: str) -> dict[str, float]:
+    """Peak memory and wall time of this file run with `arguments`."""
+    began = time.perf_counter()
+    told = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+    peak = next(line for line in told.stdout.splitlines() if line.startswith("peak_mb"))
+    return {"peak_mb": float(peak.split()[1]), "seconds": time.perf_counter() - began}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["calibrate"]:
+        calibrate(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["minilm"]:
+        minilm()
+    else:
+        rows = [{"what": "calibrate ResNet-18", "samples": n, **_measured("calibrate", str(n))} for n in COUNTS]
+        rows.append({"what": "compress MiniLM", "samples": 64, **_measured("minilm")})
+        for row in rows:
+            print(row)
+        write("memory", rows, os.cpu_count() or 1)
+        return
+    print("peak_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Results as CSV, each row with the conditions it was measured under."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lilliput.measure import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(name: str, rows: Iterable[Mapping[str, Any]], threads: int) -> Path:
+    """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions."""
+    found = environment(threads)
+    conditions = {
+        "command": f"make bench NAME={name}",
+        "commit": _commit(),
+        **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime")},
+        "flags": " ".join(found["flags"]),  # type: ignore[arg-type]
+    }
+    full = [{**row, **conditions} for row in rows]
+    columns = list(dict.fromkeys(key for row in full for key in row))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _short(value) for key, value in row.items()} for row in full)
+    print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
+    return path
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return told.stdout.strip()
