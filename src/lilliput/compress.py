@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lilliput.disk import whole_file
+from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build, closeness, judge, latency
-from lilliput.engine.resume import check_same
+from lilliput.engine.resume import check_same, clear_parts
 from lilliput.engine.run import Driver, Progress, silent
 from lilliput.engine.store import Store
-from lilliput.errors import CaptureError, InputError
-from lilliput.file.container import whole_file
+from lilliput.errors import InputError
 from lilliput.file.lil import save
-from lilliput.measure import environment
-from lilliput.model.edits import EncodeTensor, State
+from lilliput.measure import cpu, environment
+from lilliput.model.edits import State
 from lilliput.plain import digest, to_plain
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
 from lilliput.report.page import page
-from lilliput.targets import Target, target as target_called
-from lilliput.task import Batches, Task, checked_example
+from lilliput.targets import Target
+from lilliput.targets import target as target_called
+from lilliput.task import Batches, Task, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,6 @@ class Result:
     state: State
     data: dict[str, Any]  # the report
     folder: Path  # holds net.lil, net.<target's format>, report.json and report.html
-    _keep: Any = field(default=None, repr=False)  # a temporary folder lives as long as the result
 
     def save(self, path: str | Path) -> Path:
         """Write the `.lil` file, to store and send."""
@@ -82,14 +85,24 @@ def compress(
         raise InputError(f"compress of a {type(task).__name__}", next="give a torch.nn.Module or a Task")
     elif calibrate is not None:
         raise InputError("calibration batches beside a task", next="give them to the task: Task(…, calibrate=…)")
-    temporary = None if folder else tempfile.TemporaryDirectory(prefix="lilliput-")
-    place = Path(folder) if folder else Path(temporary.name)  # type: ignore[union-attr]
-    return _compress(task, recipe, target_called(target), place, progress, temporary)
+    if not isinstance(recipe, Recipe | None):
+        raise InputError(f"a recipe of type {type(recipe).__name__}", next="give lp.Recipe([…])")
+    if folder is not None:
+        return _compress(task, recipe, target_called(target), Path(folder), progress)
+    place = Path(tempfile.mkdtemp(prefix="lilliput-"))
+    try:
+        result = _compress(task, recipe, target_called(target), place, progress)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)  # the folder lives as long as the result
+    return result
 
 
-def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress, keep: Any) -> Result:
+def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
     work = place / "work"
-    driver, evaluate = begin(task, target, work, progress)
+    clear_parts(place, work)
+    driver, evaluate = begin(task, target, Store(work), progress)
     recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / "run.json",
@@ -98,62 +111,29 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
             "model": driver.state.base,
             "calibration data": driver.calibrate.digest if driver.calibrate else "",
             "evaluation data": evaluate.digest if evaluate else "",
+            "example": "" if task.example is None else fingerprint(driver.example),
+            "dynamic axes": "" if task.dynamic is None else str(driver.dynamic),
             "environment": driver.environment,
         },
     )
-    for step in recipe.steps:
-        step.apply(driver)
-    if not any(isinstance(step.edit, EncodeTensor) for step in driver.state.steps):
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
-        raise InputError("the recipe changed no layer", why=reasons, next="see where= and the layers of the model")
-    return _prove(task, driver, evaluate, recipe, place, keep)
+    follow(recipe, driver)
+    return _prove(task, driver, evaluate, recipe, place)
 
 
-def begin(task: Task, target: Target, work: Path, progress: Progress) -> tuple[Driver, Batches | None]:
-    """Check everything that the user gives, and take a private copy of the model."""
-    example, dynamic = checked_example(task)
-    checked = {
-        name: None if source is None else Batches.checked(source, name, example, dynamic)
-        for name, source in (("calibrate", task.calibrate), ("evaluate", task.evaluate))
-    }
-    conditions = environment(target.threads or torch.get_num_threads())
-    driver = Driver.start(
-        task.model,
-        example=example,
-        dynamic=dynamic,
-        calibrate=checked["calibrate"],
-        target=target,
-        store=Store(work),
-        environment=digest(conditions, repr(target)),
-        progress=progress,
-    )
-    rung = driver.view().rung
-    if rung != "whole":
-        problems = driver.view().problems
-        first = next(iter(problems.items()))
-        raise CaptureError(
-            f"the model could be captured only by {rung}, so {target.name} cannot run it",
-            where=first[0] or type(task.model).__name__,
-            why=first[1],
-            next="rewrite what fails, or compress the submodule that holds the weights",
-        )
-    return driver, checked["evaluate"]
-
-
-def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, keep: Any) -> Result:
-    """Build before and after for the target, measure both, write everything."""
+def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path) -> Result:
+    """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
     work, ending = place / "work", driver.target.format
-    original = Driver.start(task.model, **_shared(driver))
+    original = driver.afresh(task.model)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
-    last = build(driver, driver.model, driver.state.digest, place / f"net.{ending}")
+    last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
     save(work / "original.lil", original.model, original.state)
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
-    stored = save(place / "net.lil", driver.model, driver.state, provenance)
+    stored = save(work / "net.lil", driver.model, driver.state, provenance)
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
     near = closeness(driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None)
     judged = judge(driver, task.metric, first, last) if task.metric else None
     taken = latency(driver, first, last)
-    runs = {driver.target.name: place / f"net.{ending}", "lilliput.load": place / "net.lil"}
+    runs = {driver.target.name: work / f"net.{ending}", "lilliput.load": work / "net.lil"}
     runs_before = {driver.target.name: work / f"original.{ending}", "lilliput.load": work / "original.lil"}
     data = report_data.assemble(
         name=task.name or type(task.model).__name__,
@@ -166,18 +146,37 @@ def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe,
         judged_on=judged_on,
         judged=judged,
         taken=taken,
-        rows=report_data.layers(original.model, driver, stored),
+        rows=report_data.layers(driver, exact_tensors(original), stored),
+        conditions={
+            "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
+            "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
+            "clusters": len(set(task.clusters)) if task.clusters and evaluate else None,
+            "confidence": 0.95,
+            "may_saturate": cpu().may_saturate,
+        },
         environment=environment(driver.target.threads or torch.get_num_threads()),
     )
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
-        with whole_file(place / name) as file:
+        with whole_file(work / name) as file:
             file.write(text.encode())
-    return Result(driver.model, driver.state, data, place, keep)
+    for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
+        _deliver(work / name, place / name)
+    return Result(driver.model, driver.state, data, place)
 
 
-def _shared(driver: Driver) -> dict[str, Any]:
-    names = ("example", "dynamic", "calibrate", "target", "store", "environment", "progress")
-    return {name: getattr(driver, name) for name in names}
+def _deliver(source: Path, path: Path) -> None:
+    """Give `source` the name `path` as well, without a second copy where the disk can do that."""
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        _copy(source, path)
+
+
+def exact_tensors(original: Driver) -> dict[str, Tensor]:
+    """The parameters of the original, prepared for the target as those of the compressed model were."""
+    original.prepare()
+    return {path: original.tensor(path) for path in original.shapes()}
 
 
 def _copy(source: Path, path: Path) -> Path:

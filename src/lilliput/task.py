@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import tensor_digest
-from lilliput.errors import InputError
+from lilliput.errors import InputError, LilliputError
 from lilliput.model.capture import Dynamic, Inputs, dynamic_axes
 
 
@@ -44,16 +45,24 @@ class Batches:
     samples: int
 
     @classmethod
-    def checked(cls, source: Iterable[Any], field: str, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> Batches:
-        """Read everything once: emptiness, NaN, wrong types and shapes are errors now and not in an hour."""
-        whole, samples = hashlib.sha256(), 0
+    def checked(
+        cls, source: Iterable[Any], field: str, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
+    ) -> Batches:
+        """Read everything once: emptiness, NaN, wrong types and shapes are errors now and not in an hour.
+
+        The first batch is read again, so that a loader that shuffles is found out at once.
+        """
+        whole, samples, first = hashlib.sha256(), 0, ""
         for i, inputs in enumerate(_read(source, field)):
-            where = f"{field}[{i}]"
-            _check_like(inputs, like, dynamic, where)
+            _check_like(inputs, like, dynamic, f"{field}[{i}]")
             samples += batch_size(inputs)
-            whole.update(fingerprint(inputs).encode())
+            read = fingerprint(inputs)
+            first = first or read
+            whole.update(read.encode())
         if samples == 0:
-            raise InputError("holds no batches", where=field, next="give at least one batch; a generator can be read only once")
+            raise _empty(field)
+        if fingerprint(next(_read(source, field))) != first:
+            raise _unsteady(field)
         return cls(source, field, whole.hexdigest(), samples)
 
     def __iter__(self) -> Iterator[Inputs]:
@@ -63,19 +72,14 @@ class Batches:
             whole.update(fingerprint(inputs).encode())
             yield inputs
         if whole.hexdigest() != self.digest:
-            raise InputError(
-                "gave other batches than the first time",
-                where=self.field,
-                why="a generator, or a loader that shuffles",
-                next="give a list, or a loader with a fixed order",
-            )
+            raise _unsteady(self.field)
 
 
 def first_sample(batches: Iterable[Any], field: str) -> Inputs:
     """The first sample of the first batch, as a batch of one."""
     for inputs in _read(batches, field):
-        return inputs.map(lambda key, x: x[:1])
-    raise InputError("holds no batches", where=field, next="give at least one batch")
+        return inputs.map(lambda key, x: x[:1] if x.dim() else x)
+    raise _empty(field)
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -84,17 +88,88 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def fingerprint(inputs: Inputs) -> str:
+    """The content of one batch; equal for equal batches."""
     return "".join(f"{key}:{tensor_digest(x)};" for key, x in inputs.tensors().items())
 
 
+def ask(model: Callable[..., Any], inputs: Inputs, where: str) -> Any:
+    """What `model` answers to `inputs`; an error of its own comes out as one that says where the inputs are from."""
+    try:
+        return inputs.call(model)
+    except LilliputError:
+        raise
+    except Exception as error:  # the user's own code raises whatever it likes
+        raise InputError(
+            "the model fails on this input", where=where, why=reason(error), next="give inputs that it accepts"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of somebody else's in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _empty(field: str) -> InputError:
+    return InputError("holds no batches", where=field, next="give at least one batch")
+
+
+def _unsteady(field: str) -> InputError:
+    return InputError(
+        "gave other batches when it was read again",
+        where=field,
+        why="results could not be repeated; a loader that shuffles does this",
+        next="give a list, or a loader with a fixed order",
+    )
+
+
 def _read(source: Iterable[Any], field: str) -> Iterator[Inputs]:
-    if isinstance(source, Tensor):
-        raise InputError("is one tensor", where=field, next="give a list of batches: [tensor]")
-    for i, batch in enumerate(source):
+    batches = _opened(source, field)
+    for i in itertools.count():
+        where = f"{field}[{i}]"
         try:
-            yield Inputs.of(batch)
-        except InputError as error:
-            raise InputError(error.what, where=f"{field}[{i}]", next=error.next) from None
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # the user's own loader
+            raise _unreadable(where, error) from error
+        yield _inputs(batch, where)
+
+
+def _opened(source: Iterable[Any], field: str) -> Iterator[Any]:
+    if isinstance(source, Tensor | Mapping):
+        kind = "tensor" if isinstance(source, Tensor) else "dict"
+        raise InputError(f"is one {kind}", where=field, next=f"give a list of batches: [{kind}]")
+    if isinstance(source, Iterator):
+        raise InputError(
+            "can be read only once", where=field, why=f"a {type(source).__name__}", next="give a list, or a DataLoader"
+        )
+    try:
+        return iter(source)
+    except TypeError:
+        raise InputError(f"is of type {type(source).__name__}", where=field, next="give a list of batches") from None
+    except Exception as error:
+        raise _unreadable(field, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> InputError:
+    return InputError("cannot be read", where=where, why=reason(error), next="repair the data or what loads it")
+
+
+def _inputs(batch: Any, where: str) -> Inputs:
+    try:
+        inputs = Inputs.of(batch)
+    except InputError as error:
+        raise InputError(error.what, where=where, why=error.why, next=error.next) from None
+    given = inputs.tensors()
+    if not given:
+        raise InputError("holds no tensor", where=where, next="give what the model takes")
+    for key, x in given.items():
+        if not x.numel():
+            raise InputError(f"input {key!r} is empty, of shape {tuple(x.shape)}", where=where, next="leave the batch out")
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise InputError(f"input {key!r} holds NaN or infinity", where=where, next="repair the data")
+    return inputs
 
 
 def _check_like(inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], where: str) -> None:
@@ -119,25 +194,56 @@ def _check_like(inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mappin
                 next="resize it, or name the axes that vary in dynamic=",
             )
         if x.dtype != expected.dtype:
-            raise InputError(f"input {key!r} is {x.dtype}", where=where, why=f"the example is {expected.dtype}")
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise InputError(f"input {key!r} holds NaN or infinity", where=where, next="repair the data")
+            raise InputError(
+                f"input {key!r} is {x.dtype}",
+                where=where,
+                why=f"the example is {expected.dtype}",
+                next=f"convert it: x.to({expected.dtype})",
+            )
 
 
 def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]]:
-    """The task's example and its open axes; the model must run on it and answer with finite numbers."""
-    if task.example is None and task.calibrate is None:
-        raise InputError("a task needs an example", next="give example= or calibrate=")
+    """The task's example and its open axes, as far as they can be judged without running the model."""
     if not isinstance(task.model, nn.Module):
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
-    example = first_sample(task.calibrate, "calibrate") if task.example is None else Inputs.of(task.example)  # type: ignore[arg-type]
+    if task.example is not None:
+        example, where = _inputs(task.example, "example"), "example"
+    elif task.calibrate is not None:
+        example, where = first_sample(task.calibrate, "calibrate"), "calibrate[0]"
+    else:
+        raise InputError("a task needs an example", next="give example= or calibrate=")
     try:
         example.by_parameter(task.model.forward)
     except TypeError as error:
         raise InputError(
             "the model does not take this input",
-            where="example",
+            where=where,
             why=str(error),
             next="give the inputs alone, without labels: [x for x, _ in batches]",
         ) from None
+    _check_dynamic(task.dynamic)
     return example, dynamic_axes(example, task.dynamic)
+
+
+def _check_dynamic(dynamic: Any) -> None:
+    sound = dynamic is None or (
+        isinstance(dynamic, Mapping)
+        and all(isinstance(axes, Mapping) for axes in dynamic.values())
+        and all(type(axis) is int and axis >= 0 for axes in dynamic.values() for axis in axes)
+    )
+    if not sound:
+        raise InputError(f"is {dynamic!r}", where="dynamic", next='write {input: {axis: name}}, as {0: {0: "batch"}}')
+
+
+def check_clusters(clusters: Sequence[Any] | None, evaluate: Batches | None) -> None:
+    """There is one cluster label for each sample of `evaluate`, if there are any."""
+    if clusters is None:
+        return
+    if not isinstance(clusters, Sized):
+        raise InputError(f"is a {type(clusters).__name__}", where="clusters", next="give a list of labels, one a sample")
+    if evaluate is None:
+        raise InputError("labels for no samples", where="clusters", next="give the samples as evaluate=")
+    if len(clusters) != evaluate.samples:
+        raise InputError(
+            f"{len(clusters)} labels for {evaluate.samples} samples", where="clusters", next="give one a sample of evaluate="
+        )

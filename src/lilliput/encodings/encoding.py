@@ -71,6 +71,10 @@ class Encoding(ABC):
         parameters = self.fit(x) if parameters is None else parameters
         return Encoded(self, tuple(x.shape), x.dtype, self.encode(x, parameters))
 
+    def label(self) -> str:
+        """A few words for a table."""
+        return type(self).__name__.lower()
+
     def __repr__(self) -> str:
         return short_repr(self)
 
@@ -109,4 +113,4 @@ def tensor_digest(x: Tensor) -> str:
 def tensor_bytes(x: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, without a copy where it lies so already."""
     flat = x.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")  # type: ignore[arg-type]

@@ -30,15 +30,17 @@ class _HalfWidth(Encoding):
     """A float of 16 bits, stored as the codes themselves."""
 
     stored: ClassVar[torch.dtype]
+    wider: ClassVar[str]  # what holds larger values
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         return {}
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         codes = x.detach().to(self.stored)
-        if not torch.isfinite(codes).all() and torch.isfinite(x).all():
+        tracing = torch.compiler.is_compiling()  # where values are not known yet
+        if not tracing and not torch.isfinite(codes).all() and torch.isfinite(x).all():
             raise EncodingError(
-                f"values up to {x.abs().max().item():.3g} do not fit {type(self).__name__}", next="use BFloat16"
+                f"values up to {x.abs().max().item():.3g} do not fit {type(self).__name__}", next=f"use {self.wider}"
             )
         return {"codes": codes}
 
@@ -58,6 +60,7 @@ class Float16(_HalfWidth):
     """
 
     stored: ClassVar[torch.dtype] = torch.float16
+    wider: ClassVar[str] = "BFloat16"
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,3 +72,4 @@ class BFloat16(_HalfWidth):
     """
 
     stored: ClassVar[torch.dtype] = torch.bfloat16
+    wider: ClassVar[str] = "the tensor as it is"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.errors import EncodingError
+from lilliput.errors import EncodingError, nearest
 
 
 def _spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int) -> Tensor:
@@ -92,6 +92,14 @@ def _pass_on(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Te
 torch.library.register_autograd("lilliput::project_int_dynamic", _pass_on, setup_context=_nothing)
 
 
+_PER = ("channel", "tensor")
+
+
+def _whole(number: object, least: int, most: float = inf) -> bool:
+    """Whether this is an integer within limits; a float or a truth value is none, even where it compares equal."""
+    return type(number) is int and least <= number <= most
+
+
 @dataclass(frozen=True, repr=False)
 class Int(Encoding):
     """Uniform integers: ``x ≈ (codes - offset) * scale``.
@@ -113,12 +121,21 @@ class Int(Encoding):
     dynamic: bool = False  # values only: the range is found anew at each run
 
     def __post_init__(self) -> None:
-        if self.bits not in range(2, 9):
-            raise EncodingError(f"Int of {self.bits} bits", next="use 2 to 8 bits")
-        if self.group is not None and self.group < 1:
-            raise EncodingError(f"groups of {self.group}", next="use a positive group, or None")
-        if self.group is not None and self.per == "tensor":
-            raise EncodingError("groups within one scale for the whole tensor", next='drop group=, or per="tensor"')
+        for wrong, what, remedy in self._mistakes():
+            if wrong:
+                raise EncodingError(what, next=remedy)
+
+    def _mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        """What each field must not be, in the order in which it is told."""
+        grouped = self.group is not None
+        yield not _whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
+        yield grouped and not _whole(self.group, 1), f"groups of {self.group!r}", "use a positive group, or None"
+        yield self.per not in (None, *_PER), f"one scale per {self.per!r}", nearest(str(self.per), _PER)
+        yield grouped and self.per == "tensor", "groups within one scale for the whole tensor", 'drop group=, or per="tensor"'
+        yield not _whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
+        yield not isinstance(self.scale, Encoding | None), f"scales as {self.scale!r}", "use Float16(), BFloat16() or None"
+        yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
+        yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -129,8 +146,10 @@ class Int(Encoding):
     def blocks(self, x: Tensor) -> Tensor:
         """`x` as [blocks, elements]: the elements of a row share a scale."""
         if self.per == "tensor" or x.dim() == 0:
-            return x.reshape(1, -1)
-        rows = x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+            return x.reshape(1, x.numel())
+        if self.axis >= x.dim():
+            raise EncodingError(f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less")
+        rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
         if self.group is None:
             return rows
         if rows.shape[1] % self.group:
@@ -144,6 +163,8 @@ class Int(Encoding):
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         blocks = self.blocks(x.detach())
+        if not blocks.numel():  # nothing has no range
+            blocks = blocks.new_zeros(len(blocks), 1)
         return self.from_range(blocks.amin(1), blocks.amax(1), tuple(x.shape))
 
     def from_range(self, low: Tensor, high: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -156,12 +177,19 @@ class Int(Encoding):
             scale = torch.maximum(-low, high) / last
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if self.scale is not None:
-            scale = self.scale.represent(scale).decode()
+            scale = self._held(scale, self.scale)
         shaped = self._shape_of_parameters(shape)
         if self.symmetric is not False:
             return {"scale": scale.reshape(shaped)}
         offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
         return {"scale": scale.reshape(shaped), "offset": offset.reshape(shaped)}
+
+    def _held(self, scale: Tensor, encoding: Encoding) -> Tensor:
+        """Scales as they will be held; blocks whose steps vanish there are next to nothing, unless all do."""
+        held = encoding.represent(scale).decode()
+        if held.numel() and not bool((held > 0).any()):
+            raise EncodingError(f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None")
+        return torch.where(held > 0, held, torch.ones_like(held))
 
     def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Integer codes of `x`, in its shape: int8 when symmetric, uint8 otherwise."""
@@ -197,8 +225,13 @@ class Int(Encoding):
         held = self.scale.size_bits(shaped) if self.scale else 32 * prod(shaped)
         return self.bits * prod(shape) + held + per_scale * prod(shaped)
 
+    def label(self) -> str:
+        kind = "uint" if self.symmetric is False else "int"
+        scales = "at run time" if self.dynamic else f"groups of {self.group}" if self.group else f"per {self.per or 'channel'}"
+        return f"{kind}{self.bits} {scales}"
+
     def _shape_of_parameters(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.per == "tensor" or not shape:
             return ()
         channels = shape[self.axis]
-        return (channels,) if self.group is None else (channels, prod(shape) // channels // self.group)
+        return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)

@@ -9,6 +9,7 @@ from math import prod
 from torch import Tensor
 
 from lilliput.encodings.encoding import Encoded, Encoding, Part
+from lilliput.errors import EncodingError
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,11 +19,16 @@ class Sparse(Encoding):
     The zeros lie in the values themselves, so the target needs to know nothing of them; a file spends few bytes on
     them, and a runtime without a sparse kernel gains no time.
 
+    >>> import torch
     >>> Sparse(values=None).represent(torch.tensor([0.0, 2.5])).decode()
     tensor([0.0000, 2.5000])
     """
 
     values: Encoding | None = None  # None: as they are
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Encoding | None) or isinstance(self.values, Sparse):
+            raise EncodingError(f"zeros around {self.values!r}", next="use Int(8), Float16(), BFloat16() or None")
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         return {} if self.values is None else self.values.fit(x)
@@ -47,6 +53,9 @@ class Sparse(Encoding):
 
     def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:
         return x * (frozen.decode() != 0).to(x.dtype)
+
+    def label(self) -> str:
+        return "sparse" if self.values is None else f"sparse {self.values.label()}"
 
     def keeping(self, earlier: Encoding) -> Encoding:
         held = earlier.values if isinstance(earlier, Sparse) else earlier

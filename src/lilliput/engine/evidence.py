@@ -16,7 +16,7 @@ from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError
 from lilliput.measure import DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
 from lilliput.model.capture import Inputs
-from lilliput.task import Batches, batch_size, fingerprint
+from lilliput.task import Batches, ask, batch_size, fingerprint, reason
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
 
@@ -92,11 +92,11 @@ def closeness(
 ) -> Closeness:
     """Compare what was built before and after, sample by sample; the interval is clustered by source."""
     samples = batches.samples if isinstance(batches, Batches) else sum(map(batch_size, batches))
-    if clusters is not None and len(clusters) != samples:
-        raise InputError(f"{len(clusters)} labels for {samples} samples", where="clusters", next="give one a sample")
+    field = batches.field if isinstance(batches, Batches) else "example"
     so_far, done = DistanceSoFar(), 0
-    for inputs in batches:
-        so_far.add(inputs.call(before.run), inputs.call(after.run))
+    for i, inputs in enumerate(batches):
+        where = f"{field}[{i}]"
+        so_far.add(ask(before.run, inputs, where), ask(after.run, inputs, where))
         done += batch_size(inputs)
         driver.progress("comparing outputs", done, samples)
     found = so_far.distance()
@@ -126,7 +126,15 @@ def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Bu
         scores.append(_scores(metric, name, built.run))
     driver.progress(f"metric {name}", 2, 2)
     if len(scores[0]) != len(scores[1]):
-        raise InputError(f"gave {len(scores[0])} scores, then {len(scores[1])}", where=f"metric {name}", next="score the same samples each time")
+        raise InputError(
+            f"gave {len(scores[0])} scores, then {len(scores[1])}",
+            where=f"metric {name}",
+            next="score the same samples each time",
+        )
+    if clusters is not None and len(clusters) != len(scores[0]):
+        raise InputError(
+            f"has {len(clusters)} cluster labels for {len(scores[0])} scores", where=f"metric {name}", next="give one a sample"
+        )
     higher = bool(getattr(metric, "higher_is_better", True))
     first, second = (score.numpy() for score in scores)
     return Judged(name, higher, mean(first, clusters), mean(second, clusters), paired_difference(first, second, clusters))
@@ -139,11 +147,17 @@ def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) ->
     except LilliputError:
         raise
     except Exception as error:  # the user's own code
-        raise InputError("failed", where=where, why=f"{type(error).__name__}: {error}", next="it is called with a callable that takes what the model takes") from error
+        raise InputError(
+            "failed", where=where, why=reason(error), next="it is called with a callable that takes what the model takes"
+        ) from error
     if scores.dim() != 1 or not len(scores):
-        raise InputError(f"gave a result of shape {tuple(scores.shape)}", where=where, next="return one score a sample, not their mean")
-    if not bool(torch.isfinite(scores).all()):
-        raise InputError("gave a score that is no number", where=where)
+        raise InputError(
+            f"gave a result of shape {tuple(scores.shape)}", where=where, next="return one score a sample, not their mean"
+        )
+    if bad := int((~torch.isfinite(scores)).sum()):
+        raise InputError(
+            f"gave {bad} of {len(scores)} scores that are NaN or infinite", where=where, next="repair the metric or its data"
+        )
     return scores
 
 
@@ -153,7 +167,8 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
 
     def compute() -> Answer:
         driver.progress("timing", 0, 1)
-        taken = interleaved({"before": lambda: driver.example.call(before.run), "after": lambda: driver.example.call(after.run)})
+        subjects = {"before": lambda: driver.example.call(before.run), "after": lambda: driver.example.call(after.run)}
+        taken = interleaved(subjects, budget_s=driver.target.seconds)
         driver.progress("timing", 1, 1)
         return Answer({"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores})
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from lilliput.errors import ResumeError
-from lilliput.file.container import whole_file
+from lilliput.disk import whole_file
 
 
 def check_same(record: Path, run: Mapping[str, str]) -> None:
@@ -26,3 +28,25 @@ def check_same(record: Path, run: Mapping[str, str]) -> None:
             )
     with whole_file(record) as file:
         file.write(json.dumps(dict(run), sort_keys=True, indent=1).encode())
+
+
+_PART = re.compile(r"\..+\.(\d+)\.part")  # of `whole_file`: the name, the process that writes it
+
+
+def clear_parts(*folders: Path) -> None:
+    """Remove the unfinished files that killed runs left in `folders`; those of processes still alive stay."""
+    for folder in folders:
+        for path in folder.glob(".*.part") if folder.is_dir() else ():
+            written_by = _PART.fullmatch(path.name)
+            if written_by and not _alive(int(written_by[1])):
+                path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return process != os.getpid()  # this process has begun no file yet

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int
 from lilliput.engine.store import Answer, Store
-from lilliput.errors import InputError
+from lilliput.errors import EncodingError, InputError
+from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, fold_parametrizations, tensors
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, check_encodable
@@ -21,7 +22,7 @@ from lilliput.model.view import View
 from lilliput.plain import digest
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.targets.target import Target
-from lilliput.task import Batches, batch_size
+from lilliput.task import Batches, ask, batch_size, reason
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
 
@@ -50,18 +51,39 @@ class Driver:
     progress: Progress = silent
     skipped: dict[str, str] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
+    _layers: int = 0  # that multiply or look up, as last captured
+    _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
 
     @classmethod
     def start(cls, model: nn.Module, **rest: Any) -> Driver:
         """A driver over a copy of `model`, parametrizations folded."""
-        private = fold_parametrizations(copy.deepcopy(model)).eval()
-        return cls(private, State(model_digest(model)), **rest)
+        try:
+            private = copy.deepcopy(model)
+        except Exception as error:  # whatever the model holds
+            raise InputError(
+                "the model cannot be copied", why=reason(error), next="give a model that copy.deepcopy takes"
+            ) from error
+        return cls(fold_parametrizations(private).eval(), State(model_digest(model)), **rest)
+
+    def afresh(self, model: nn.Module) -> Driver:
+        """Another driver, over `model` as it is given, under the same conditions."""
+        return Driver.start(
+            model,
+            example=self.example,
+            dynamic=self.dynamic,
+            calibrate=self.calibrate,
+            target=self.target,
+            store=self.store,
+            environment=self.environment,
+            progress=self.progress,
+        )
 
     # what techniques ask
 
     def view(self) -> View:
         if self.state.digest not in self._views:
-            self._views[self.state.digest] = capture(self.model, self.example, self.dynamic)
+            view = self._views[self.state.digest] = capture(self.model, self.example, self.dynamic)
+            self._layers = len(view.weights)
         return self._views[self.state.digest]
 
     def prepare(self) -> None:
@@ -80,6 +102,18 @@ class Driver:
         return held.encoding if isinstance(held, EncodedTensor) else None
 
     def encode(self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None) -> None:
+        if path in self._encoded:
+            self._encoded.clear()
+        self._encoded.add(path)
+        self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
+        try:
+            self._encode(path, encoding, x, fit)
+        except EncodingError as error:
+            if error.where:
+                raise
+            raise EncodingError(error.what, where=path, why=error.why, next=_or_leave_out(error.next, path)) from None
+
+    def _encode(self, path: str, encoding: Encoding, x: Tensor | None, fit: Fit | None) -> None:
         paths, held = self._held(path)
         earlier = held.encoding if isinstance(held, EncodedTensor) else None
         x = self.tensor(path) if x is None else x
@@ -90,15 +124,12 @@ class Driver:
 
         def compute() -> Answer:
             if earlier is not None and self._kept_grid(encoding, earlier, held):
-                parameters: Mapping[str, Tensor] | None = earlier.parameters(held.encoded())  # type: ignore[operator,union-attr]
+                parameters: Mapping[str, Tensor] | None = earlier.parameters(held.encoded())  # type: ignore[union-attr]
             else:
                 parameters = fit.fit(x, encoding) if fit else None
             return Answer(tensors=encoding.represent(x, parameters).tensors())
 
-        try:
-            parts = self.store.answer(question, compute).tensors
-        except InputError:
-            raise
+        parts = self.store.answer(question, compute).tensors
         dtype = str(x.dtype).removeprefix("torch.")
         self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
 
@@ -151,9 +182,9 @@ class Driver:
             return x
 
         done = 0
-        for inputs in batches:
+        for i, inputs in enumerate(batches):
             with torch.no_grad(), Interception(self.model, visit, only=wanted.keys()):
-                inputs.call(self.model)
+                ask(self.model, inputs, f"{batches.field}[{i}]")
             done += batch_size(inputs)
             self.progress("calibrating", done, batches.samples)
         return seen
@@ -175,6 +206,35 @@ class Driver:
         step = Step(edit, dict(given))
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+
+def _or_leave_out(next: str, path: str) -> str:
+    """A remedy, and the other one that always works."""
+    left_out = f'where="!{path.rpartition(".")[0] or path}"'
+    return f"{next}, or {left_out}" if next else f"leave it out with {left_out}"
+
+
+def check_runs(model: nn.Module, inputs: Inputs, where: str) -> None:
+    """Refuse a model (in eval mode) that fails on `inputs`, or answers them with NaN or infinity."""
+    with torch.no_grad():
+        out = ask(model, inputs, where)
+    if all(bool(torch.isfinite(x).all()) for x in flatten_outputs(out)):
+        return
+    damaged = _damaged(model)
+    raise InputError(
+        "the model answers with NaN or infinity",
+        where=damaged or where,
+        why="this tensor of the model holds some" if damaged else "no tensor of the model holds any",
+        next="repair the model" if damaged else "give inputs that it is made for",
+    )
+
+
+def _damaged(model: nn.Module) -> str:
+    """The first parameter that is not finite, or buffer that holds NaN (infinity in a buffer may be a mask)."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return name
+    return next((name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())), "")
 
 
 def model_digest(model: nn.Module) -> str:

@@ -63,9 +63,9 @@ class _Lowering:
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
             integer = node.op_type == "DecodeInt" and _attribute(node, "group") == 0
-            if multiply is not None and kind == "ProjectInt" and integer:
+            if multiply is not None and source is not None and kind == "ProjectInt" and integer:
                 self._static(node, user, position, multiply, source)
-            elif multiply is not None and kind == "ProjectIntDynamic" and integer and multiply.op_type != "Conv":
+            elif multiply is not None and source is not None and _takes_dynamic(multiply, kind) and integer:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
@@ -73,6 +73,7 @@ class _Lowering:
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then their scales."""
         codes, rows = node.inputs[0], gather.inputs[1]
+        assert rows is not None
         picked = self._new("Gather", [codes, rows], before=gather, axis=0)
         decoded = self._new("Cast", [picked], before=gather, to=ir.DataType.FLOAT)
         if node.op_type == "DecodeInt":
@@ -118,7 +119,7 @@ class _Lowering:
         """The codes two to a byte, where four bits hold them all."""
         whole = _array(codes)
         kind = ml_dtypes.int4 if whole.dtype == np.int8 else ml_dtypes.uint4
-        held = ml_dtypes.iinfo(kind)
+        held = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
         if whole.size == 0 or whole.min() < held.min or whole.max() > held.max:
             return codes
         if codes not in self.packed:
@@ -155,7 +156,7 @@ class _Lowering:
         bias_user.replace_input_with(bias_position, decoded)
 
     def _dequantized(
-        self, codes: ir.Value, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
+        self, codes: ir.Value | None, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
     ) -> ir.Value:
         whole = _array(codes).dtype  # without a zero point the runtime fuses no Gemm
         zero = np.zeros(scale.shape, whole) if offset is None else _array(offset)
@@ -207,7 +208,7 @@ class _Lowering:
         low, high = _attribute(node, "low"), _attribute(node, "high")
         whole = np.iinfo(offset.dtype)
         if high - low < 254:  # fewer bits than the type has: the ends must be cut before
-            ends = [self._constant(np.float32((end - int(offset)) * float(scale))) for end in (low, high)]
+            ends = [self._constant(np.array((end - int(offset)) * float(scale), np.float32)) for end in (low, high)]
             x = self._new("Clip", [x, *ends], before=node)
         assert whole.bits == 8
         parameters = [self._constant(scale), self._constant(offset)]
@@ -254,6 +255,11 @@ class _Lowering:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+
+def _takes_dynamic(multiply: ir.Node, kind: str) -> bool:
+    """Whether a multiplication runs on integers whose range is found at run time: a convolution would be slower."""
+    return kind == "ProjectIntDynamic" and multiply.op_type != "Conv"
 
 
 def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:

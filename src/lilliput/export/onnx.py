@@ -24,7 +24,7 @@ from torch import nn
 from lilliput.encodings import Int
 from lilliput.errors import ExportError
 from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
-from lilliput.file.container import whole_file
+from lilliput.disk import whole_file
 from lilliput.model.capture import Inputs, program
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf

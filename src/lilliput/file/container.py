@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -21,8 +19,9 @@ import torch
 import zstandard
 from torch import Tensor
 
+from lilliput.disk import whole_file
 from lilliput.encodings.encoding import tensor_bytes
-from lilliput.errors import FormatError, InputError
+from lilliput.errors import FormatError
 
 MAGIC = b"LILLIPUT"
 VERSION = 1
@@ -76,24 +75,6 @@ def write(path: str | Path, header: Mapping[str, Any], parts: Iterable[Part]) ->
         data = json.dumps(index, sort_keys=True, separators=(",", ":")).encode()
         file.write(data + len(data).to_bytes(8, "little") + hashlib.sha256(data).digest() + MAGIC)
     return entries
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name only when it is complete: written beside, synced, renamed."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError("cannot be written", where=str(path), why=error.strerror or str(error), next="choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True) if beside.parent.is_dir() and os.access(beside.parent, os.W_OK) else None
 
 
 def _write_part(file: IO[bytes], part: Part) -> Entry:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Inputs:
 
     def tensors(self) -> dict[str | int, Tensor]:
         """The tensors by position or keyword."""
-        named = itertools.chain(enumerate(self.args), self.kwargs.items())
+        named: Iterable[tuple[str | int, Any]] = itertools.chain(enumerate(self.args), self.kwargs.items())
         return {key: x for key, x in named if isinstance(x, Tensor)}
 
     def by_parameter(self, forward: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     """What `model` does with `inputs`, at the highest rung that works."""
     ties = tuple(paths for paths in tensors(model) if len(paths) > 1)
     try:
-        return View("whole", tuple(_calls(model, inputs, dynamic, "")), ties, {})
+        return View("whole", _by_first_path(_calls(model, inputs, dynamic, ""), ties), ties, {})
     except Exception as error:  # torch.export raises whatever the model's own code raises
         problems = {"": _first_line(error)}
     seen = _recorded_inputs(model, inputs)
@@ -112,7 +112,14 @@ def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         rungs |= _descend(path, module, seen, calls, problems)
     if not calls:
         raise CaptureError("no part of the model could be captured", why="; ".join(f"{k or 'model'}: {v}" for k, v in problems.items()))
-    return View("module-local" if "module-local" in rungs else "submodule", tuple(calls), ties, problems)
+    rung: Rung = "module-local" if "module-local" in rungs else "submodule"
+    return View(rung, _by_first_path(calls, ties), ties, problems)
+
+
+def _by_first_path(calls: Iterable[Call], ties: tuple[tuple[str, ...], ...]) -> tuple[Call, ...]:
+    """The calls with every tied tensor under its first path, whichever torch chose."""
+    first = {f"tensor {path}": f"tensor {paths[0]}" for paths in ties for path in paths}
+    return tuple(replace(call, reads=tuple(first.get(read or "", read) for read in call.reads)) for call in calls)
 
 
 def _descend(

@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
 
 
 SUFFIX = "_encoded"
+_ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
 
 
 class EncodedTensor(nn.Module):
@@ -30,6 +33,8 @@ class EncodedTensor(nn.Module):
     Frozen, it holds the parts as buffers. Unfrozen (`unfreeze`), it holds a latent parameter besides, and decodes to
     the latent's projection; `freeze` stores the codes again.
     """
+
+    latent: nn.Parameter | None
 
     def __init__(self, encoded: Encoded) -> None:
         super().__init__()
@@ -57,7 +62,9 @@ class EncodedTensor(nn.Module):
             decoded = self.encoding.project(self.latent, self.encoded())
         else:
             decoded = self.encoded().decode()
-        decoded.encoded_by = self  # type: ignore[attr-defined]  # lets an assignment of this tensor keep the tie
+        if not torch.compiler.is_compiling():
+            decoded = decoded.view(decoded.shape)  # never a buffer itself, which must not carry the mark
+            decoded.encoded_by = self  # type: ignore[attr-defined]  # lets an assignment of this tensor make a tie
         return decoded
 
     @torch.no_grad()
@@ -71,6 +78,12 @@ class EncodedTensor(nn.Module):
         frozen = self.encoded()
         kept = self.encoding.enforce(x.detach().to(self.dtype), frozen)
         self._hold(self.encoding.represent(kept))
+
+    def holding(self, x: Tensor) -> EncodedTensor:
+        """Another one like this that holds `x`."""
+        other = copy.deepcopy(self)
+        other.write(x)
+        return other
 
     def unfreeze(self) -> None:
         if self.latent is None:
@@ -91,16 +104,26 @@ class EncodedTensor(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> EncodedTensor:
         """Moves follow; a change of floating type changes what is decoded, not what is stored."""
-        stored = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        for name, dtype in stored.items():
-            self._buffers[name] = self._buffers[name].to(dtype)  # type: ignore[union-attr]
+        types = {name: part.dtype for name, part in self._modules.items()}  # type: ignore[union-attr]
+        move_stored(self, fn, recurse)
+        for name, dtype in types.items():
+            self._modules[name].dtype = dtype  # type: ignore[union-attr,assignment]
         if self.dtype.is_floating_point:
             self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
 
     def extra_repr(self) -> str:
         return f"{self.encoding}, shape={tuple(self.shape)}"
+
+
+def move_stored(module: nn.Module, fn: Any, recurse: bool) -> None:
+    """`nn.Module._apply` (moves, casts) under which buffers move but keep their type, and with it their bits."""
+    stored = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+    nn.Module._apply(module, fn, recurse)  # type: ignore[no-untyped-call]
+    for name, buffer in stored.items():
+        moved = module._buffers[name]
+        if moved is not None and moved.dtype != buffer.dtype:
+            module._buffers[name] = buffer.to(moved.device)
 
 
 @functools.cache
@@ -112,11 +135,9 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
 
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
         if name in names and isinstance(value, Tensor):
-            source = getattr(value, "encoded_by", None)
-            if source is not None and source.latent is None:
-                self._modules[name + SUFFIX] = source
-            else:
-                self._modules[name + SUFFIX].write(value)  # type: ignore[union-attr,operator]
+            held: EncodedTensor = self._modules[name + SUFFIX]  # type: ignore[assignment]
+            # as any assignment, this exchanges what is held here and leaves what was tied to it alone
+            self._modules[name + SUFFIX] = getattr(value, "encoded_by", None) or held.holding(value)
         else:
             base.__setattr__(self, name, value)
 
@@ -126,10 +147,14 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
     def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in names:  # a dense checkpoint is accepted, and encoded as it comes in
             dense = state_dict.pop(f"{prefix}{name}", None)
-            if dense is not None:
-                child: EncodedTensor = self._modules[name + SUFFIX]  # type: ignore[assignment]
+            if dense is None:
+                continue
+            child: EncodedTensor = self._modules[name + SUFFIX]  # type: ignore[assignment]
+            try:
                 child.write(dense)
-                state_dict.update(child.state_dict(prefix=f"{prefix}{name}{SUFFIX}."))
+            except EncodingError as error:
+                args[-1].append(f"{prefix}{name}: {error}")  # torch's list of messages
+            state_dict.update(child.state_dict(prefix=f"{prefix}{name}{SUFFIX}."))
         base._load_from_state_dict(self, state_dict, prefix, *args)
 
     members: dict[str, Any] = {
@@ -149,6 +174,7 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
         members["_flat_weights"] = property(
             lambda self: [getattr(self, name) for name in self._flat_weights_names], lambda self, value: None
         )
+        members["_weights_have_changed"] = lambda self: False  # the list is made anew each time it is asked for
     if values:
 
         @functools.wraps(base.forward)
@@ -165,7 +191,7 @@ def _decode(name: str, module: nn.Module) -> Tensor:
 
 
 def _new(base: type[nn.Module], names: tuple[str, ...], values: bool) -> nn.Module:
-    cls = encoded_class(base, names, values)
+    cls = encoded_class(base, names, values)  # type: ignore[arg-type]  # classes are hashable
     return cls.__new__(cls)
 
 
@@ -173,7 +199,8 @@ def become(module: nn.Module, names: tuple[str, ...], values: bool | None = None
     """Give `module` the class that carries the tensors `names` (and values that flow, where it is a root)."""
     base = plain_class(module)
     carries = getattr(type(module), "encodes_values", False) if values is None else values
-    module.__class__ = encoded_class(base, tuple(sorted(names)), carries) if names or carries else base
+    carrying = encoded_class(base, tuple(sorted(names)), carries)  # type: ignore[arg-type]
+    module.__class__ = carrying if names or carries else base
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -187,12 +214,14 @@ def encoded_names(module: nn.Module) -> tuple[str, ...]:
 
 def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
     """Put one encoded tensor into `root` under all of `paths` (several when it is tied)."""
+    _refuse_part_of_tie(root, paths)
     child = EncodedTensor(encoded)
     for path in paths:
         owner, name = owner_of(root, path)
         parametrized = getattr(owner, "parametrizations", {})
-        if name in parametrized or f"{name}_g" in owner._parameters:
+        if name in parametrized or {f"{name}_g", f"{name}_orig"} & owner._parameters.keys():
             raise EncodingError("a parametrized tensor", where=path, next="fold it first: lilliput.model.fold_parametrizations")
+        vars(owner).setdefault(_ORDER, tuple(owner._parameters))
         owner._parameters.pop(name, None)
         owner._buffers.pop(name, None)
         names = encoded_names(owner)
@@ -200,6 +229,15 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
             become(owner, (*names, name))
         owner.__dict__.pop("_flat_weights", None)
         owner._modules[name + SUFFIX] = child
+
+
+def _refuse_part_of_tie(root: nn.Module, paths: tuple[str, ...]) -> None:
+    for tied in tensors(root):
+        left_out = [path for path in tied if path not in paths]
+        if left_out and len(left_out) < len(tied):
+            raise EncodingError(
+                f"a tensor tied to {', '.join(left_out)}", where=paths[0], next="encode it once, under all of its paths"
+            )
 
 
 def owner_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -215,11 +253,18 @@ def tensors(root: nn.Module) -> dict[tuple[str, ...], Tensor | EncodedTensor]:
         prefix = f"{path}." if path else ""
         if isinstance(module, EncodedTensor):
             continue
-        held = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
-        held |= {name: module._modules[name + SUFFIX] for name in encoded_names(module)}  # type: ignore[misc]
-        for name, tensor in held.items():
+        for name, tensor in _held(module):
             found.setdefault(id(tensor), ([], tensor))[0].append(prefix + name)
     return {tuple(paths): tensor for paths, tensor in found.values()}
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor | EncodedTensor]]:
+    """A module's own parameters and encoded tensors, in the order in which the user's class made them."""
+    encoded = encoded_names(module)
+    for name in dict.fromkeys((*vars(module).get(_ORDER, ()), *module._parameters, *encoded)):
+        held = module._modules[name + SUFFIX] if name in encoded else module._parameters.get(name)
+        if held is not None:
+            yield name, held  # type: ignore[misc]
 
 
 def encoded_tensors(root: nn.Module) -> Iterator[tuple[tuple[str, ...], EncodedTensor]]:
@@ -249,38 +294,72 @@ def freeze(root: nn.Module) -> nn.Module:
 def to_dense(root: nn.Module) -> nn.Module:
     """A copy of `root` in which every tensor is an ordinary parameter, no value is encoded, every class the user's own."""
     dense = copy.deepcopy(root)
-    if getattr(type(dense), "encodes_values", False):
-        del dense._modules["value_encodings"]
-        become(dense, encoded_names(dense), values=False)
+    for module in dense.modules():
+        if getattr(type(module), "encodes_values", False):
+            del module._modules["value_encodings"]
+            become(module, encoded_names(module), values=False)
     for paths, tensor in list(encoded_tensors(dense)):
         with torch.no_grad():
             parameter = nn.Parameter(tensor().detach().clone())
         for path in paths:
-            owner, name = owner_of(dense, path)
-            del owner._modules[name + SUFFIX]
-            rest = tuple(known for known in encoded_names(owner) if known != name)
-            become(owner, rest)
-            owner._parameters[name] = parameter
-            if isinstance(owner, nn.RNNBase) and not rest:
-                owner._flat_weights = [getattr(owner, flat) for flat in owner._flat_weights_names]
+            _give_back(*owner_of(dense, path), parameter)
     return dense
 
 
-def fold_parametrizations(root: nn.Module) -> nn.Module:
-    """Turn `parametrize`d and weight-normalised tensors of `root` into ordinary parameters, in place.
+def _give_back(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Exchange an encoded tensor for an ordinary one; with the last, all is as it was in the user's class."""
+    if name not in encoded_names(owner):
+        return  # a module under two paths was met before
+    del owner._modules[name + SUFFIX]
+    become(owner, tuple(known for known in encoded_names(owner) if known != name))
+    owner._parameters[name] = parameter
+    if not encoded_names(owner):
+        held = dict(_held(owner))
+        order = dict.fromkeys((*vars(owner).pop(_ORDER), *owner._parameters))
+        owner._parameters = {known: held.get(known) for known in order}  # type: ignore[misc]
+        _list_again(owner)
 
-    The class of a parametrized module is shared with its copies, so it is left alone and only exchanged.
+
+def fold_parametrizations(root: nn.Module) -> nn.Module:
+    """Turn `parametrize`d, weight-normalised and spectrally normalised tensors into ordinary parameters, in place.
+
+    They get the values that they have in eval mode. The class of a parametrized module is shared with its copies, so it
+    is left alone and only exchanged.
     """
     for module in root.modules():
         if parametrize.is_parametrized(module):
-            names = list(module.parametrizations)  # type: ignore[arg-type,union-attr]
-            values = {name: getattr(module, name).detach().clone() for name in names}
-            module.__class__ = type(module).__bases__[0]
-            del module.parametrizations
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
-                hook.remove(module)  # type: ignore[attr-defined]
-                del module._forward_pre_hooks[key]
+            _fold(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+                _forget_checkpoints(module)
     return root
+
+
+def _forget_checkpoints(module: nn.Module) -> None:
+    """Drop the hook that asks checkpoints for a spectral norm's tensors: torch wraps it, and then does not find it."""
+    for key, held in list(module._load_state_dict_pre_hooks.items()):
+        if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
+            del module._load_state_dict_pre_hooks[key]
+
+
+def _fold(module: nn.Module) -> None:
+    held: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[assignment,union-attr,operator]
+    trainable = {name: any(True for _ in held[name].parameters(recurse=False)) for name in held}
+    values = {name: getattr(module, name).detach().clone() for name in held}
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in values.items():
+        if trainable[name]:
+            module.register_parameter(name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value)
+    _list_again(module)
+
+
+def _list_again(module: nn.Module) -> None:
+    """A recurrent layer keeps its own list of its tensors."""
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lilliput.encodings import Encoded
-from lilliput.model.carrier import SUFFIX, owner_of
+from lilliput.encodings import Sparse
+from lilliput.model.carrier import SUFFIX, EncodedTensor, owner_of
 from lilliput.model.edits import Edit, EncodeTensor, Replace, SetTensor
 from lilliput.model.view import CONVOLUTIONS, Call, View
 
@@ -46,7 +46,7 @@ def _pair(view: View, root: nn.Module, call: Call, norm: Call) -> tuple[nn.Modul
     once = len(view.weights[call.weight]) == 1 and sum(other.module == norm.module for other in view.calls) == 1
     tied = any(call.weight in paths for paths in view.ties)
     held = layer._modules.get(name + SUFFIX)
-    free = held is None or held.part_names == ("values",) and not isinstance(held.encoded().parts["values"], Encoded)  # type: ignore[operator,union-attr]
+    free = held is None or (isinstance(held, EncodedTensor) and held.encoding == Sparse())
     plain = isinstance(module, _BatchNorm) and module.running_mean is not None and name == "weight"
     grouped_transpose = call.op.startswith("conv_transpose") and getattr(layer, "groups", 1) != 1
     has_place = "bias" in layer._parameters
@@ -71,8 +71,8 @@ def _folded(layer: nn.Module, norm: _BatchNorm, axis: int) -> tuple[Tensor, Tens
 
 def _set(layer: nn.Module, path: str, weight: Tensor) -> Change:
     held = layer._modules.get("weight" + SUFFIX)
-    if held is None:
+    if not isinstance(held, EncodedTensor):
         return SetTensor(path), {"value": weight}
     dtype = str(weight.dtype).removeprefix("torch.")
-    parts = held.encoding.represent(weight).tensors()  # type: ignore[operator,union-attr]
-    return EncodeTensor((path,), held.encoding, tuple(weight.shape), dtype), parts  # type: ignore[arg-type]
+    parts = held.encoding.represent(weight).tensors()
+    return EncodeTensor((path,), held.encoding, tuple(weight.shape), dtype), parts

@@ -109,10 +109,10 @@ class Interception(TorchFunctionMode):
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
         ]
-        return super().__enter__()  # type: ignore[no-any-return]
+        return super().__enter__()  # type: ignore[no-any-return,no-untyped-call]
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         for hook in self.hooks:
             hook.remove()
 
@@ -162,7 +162,11 @@ class ValueEncodings(nn.ModuleDict):
     """The encoders of a model's values, kept at its root."""
 
     def by_name(self) -> dict[str, ValueEncoder]:
-        return {encoder.name: encoder for encoder in self.values()}  # type: ignore[union-attr,misc]
+        return {encoder.name: encoder for encoder in self.values()}  # type: ignore[misc]
+
+    def forward(self, x: Any) -> Any:
+        """What it is given: a root that runs its children in turn, as `nn.Sequential` does, runs through here."""
+        return x
 
     def simulated(self, root: nn.Module) -> Interception:
         encoders = self.by_name()

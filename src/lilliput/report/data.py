@@ -37,9 +37,12 @@ def side(
     }
 
 
-def layers(original: nn.Module, driver: Driver, stored: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One row for each tensor that a layer multiplies by or looks up in."""
-    view, exact = driver.view(), {path: x for paths, x in tensors(original).items() for path in paths}
+def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One row for each tensor that a layer multiplies by or looks up in.
+
+    `exact` holds the tensors before they were encoded, `stored` the bytes of each tensor in the file.
+    """
+    view = driver.view()
     values, rows = value_encodings(driver.model), []
     for paths, held in tensors(driver.model).items():
         calls = view.weights.get(paths[0], [])
@@ -56,12 +59,12 @@ def layers(original: nn.Module, driver: Driver, stored: Mapping[str, int]) -> li
                 "ties": list(paths[1:]),
                 "op": call.op,
                 "shape": list(held.shape),
-                "encoding": "float32" if encoding is None else repr(encoding),
-                "activations": "float32" if read is None else repr(read.encoding),
+                "encoding": str(held.dtype).removeprefix("torch.") if encoding is None else encoding.label(),
+                "activations": "float32" if read is None else read.encoding.label(),
                 "bits_per_weight": _bits(encoding, held) / max(1, math.prod(held.shape)),
                 "bytes": sum(size for name, size in stored.items() if name.startswith(prefix)),
                 "zeros": float((now == 0).float().mean()),
-                "sqnr_db": _weight_sqnr(driver, exact.get(paths[0]), now, paths[0]),
+                "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
                 "runs_as": driver.target.remark(call, encoding, None if read is None else read.encoding),
             }
         )
@@ -81,13 +84,10 @@ def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
     return 8 * held.dtype.itemsize * math.prod(shape) if encoding is None else encoding.size_bits(shape)
 
 
-def _weight_sqnr(driver: Driver, exact: Tensor | None, now: Tensor, path: str) -> float | None:
-    """Signal to noise of a weight, in dB; None where folding changed what it is compared with, or nothing differs."""
-    folded = any(getattr(step.edit, "path", None) == path for step in driver.state.steps)
-    if exact is None or isinstance(exact, EncodedTensor) or folded:
-        return None
-    noise = float((now - exact).detach().double().square().sum())
-    return None if noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
+def _weight_sqnr(exact: Tensor | None, now: Tensor) -> float | None:
+    """Signal to noise of a weight against what it was when the target had prepared it, in dB; None when they are equal."""
+    noise = 0.0 if exact is None else float((now - exact).detach().double().square().sum())
+    return None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
 
 
 def assemble(
@@ -103,6 +103,7 @@ def assemble(
     judged: Judged | None,
     taken: Latencies,
     rows: list[dict[str, Any]],
+    conditions: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole report."""
@@ -126,6 +127,7 @@ def assemble(
             "higher_is_better": judged.higher_is_better,
             "change": judged.change.to_json(),
         },
+        "conditions": conditions,
         "agreement": {
             "kind": near.kind,
             "judged_on": judged_on,
@@ -151,14 +153,29 @@ def sentence(
     smaller: float, stored: float, faster: Measurement, near: Closeness, judged: Judged | None, target: str, ending: str
 ) -> str:
     """The result in one sentence."""
-    speed = (
-        f"{faster.value:.2f}× faster ({faster.low:.2f} to {faster.high:.2f})"
-        if faster.low >= NO_SPEED_UP
-        else f"no speed-up ({faster.value:.2f}×, {faster.low:.2f} to {faster.high:.2f})"
+    interval = f"{faster.value:.2f}×, {faster.low:.2f} to {faster.high:.2f}"
+    speed = f"runs faster ({interval})" if faster.low >= NO_SPEED_UP else f"runs with no speed-up ({interval})"
+    share = 100 * near.agreement.value
+    agreed = (
+        f"{min(share, 99.9) if share < 100 else 100:.1f} % of samples get the same answer"
+        if near.kind == "top1"
+        else f"outputs keep a cosine of {near.agreement.value:.4f}"
     )
-    agreed = f"{100 * near.agreement.value:.1f} % of samples get the same answer" if near.kind == "top1" else f"outputs have a cosine of {near.agreement.value:.4f}"
-    change = "" if judged is None else f"; {judged.name} changed by {judged.change.value:+.4f} ({judged.change.low:+.4f} to {judged.change.high:+.4f})"
-    return f"The .{ending} file is {smaller:.2f}× smaller, with {speed} in {target}; the .lil file is {stored:.2f}× smaller; {agreed}{change}."
+    change = judged and judged.change
+    moved = f"; {judged.name} changes by {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})" if judged and change else ""
+    return (
+        f"In {target}, the .{ending} file is {times(smaller)} and {speed}; "
+        f"the .lil file is {times(stored)}; {agreed}{moved}."
+    )
+
+
+def times(ratio: float) -> str:
+    """A ratio of sizes in words.
+
+    >>> times(4.0), times(0.5)
+    ('4.00× smaller', '2.00× larger')
+    """
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
 
 
 def _speed(faster: Measurement, rows: list[dict[str, Any]]) -> str:

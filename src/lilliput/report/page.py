@@ -1,2 +1,344 @@
+"""The report as one HTML page that needs nothing beside it: no network, no scripts, no fonts."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
-def page(data: dict[str, Any]) -> str: return "<html></html>"
+
+from lilliput.report.figures import digits, interval, percent, signed, size
+from lilliput.report.markup import Html, dotted, el, joined, table
+
+Data = Mapping[str, Any]
+
+_BUSY_CORES = 0.2  # of other processes while timing; above it the figures are called disturbed
+_MANY = 24  # layers; a longer table scrolls under its heading
+_RUNGS = {
+    "whole": "The whole model was captured as one graph.",
+    "submodule": "The model was captured in parts, one submodule at a time.",
+    "module-local": "Some parts were captured only module by module.",
+}
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page that shows `data`, the report; nothing is on it that is not in there."""
+    style = files("lilliput.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = el("title", f"{data['name']} · Lilliput report")
+    sections = (_top, _figures, _bars, _layers, _skipped, _checks, _recipe, _environment)
+    body = el("body", el("main", *(section(data) for section in sections)))
+    return f"{_HEAD}{title}\n<style>\n{style}</style>\n{body}\n</html>\n"
+
+
+def _section(title: str, *inside: object) -> Html:
+    return el("section", el("h2", title), *inside)
+
+
+def _sizes(data: Data) -> list[tuple[str, str, int, int]]:
+    """Format, what opens it, bytes before and after of each file; what the target runs comes first."""
+    before = {item["format"]: item["bytes"] for item in data["before"]["artifacts"]}
+    after = sorted(data["after"]["artifacts"], key=lambda item: item["runs_on"] != data["target"])
+    return [(x["format"], x["runs_on"], before[x["format"]], x["bytes"]) for x in after]
+
+
+def _what_runs(data: Data) -> str:
+    return "the .{} file in {}".format(*_sizes(data)[0])
+
+
+# the result
+
+
+def _top(data: Data) -> Html:
+    badge = el("span", data["outcome"], class_="badge" if data["outcome"] == "done" else "badge bad")
+    above = el("p", f"Lilliput report for {data['target']} ", badge, class_="kicker")
+    return el(
+        "header", above, el("h1", data["name"]), el("p", data["sentence"], class_="lead"), *_warnings(data)
+    )
+
+
+def _warnings(data: Data) -> Iterable[Html]:
+    verdict, _, reason = data["speed"].partition(": ")
+    if verdict.startswith("no speed-up"):
+        yield _warning(verdict, reason or "no reason is recorded")
+    if data["conditions"]["may_saturate"] and any("int8 kernel" in row["runs_as"] for row in data["layers"]):
+        yield _warning(
+            "answers may differ on this processor",
+            "without VNNI, sums of unsigned and signed 8-bit products can saturate; weights of 7 bits, Int(7), avoid it",
+        )
+    busy = data["environment"].get("others_cores")
+    if busy is not None and busy > _BUSY_CORES:
+        yield _warning("other work disturbed the timing", f"it kept {busy:.1f} cores busy meanwhile")
+
+
+def _warning(what: str, why: str) -> Html:
+    strong, rest = (text[:1].upper() + text[1:] for text in (what, why))
+    return el("p", el("strong", strong, "."), f" {rest}.", class_="warning", role="note")
+
+
+def _figures(data: Data) -> Html:
+    """The figures that matter most, a tile each."""
+    tiles = [*_size_tiles(data), _speed_tile(data), _agreement_tile(data["agreement"])]
+    if data["metric"]:
+        tiles.append(_metric_tile(data["metric"], data["before"]["metric"], data["after"]["metric"]))
+    return el("div", *tiles, class_="tiles")
+
+
+def _tile(label: str, number: str, unit: str, *notes: str, class_: str = "tile") -> Html:
+    shown = el("p", number, " ", el("small", unit), class_="number")
+    return el("div", el("h3", label), shown, *(el("p", note) for note in notes), class_=class_)
+
+
+def _size_tiles(data: Data) -> Iterable[Html]:
+    for form, runs_on, before, after in _sizes(data):
+        runs = runs_on == data["target"]
+        ratio = data["ratio"]["smaller" if runs else "smaller_file"]
+        purpose = f"which {runs_on} runs" if runs else "to store and send"
+        unit = "smaller" if ratio >= 1 else "larger"
+        sizes = f"{size(before)} → {size(after)}"
+        yield _tile(f"The .{form} file, {purpose}", f"{max(ratio, 1 / ratio):.2f}×", unit, sizes)
+
+
+def _speed_tile(data: Data) -> Html:
+    faster, none = data["ratio"]["faster"], data["speed"].startswith("no speed-up")
+    before, after = (digits(data[side]["latency_ms"]["value"]) for side in ("before", "after"))
+    return _tile(
+        f"Speed of {_what_runs(data)}",
+        f"{faster['value']:.2f}×",
+        "no speed-up" if none else "faster",
+        f"{before} → {after} ms a call",
+        interval(faster, lambda x: f"{x:.2f}"),
+        class_="tile bad" if none else "tile",
+    )
+
+
+def _agreement_tile(near: Data) -> Html:
+    classes = near["kind"] == "top1"
+    form = percent if classes else lambda x: f"{x:.4f}"
+    label = "Samples with the same answer as before" if classes else "Cosine of outputs with those before"
+    number, _, unit = form(near["value"]).partition("\N{NO-BREAK SPACE}")
+    return _tile(
+        label,
+        number,
+        unit,
+        interval(near, form),
+        f"judged on {near['judged_on']}, {near['samples']:,} samples",
+    )
+
+
+def _metric_tile(metric: Data, before: Data, after: Data) -> Html:
+    change = metric["change"]
+    return _tile(
+        f"{metric['name']}, {'higher' if metric['higher_is_better'] else 'lower'} is better",
+        signed(change["value"]),
+        "change",
+        f"{digits(before['value'], 4)} → {digits(after['value'], 4)}",
+        interval(change, signed),
+        f"{change['samples']:,} samples{_verdict(change, metric['higher_is_better'])}",
+    )
+
+
+def _verdict(change: Data, higher_is_better: bool) -> str:
+    """What the interval of the change says, where it has both ends."""
+    low, high = change["low"], change["high"]
+    if low is None or high is None:
+        return ""
+    if low <= 0 <= high:
+        return "; the interval includes no change"
+    return "; better than before" if (low > 0) == higher_is_better else "; worse than before"
+
+
+# bars
+
+
+def _bars(data: Data) -> Html:
+    latency = _section("Latency", *_latency_bars(data))
+    return el("div", _section("Size", *_size_bars(data)), latency, _exactly(data), class_="columns")
+
+
+def _size_bars(data: Data) -> Iterable[Html]:
+    sizes = _sizes(data)
+    largest = max(max(both) for _, _, *both in sizes)
+    for form, runs_on, *both in sizes:
+        yield el("h4", f".{form}, opened by {runs_on}")
+        for side, count in zip(("before", "after"), both, strict=True):
+            yield _bar(side, count / largest, size(count))
+
+
+def _latency_bars(data: Data) -> Iterable[Html]:
+    times = {side: data[side]["latency_ms"] for side in ("before", "after")}
+    slowest = max(time[end] or 0 for time in times.values() for end in ("value", "high"))
+    yield el("h4", _what_runs(data))
+    for side, time in times.items():
+        low, high = (time[end] and time[end] / slowest for end in ("low", "high"))
+        yield _bar(side, time["value"] / slowest, f"{digits(time['value'])} ms", low, high)
+    rounds, threads = times["after"]["samples"], data["environment"]["threads"]
+    how = f"Medians of {rounds} rounds, taken in turns, on {threads} threads; whiskers are 95 % intervals."
+    yield el("p", how)
+
+
+def _bar(side: str, share: float, figure: str, low: float | None = None, high: float | None = None) -> Html:
+    drawn = el("span", _track(share, low, high), class_="track")
+    return el("div", el("span", side), drawn, el("b", figure), class_=f"bar {side}")
+
+
+def _track(share: float, low: float | None = None, high: float | None = None) -> Html:
+    """A bar as long as its share of the track, with a whisker where both ends of the interval are known."""
+    bar = el("i", style=f"width:{share:.2%}")
+    if low is None or high is None:
+        return bar
+    return joined(bar, el("u", style=f"left:{low:.2%};width:{high - low:.2%}"))
+
+
+def _exactly(data: Data) -> Html:
+    pairs = {f".{form} file, bytes": (before, after) for form, _, before, after in _sizes(data)}
+    for key, name in {"parameters": "parameters", "macs": "multiply-adds a call"}.items():
+        pairs[name] = (data["before"][key], data["after"][key])
+    rows = [[_cell(name), *(_number(f"{count:,}") for count in pair)] for name, pair in pairs.items()]
+    return _section("Exact figures", table(("", "#before", "#after"), rows, "Exact figures"))
+
+
+def _cell(*inside: object) -> Html:
+    return el("td", *inside)
+
+
+def _number(*inside: object) -> Html:
+    return el("td", *inside, class_="n")
+
+
+# layers
+
+
+def _layers(data: Data) -> Html:
+    rows = data["layers"]
+    largest = max((row["bytes"] for row in rows), default=0) or 1
+    heads = "weight|operation|#shape|encoding|activations|#bits a weight|#bytes|#zeros|#SQNR, dB|how it runs"
+    many = "layers long" if len(rows) > _MANY else "layers"
+    shown = table(heads.split("|"), (_layer(row, largest) for row in rows), "Layers", class_=many)
+    note = (
+        "SQNR is the signal of a weight over the noise that encoding it added; a dash where nothing differs, "
+        "or where the weight was folded with its neighbour first."
+    )
+    return _section("Layers", _ways(rows), shown, el("p", _stored(data)), el("p", note))
+
+
+def _layer(row: Data, largest: int) -> Iterable[Html]:
+    yield el(
+        "th", dotted(row["path"]), *(el("small", "also ", dotted(tie)) for tie in row["ties"]), scope="row"
+    )
+    yield _cell(row["op"])
+    yield _number(" × ".join(map(str, row["shape"])))
+    yield _cell(el("code", row["encoding"]))
+    yield _cell(el("code", row["activations"]))
+    yield _number(f"{row['bits_per_weight']:.2f}")
+    yield _number(el("span", _track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
+    yield _number(percent(row["zeros"]))
+    yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
+    yield _cell(_way(row["runs_as"]))
+
+
+def _way(runs_as: str, *more: object) -> Html:
+    """How a layer runs, marked where it is on integers, with the reason in small."""
+    short, _, reason = runs_as.partition(": ")
+    mark = el("span", short, *more, class_="way integer" if "int8 kernel" in short else "way")
+    return joined(mark, el("small", reason)) if reason else mark
+
+
+def _ways(rows: Sequence[Data]) -> Html:
+    """How many layers run in which way, and what they weigh together; the heaviest first."""
+    weights: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        weights[row["runs_as"]].append(row["bytes"])
+    heaviest = sorted(weights.items(), key=lambda item: -sum(item[1]))
+    items = (
+        _way(way, ": ", el("b", len(held)), f" of {len(rows)}, {size(sum(held))}") for way, held in heaviest
+    )
+    return el("ul", *(el("li", item) for item in items), class_="ways")
+
+
+def _stored(data: Data) -> str:
+    held = sum(row["bytes"] for row in data["layers"])
+    whole = {item["format"]: item["bytes"] for item in data["after"]["artifacts"]}.get("lil", 0)
+    rest = f"; the other {whole - held:,} hold biases, other tensors and its index" if whole >= held else ""
+    return f"These weights take {held:,} bytes of the .lil file{rest}."
+
+
+def _skipped(data: Data) -> Html:
+    skipped = [(item["path"], item["reason"]) for item in data["skipped"]]
+    return _section("Skipped", _reasons(skipped) if skipped else el("p", "Nothing was skipped."))
+
+
+def _reasons(found: Iterable[tuple[str, str]]) -> Html:
+    """Each reason, with the paths that it holds for."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for path, reason in found:
+        paths[reason].append(path)
+    parts = (
+        joined(el("dt", reason), *(el("dd", dotted(path)) for path in held)) for reason, held in paths.items()
+    )
+    return el("dl", *parts, class_="reasons")
+
+
+# how far it can be trusted
+
+
+def _checks(data: Data) -> Html:
+    """How far what was built is from what it was built from, and from what was there before."""
+    near, export, capture = data["agreement"], data["export"], data["capture"]
+    overall = {**near, "top1_agreement": near["value"] if near["kind"] == "top1" else None}
+    rows = (
+        _departure("original: file and module", export["before"], "the example"),
+        _departure("compressed: file and module", export["after"], "the example"),
+        _departure(
+            "compressed and original file", overall, f"{near['judged_on']}, {near['samples']:,} samples"
+        ),
+    )
+    heads = ("outputs compared", "#largest error", "#cosine", "#SQNR, dB", "#same answer", "on")
+    about = f"A file means {_what_runs(data)}. {_RUNGS.get(capture['rung'], capture['rung'])}"
+    problems = [_reasons(capture["problems"].items())] if capture["problems"] else []
+    return _section("Checks", el("p", about), *problems, table(heads, rows, "Checks"))
+
+
+def _departure(what: str, found: Data, on: str) -> Iterable[Html]:
+    yield _cell(what)
+    for key, form in (("largest_error", "{:.2g}"), ("cosine", "{:.6f}"), ("sqnr_db", "{:.1f}")):
+        yield _number("–" if found.get(key) is None else form.format(found[key]))
+    yield _number("–" if found.get("top1_agreement") is None else percent(found["top1_agreement"]))
+    yield _cell(on)
+
+
+def _recipe(data: Data) -> Html:
+    tables = (["[[steps]]", *(f"{key} = {_toml(x)}" for key, x in step.items())] for step in data["recipe"])
+    text = "\n\n".join("\n".join(lines) for lines in tables)
+    return _section("Recipe", el("pre", text), el("p", "What is not written here is at its default."))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike
+
+
+def _environment(data: Data) -> Html:
+    """Where the figures were taken; what is not named here is a version."""
+    rest = dict(data["environment"])
+    cpu, machine, flags, system = (rest.pop(key) for key in ("cpu", "machine", "flags", "os"))
+    cores, threads, busy = (rest.pop(key, None) for key in ("logical_cores", "threads", "others_cores"))
+    pairs = {
+        "Processor": f"{cpu or 'unknown'} ({machine})",
+        "Flags": joined(*(joined(el("code", flag), " ") for flag in flags)) if flags else "unknown",
+        "Threads": f"{threads}, of {cores} logical cores",
+        "Other work": "unknown" if busy is None else f"{busy:.2f} cores busy while timing",
+        "System": system,
+        "Versions": ", ".join(f"{name} {version}" for name, version in rest.items() if version),
+    }
+    shown = (joined(el("dt", key), el("dd", value)) for key, value in pairs.items())
+    return _section("Environment", el("dl", *shown, class_="pairs"))

@@ -29,8 +29,10 @@ from lilliput.targets.target import Runner, Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
 
+_INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both sides
-    "max_pool1d max_pool2d max_pool3d flatten reshape view transpose permute squeeze unsqueeze".split()
+    ("max_pool1d", "max_pool2d", "max_pool3d", "flatten", "reshape", "view")
+    + ("transpose", "permute", "squeeze", "unsqueeze")
 )
 _THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
@@ -59,13 +61,13 @@ class OnnxRuntime(Target):
     def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         placing = _Placing(view, encoding)
         for call in view.calls:
-            if call.weight not in weights or call.value is None or not _eight_bits(weights[call.weight]):
+            weight = weights.get(call.weight or "")
+            if call.value is None or not _eight_bits(weight):
                 continue
             if call.op == "linear":
                 placing.operand(call)
-            elif call.op in CONVOLUTIONS and not call.op.startswith("conv_transpose") and not encoding.dynamic:
-                if placing.pays(call):
-                    placing.convolution(call)
+            elif call.op in _INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
+                placing.convolution(call)
         placing.additions()
         return list(placing.places.values())
 

@@ -25,6 +25,7 @@ class Target(ABC):
     """A runtime. What it prefers reaches techniques as data: placements, and remarks on encodings."""
 
     threads: int | None = None  # of the runtime while it is measured; None: as many as there are cores
+    seconds: float = 60.0  # at most, for timing before and after; fewer give fewer rounds and a wider interval
 
     name: ClassVar[str]
     format: ClassVar[str]  # ending of the file that it runs

@@ -63,7 +63,7 @@ class Quantize(Technique):
         for path, encoding in encodings.items():
             run.encode(path, encoding, fit=self.fit)
         for operand, call in correct.items():
-            shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type,index]
+            shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type]
             run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
         for place in places:
             parameters = {} if place.encoding.dynamic else self.calibration.of_value(seen[place.like or place.value], place.encoding)

@@ -31,7 +31,7 @@ class Range(ABC):
         """Scale and offset of a tensor's blocks, for encodings that have a range; the others fit themselves."""
         if isinstance(encoding, Sparse) and encoding.values is not None:
             return self.fit(x, encoding.values)
-        if not isinstance(encoding, Int):
+        if not isinstance(encoding, Int) or not x.numel():
             return encoding.fit(x)
         low, high = self.find(encoding.blocks(x.detach().float()), None, encoding)
         return encoding.from_range(low, high, tuple(x.shape))

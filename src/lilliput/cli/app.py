@@ -1,0 +1,113 @@
+"""The commands, their options and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lilliput import __version__
+from lilliput.errors import LilliputError
+
+DONE, BAD_INPUT, NOT_MET, STOPPED = 0, 2, 3, 130
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+def main() -> None:
+    """What the `lilliput` command runs."""
+    app(prog_name="lilliput")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lilliput {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def lilliput(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Make a trained neural network small and fast, measurably, without losing what it learned."""
+
+
+@app.command()
+def compress(
+    task: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TASK.py", help="A file that defines `task`, an lp.Task or a function that returns one."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for all results.")] = Path("out"),
+    recipe: Annotated[
+        Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="The runtime that will run the result.")] = "onnxruntime",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of the runtime while it is measured; default: all cores."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="At most so long for timing; less means wider intervals.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it would take; write nothing.")
+    ] = False,
+) -> None:
+    """Compress the model of TASK.py, and measure what came of it.
+
+    Run again with the same folder, a run that was cut off goes on where it was.
+
+    \b
+    A TASK.py:
+      import lilliput as lp
+      task = lp.Task(net, example=batch, calibrate=batches, metric=lp.metrics.top1(labelled))
+
+    \b
+    A recipe, its steps in order. Weights and values that flow as integers of 8 bits:
+      [[steps]]
+      kind = "Quantize"
+      weights = {kind = "Int", bits = 8}
+      activations = {kind = "Int", bits = 8}
+
+    \b
+    The larger half of the weights, those as integers of 4 bits, 32 to a scale, all but a layer called head:
+      [[steps]]
+      kind = "Prune"
+      unit = "weights"
+      amount = 0.5
+
+    \b
+      [[steps]]
+      kind = "Quantize"
+      weights = {kind = "Int", bits = 4, group = 32}
+      where = ["*", "!head"]
+
+    \b
+    Exit codes:
+      0  done
+      2  bad input: the message says what, where, why and what to do
+      3  written, but neither smaller nor faster: see the report
+    """
+    try:
+        from lilliput.cli import commands
+
+        asked = commands.Asked(task, out, recipe, target, threads, seconds, json)
+        code = commands.dry_run(asked) if dry_run else commands.compress(asked)
+    except LilliputError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the same command goes on where it was (folder {out})", err=True)
+        code = STOPPED
+    sys.stdout.flush()
+    raise typer.Exit(code)

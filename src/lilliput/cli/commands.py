@@ -1,0 +1,105 @@
+"""What the commands do; imported only when one of them runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lilliput
+from lilliput.cli import table
+from lilliput.cli.app import DONE, NOT_MET
+from lilliput.cli.load import load_task
+from lilliput.cli.progress import shown
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.estimate import rehearse
+from lilliput.engine.run import Driver
+from lilliput.engine.store import Store
+from lilliput.plain import to_plain
+from lilliput.recipe import Recipe
+from lilliput.report.data import layers
+from lilliput.targets import Target
+from lilliput.targets import target as target_called
+from lilliput.task import Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user typed."""
+
+    task: Path
+    out: Path
+    recipe: Path | None
+    target: str
+    threads: int | None
+    seconds: float | None
+    json: bool
+
+    def chosen_recipe(self) -> Recipe | None:
+        return None if self.recipe is None else Recipe.read(self.recipe)
+
+    def chosen_target(self) -> Target:
+        given = {"threads": self.threads, "seconds": self.seconds}
+        known = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(target_called(self.target), **known)  # type: ignore[arg-type]
+
+
+def compress(asked: Asked) -> int:
+    """Compress, print the result, return the exit code."""
+    recipe, target = asked.chosen_recipe(), asked.chosen_target()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever the task's code prints
+        task = load_task(asked.task)
+        with shown() as progress:
+            result = lilliput.compress(task, recipe, target=target, folder=asked.out, progress=progress)
+    if asked.json:
+        print((result.folder / "report.json").read_text(encoding="utf-8"))
+    else:
+        files = [
+            result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")
+        ]
+        print(result, "", *files, sep="\n")
+    return DONE if result.data["outcome"] != "not met" else NOT_MET
+
+
+def dry_run(asked: Asked) -> int:
+    """Rehearse, print what would be done and what it would take; write nothing."""
+    recipe, target = asked.chosen_recipe(), asked.chosen_target()
+    with contextlib.redirect_stdout(sys.stderr):
+        plan = _plan(load_task(asked.task), recipe, target)
+    if asked.json:
+        print(json.dumps(plan, indent=1, allow_nan=False))
+    else:
+        table.show(plan, asked.out)
+    return DONE
+
+
+def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
+    began = perf_counter()
+    with shown() as progress:
+        driver, evaluate = begin(task, target, Store(), progress)
+        recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
+        judged = evaluate or driver.calibrate
+        estimate = rehearse(
+            driver,
+            lambda: follow(recipe, driver),
+            compared=judged.samples if judged else 1,
+            begun_s=perf_counter() - began,
+        )
+    return {
+        "recipe": to_plain(list(recipe.steps)),
+        "target": target.name,
+        "layers": _rows(driver),
+        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
+        "estimate": {**dataclasses.asdict(estimate), "metric": "not included" if task.metric else "none"},
+    }
+
+
+def _rows(driver: Driver) -> list[dict[str, Any]]:
+    """The report's rows about layers, without what only a written file tells."""
+    told = ("path", "op", "shape", "encoding", "activations", "bits_per_weight", "runs_as")
+    return [{key: row[key] for key in told} for row in layers(driver, {}, {})]

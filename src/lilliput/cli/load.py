@@ -1,0 +1,83 @@
+"""A task from the user's own file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lilliput.errors import InputError
+from lilliput.task import Task, reason
+
+
+def load_task(path: Path) -> Task:
+    """The `task` that the file at `path` defines: a Task, or a function that returns one.
+
+    The file's folder is on `sys.path` meanwhile. An error in the file is reported with its file and line.
+    """
+    if not path.is_file():
+        raise InputError(
+            "there is no such file", where=str(path), next="give a Python file that defines `task`"
+        )
+    with _importable_beside(path):
+        module = _run(path)
+        task = getattr(module, "task", None)
+        if callable(task) and not isinstance(task, Task):
+            task = _guarded(task, path)
+    if task is None:
+        raise InputError(
+            "defines no `task`", where=str(path), next="write task = lp.Task(…), or a function task()"
+        )
+    if not isinstance(task, Task):
+        raise InputError(
+            f"`task` is of type {type(task).__name__}", where=str(path), next="make it an lp.Task"
+        )
+    return task
+
+
+@contextlib.contextmanager
+def _importable_beside(path: Path) -> Iterator[None]:
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the file may have removed it itself
+            sys.path.remove(folder)
+
+
+def _run(path: Path) -> ModuleType:
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_task"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError("is no Python file", where=str(path), next="give a .py file")
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # classes defined in the file are looked up here, by dataclasses and pickle
+    _guarded(lambda: spec.loader.exec_module(module), path)  # type: ignore[union-attr]
+    return module
+
+
+def _guarded(call: Callable[[], Any], path: Path) -> Any:
+    """What `call` returns; what it raises comes out as one message with the user's file and line."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        raise InputError("the task file failed", where=_place(error, path), why=reason(error)) from error
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """Where the user's code failed: a line that cannot be parsed, or the innermost one beside the task."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    beside = path.resolve().parent
+    lines = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if beside in Path(frame.filename).resolve().parents
+    ]
+    return lines[-1] if lines else str(path)

@@ -1,0 +1,68 @@
+"""What every run begins with: what the user gives is checked, the model is copied, the recipe followed."""
+
+from __future__ import annotations
+
+import torch
+
+from lilliput.engine.run import Driver, Progress, check_runs
+from lilliput.engine.store import Store
+from lilliput.errors import CaptureError, InputError
+from lilliput.measure import environment
+from lilliput.model.edits import EncodeTensor
+from lilliput.plain import digest
+from lilliput.recipe import Recipe
+from lilliput.targets import Target
+from lilliput.task import Batches, Task, check_clusters, checked_example
+
+
+def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
+    """Check everything that the user gives, and take a private copy of the model."""
+    example, dynamic = checked_example(task)
+    checked = {
+        name: None if source is None else Batches.checked(source, name, example, dynamic)
+        for name, source in (("calibrate", task.calibrate), ("evaluate", task.evaluate))
+    }
+    check_clusters(task.clusters, checked["evaluate"])
+    conditions = environment(target.threads or torch.get_num_threads())
+    driver = Driver.start(
+        task.model,
+        example=example,
+        dynamic=dynamic,
+        calibrate=checked["calibrate"],
+        target=target,
+        store=store,
+        environment=digest(conditions, repr(target)),
+        progress=progress,
+    )
+    if task.example is not None or driver.calibrate is None:
+        check_runs(driver.model, example, "example")
+    if driver.calibrate is not None:
+        check_runs(driver.model, next(iter(driver.calibrate)), "calibrate[0]")
+    rung = driver.view().rung
+    if rung != "whole":
+        problems = driver.view().problems
+        first = next(iter(problems.items()))
+        raise CaptureError(
+            f"the model could be captured only by {rung}, so {target.name} cannot run it",
+            where=first[0] or type(task.model).__name__,
+            why=first[1],
+            next="rewrite what fails, or compress the submodule that holds the weights",
+        )
+    return driver, checked["evaluate"]
+
+
+def follow(recipe: Recipe, driver: Driver) -> None:
+    """Apply the steps in order; a recipe that changes no layer is an error."""
+    if not driver.view().weights:
+        raise InputError(
+            "the model has no convolution, linear layer or embedding", next="compress one that has"
+        )
+    for step in recipe.steps:
+        step.apply(driver)
+    if not any(isinstance(step.edit, EncodeTensor) for step in driver.state.steps):
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
+        raise InputError(
+            "the recipe changed no layer",
+            why=reasons,
+            next="see where= and the layers of the model",
+        )

@@ -1,0 +1,206 @@
+"""Recipes that name what is not there, that cannot be followed, or that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
+
+Refused = Callable[..., Any]
+Tasks = Callable[..., lp.Task]
+
+_TYPES = pytest.mark.xfail(strict=True, reason="the types of a technique's fields are not checked yet")
+UNCHECKED = {"weights", "where", "fit", "an encoding as fit", "yes"}
+
+
+def _step(text: str) -> str:
+    return f"[[steps]]\n{text}\n"
+
+
+# TOML, words of the message
+UNKNOWN = {
+    "no steps": ("", "[[steps]]"),
+    "no TOML": ("steps: Quantize", "not TOML"),
+    "steps is a table": ('[steps]\nkind = "Quantize"', "[[steps]]"),
+    "another word for steps": ('[[step]]\nkind = "Quantize"', "['step']"),
+    "a step without kind": (_step("amount = 0.5"), "without `kind`"),
+    "a technique": (_step('kind = "Quantise"'), "did you mean 'Quantize'?"),
+    "a field": (_step('kind = "Quantize"\nweight = 8'), "did you mean 'weights'?"),
+    "an encoding": (_step('kind = "Quantize"\nweights = {kind = "Itn"}'), "did you mean 'Int'?"),
+    "a field of an encoding": (
+        _step('kind = "Quantize"\nweights = {kind = "Int", bit = 8}'),
+        "did you mean 'bits'?",
+    ),
+    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Prune, Quantize"),
+    "a fit": (_step('kind = "Quantize"\nfit = {kind = "MinMaks"}'), "did you mean 'MinMax'?"),
+    "a unit": (_step('kind = "Prune"\nunit = "heads"\namount = 0.5'), "known units"),
+    "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
+    "a field that is missing": (_step('kind = "Prune"\nunit = "weights"'), "amount"),
+    "bits": (_step('kind = "Quantize"\nweights = {kind = "Int", bits = 12}'), "2 to 8 bits"),
+    "activations": (_step('kind = "Quantize"\nactivations = {kind = "Float16"}'), "quantized by Int"),
+    "a list": ("steps = [1]", "known techniques"),
+}
+
+MISTYPED = {
+    "weights": 'weights = "Int"',
+    "where": "where = 3",
+    "fit": 'fit = "MSE"',
+    "an encoding as fit": 'fit = {kind = "Int"}',
+    "a fractional group": 'weights = {kind = "Int", group = 1.5}',
+    "per": 'weights = {kind = "Int", per = "row"}',
+    "yes": 'bias_correction = "yes"',
+    "scale": 'weights = {kind = "Int", scale = 3}',
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_names(name: str) -> None:
+    text, words = UNKNOWN[name]
+    with pytest.raises(LilliputError) as caught:
+        lp.Recipe.from_toml(text)
+    assert isinstance(caught.value, RecipeError | EncodingError)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=_TYPES if name in UNCHECKED else ()) for name in MISTYPED]
+)
+def test_mistyped_fields(name: str) -> None:
+    with pytest.raises((RecipeError, EncodingError)):
+        lp.Recipe.from_toml(_step(f'kind = "Quantize"\n{MISTYPED[name]}'))
+
+
+@pytest.mark.parametrize("amount", [0, 1, -0.1, 1.5, 30, float("nan"), True], ids=str)
+def test_amounts_that_are_no_fraction(amount: float) -> None:
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        lp.Prune("weights", amount)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Prune("weights", 0.5)],
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Quantize(weights=lp.Int(4))],
+    ],
+    ids=["Prune last", "Quantize twice"],
+)
+def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
+    with pytest.raises(RecipeError, match="put Quantize last") as caught:
+        lp.Recipe(steps())
+    assert caught.value.what.startswith("step 2, ") and "ranges stale" in caught.value.why
+
+
+@pytest.mark.parametrize("step", [lp.Int(8), "Quantize", lp.Quantize], ids=repr)
+def test_a_step_that_is_none(step: Any) -> None:
+    with pytest.raises(RecipeError, match="known techniques: Prune, Quantize"):
+        lp.Recipe([step])
+
+
+@pytest.mark.parametrize("recipe", ["recipe.toml", [lp.Quantize()], lp.Quantize()], ids=repr)
+def test_no_recipe(recipe: Any, task: Tasks, refused: Refused) -> None:
+    assert refused(InputError, task(), recipe).next == "give lp.Recipe([…])"
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_recipe_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        lp.Recipe.read(tmp_path / name)
+    assert caught.value.where == str(tmp_path / name) and caught.value.why
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeDecodeError, reason="Recipe.read lets the decoder's error through"
+)
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError):
+        lp.Recipe.read(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("where", ["fcc", "!*", ("conv", "!conv"), ""], ids=repr)
+@pytest.mark.parametrize("technique", ["Quantize", "Prune"])
+def test_where_matches_nothing(technique: str, where: Any, task: Tasks, refused: Refused) -> None:
+    step = lp.Quantize(where=where) if technique == "Quantize" else lp.Prune("weights", 0.5, where=where)
+    error = refused(RecipeError, task(), lp.Recipe([step]))
+    assert f"where={where!r} matches no layer" in error.what
+    assert "layers are called conv, fc" in error.next
+
+
+@pytest.mark.parametrize(
+    ("weights", "what", "remedy"),
+    [
+        (lp.Int(4, group=5), "groups of 5 do not divide 72 inputs", 'use group=4, or where="!conv"'),
+        (lp.Int(8, axis=9), "axis 9 of a tensor with 4 axes", 'where="!conv"'),
+        (lp.Int(8, dynamic=True), "no run-time range", "activations only"),
+    ],
+    ids=repr,
+)
+def test_an_encoding_that_does_not_fit_a_layer(
+    weights: lp.Int, what: str, remedy: str, task: Tasks, refused: Refused
+) -> None:
+    error = refused(EncodingError, task(), lp.Recipe([lp.Quantize(weights=weights)]))
+    assert error.where == "conv.weight"
+    assert what in error.what and remedy in error.next
+
+
+def test_values_with_a_scale_for_each_channel(task: Tasks, refused: Refused) -> None:
+    step = lp.Quantize(activations=lp.Int(8, per="channel"))
+    assert 'per="tensor"' in refused(RecipeError, task(), lp.Recipe([step])).next
+
+
+def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refused: Refused) -> None:
+    task = lp.Task(net, example=batches[0])
+    error = refused(InputError, task, lp.Recipe([lp.Quantize(activations=lp.Int(8))]))
+    assert "needs calibration batches" in error.what and "calibrate=" in error.next
+
+
+@pytest.mark.xfail(
+    strict=True, raises=InputError, reason="bias correction asks for batches that there are not"
+)
+def test_weights_alone_need_no_calibration(
+    net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime
+) -> None:
+    lp.compress(lp.Task(net, example=batches[0]), lp.Recipe([lp.Quantize()]), target=quick)
+
+
+def test_a_recipe_that_changes_no_layer(refused: Refused) -> None:
+    """Every weight of the only layer is among the smallest, so it is left as it is."""
+    task = lp.Task(nn.Linear(2, 2), calibrate=[torch.ones(2, 2)])
+    error = refused(InputError, task, lp.Recipe([lp.Prune("weights", 0.99)]))
+    assert error.what == "the recipe changed no layer"
+    assert "weight: all of its weights are among the smallest" in error.why
+
+
+class Mixed(nn.Module):
+    """A layer that can be compressed, one left out, and one that no step knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(64, 64), nn.Linear(64, 8)
+        self.table = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.fc(x))) @ self.table  # type: ignore[no-any-return]
+
+
+def test_what_is_skipped_is_reported(quick: lp.OnnxRuntime) -> None:
+    torch.manual_seed(0)
+    task = lp.Task(Mixed(), calibrate=[torch.randn(4, 64)])
+    recipe = lp.Recipe([lp.Quantize(activations=lp.Int(8, dynamic=True), where="!head")])
+    report = lp.compress(task, recipe, target=quick).data
+    skipped = {entry["path"]: entry["reason"] for entry in report["skipped"]}
+    assert skipped == {
+        "head.weight": "left out by where='!head'",
+        "table": "it is no weight of a convolution, linear layer or embedding that was captured",
+    }
+    assert {row["path"]: row["encoding"] == "float32" for row in report["layers"]} == {
+        "fc.weight": False,
+        "head.weight": True,
+    }

@@ -1,0 +1,99 @@
+"""`--dry-run`: a plan with estimates, and not one byte written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+def _tree(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.fixture
+def nowhere(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing a file, or making a temporary folder, is an error."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a dry run writes")
+
+    for name in ("os.fsync", "os.replace", "os.mkdir", "tempfile.mkdtemp"):
+        monkeypatch.setattr(name, refuse)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_the_plan(lilliput: Run, task: Path, tmp_path: Path) -> None:
+    before = _tree(tmp_path)
+    done = lilliput("compress", task, "-o", tmp_path / "out", "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["conv.weight", "conv2d", "16×8×3×3"] in [row[:3] for row in rows]
+    assert ["fc.weight", "linear", "64×256"] in [row[:3] for row in rows]
+    assert "skipped table: it is no weight of" in done.stdout
+    assert "Estimates, from one calibration batch" in done.stdout
+    assert all(word in done.stdout for word in ("  time  ", "  memory  ", "  disk  ", "Nothing was written."))
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_the_plan_as_json(lilliput: Run, task: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        '[[steps]]\nkind = "Quantize"\nwhere = "fc"\nweights = {kind = "Int", bits = 4}\n'
+    )
+    done = lilliput("compress", task, "--dry-run", "--json", "--recipe", tmp_path / "recipe.toml")
+    plan = json.loads(done.stdout)
+    assert plan["recipe"][0]["where"] == "fc"
+    assert {row["path"]: row["bits_per_weight"] for row in plan["layers"]} == {
+        "conv.weight": 32,
+        "fc.weight": 4.125,
+    }
+    assert {entry["path"] for entry in plan["skipped"]} == {"conv.weight", "table"}
+    stages = plan["estimate"]["stages_s"]
+    assert sum(stages.values()) == pytest.approx(plan["estimate"]["seconds"])
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_bad_input_is_found(lilliput: Run, task: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        '[[steps]]\nkind = "Quantize"\nweights = {kind = "Int", group = 5}\n'
+    )
+    done = lilliput("compress", task, "--dry-run", "--recipe", tmp_path / "recipe.toml")
+    assert done.exit_code == 2
+    assert "error: conv.weight: groups of 5 do not divide 72 inputs" in done.stderr
+
+
+def test_estimates_against_a_real_run(lilliput: Run, task: Path, tmp_path: Path) -> None:
+    """Disk: tight. Time and memory are rough by nature; here they must have the right magnitude."""
+    plan = json.loads(lilliput("compress", task, "--dry-run", "--json", "--seconds", 1.5).stdout)
+    lilliput("compress", task, "-o", tmp_path / "out", "--seconds", 1.5)
+    tensors = sum(
+        path.stat().st_size
+        for path in (tmp_path / "out").rglob("*")
+        if path.suffix in (".onnx", ".lil", ".answer")
+    )
+    delivered_twice = sum((tmp_path / "out" / name).stat().st_size for name in ("net.lil", "net.onnx"))
+    assert plan["estimate"]["disk_bytes"] == pytest.approx(tensors - delivered_twice, rel=0.5)
+    assert 1.5 < plan["estimate"]["seconds"] < 60
+    assert 100e6 < plan["estimate"]["memory_bytes"] < 10e9
+
+
+def test_calibration_is_multiplied(lilliput: Run, task: Path) -> None:
+    """Eight times the batches: eight times the time to calibrate, and no more memory."""
+    text = task.read_text().replace("Net(), calibrate", "Slow(), calibrate")
+    text = text.replace(
+        "torch.manual_seed",
+        "import time\nclass Slow(Net):\n    def forward(self, x):\n"
+        "        time.sleep(0.1)\n        return super().forward(x)\n\ntorch.manual_seed",
+    )
+    taken = []
+    for count in (2, 16):
+        task.write_text(text.replace("range(4)", f"range({count})"))
+        plan = json.loads(lilliput("compress", task, "--dry-run", "--json").stdout)
+        taken.append(plan["estimate"]["stages_s"]["calibrating"])
+    assert taken[0] > 0.2 and 3 < taken[1] / taken[0] < 20

@@ -1,0 +1,170 @@
+"""The representations and the hosts that every contract is checked on."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
+from lilliput.model.carrier import attach, tensors
+
+CARRIED: tuple[Encoding, ...] = (
+    Float16(),
+    BFloat16(),
+    Int(8),
+    Int(2),
+    Int(8, axis=1),
+    Int(4, group=4),
+    Int(3, symmetric=False, per="tensor"),
+    Int(5, group=4, symmetric=False, scale=Float16()),
+    Sparse(),
+    Sparse(Int(8)),
+    Sparse(Int(4, group=4, scale=Float16())),
+    Sparse(Float16()),
+)
+
+
+class Scaled(nn.Linear):
+    """A layer of the user's own, whose constructor takes other arguments than its parent's."""
+
+    def __init__(self, width: int, *, gain: float) -> None:
+        super().__init__(width, width)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    """Tokens to scores over tokens, through one shared matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(self.embed(tokens))))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A module that carries encodings, and what it takes."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    example: Callable[[], Tensor]
+
+
+HOSTS = (
+    Host("linear", lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)), lambda: torch.randn(3, 8)),
+    Host("conv", lambda: nn.Conv2d(4, 8, 3), lambda: torch.randn(2, 4, 5, 5)),
+    Host("conv_transpose", lambda: nn.ConvTranspose2d(8, 4, 3, stride=2), lambda: torch.randn(2, 8, 3, 3)),
+    Host("embedding", lambda: nn.Embedding(12, 8, padding_idx=0), lambda: torch.tensor([[0, 3, 11], [5, 5, 1]])),
+    Host("lstm", Recurrent, lambda: torch.randn(2, 5, 8)),
+    Host("attention", Attention, lambda: torch.randn(2, 5, 8)),
+    Host("own_class", lambda: Scaled(8, gain=0.5), lambda: torch.randn(3, 8)),
+    Host("tied", Tied, lambda: torch.tensor([[0, 3, 11], [5, 5, 1]])),
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A model with encodings, and the same function as an ordinary model."""
+
+    model: nn.Module
+    dense: nn.Module  # ordinary tensors, equal to what the encodings decode to
+    original: nn.Module  # ordinary tensors, as they were before
+    x: Tensor
+    encoded: tuple[tuple[str, ...], ...]  # all paths of each encoded tensor
+
+
+Encode = Callable[[nn.Module, Encoding], Iterator[tuple[tuple[str, ...], Tensor]]]
+
+
+@pytest.fixture
+def encode() -> Encode:
+    """Encodes every matrix of a model in place; gives the paths of each with what it decodes to."""
+
+    def encode_all(model: nn.Module, encoding: Encoding) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        for paths, x in tensors(model).items():
+            if isinstance(x, Tensor) and x.dim() > 1:
+                encoded = encoding.represent(with_zeros(x) if isinstance(encoding, Sparse) else x)
+                attach(model, paths, encoded)
+                yield paths, encoded.decode()
+
+    return encode_all
+
+
+def with_zeros(x: Tensor) -> Tensor:
+    return x.detach() * (x.detach().abs() > x.detach().abs().median())
+
+
+# each encoding on several hosts, each host with several encodings; all pairs would be the same again
+PAIRS = [
+    pytest.param((host.name, encoding), id=f"{host.name}-{encoding!r}")
+    for (i, host), (j, encoding) in itertools.product(enumerate(HOSTS), enumerate(CARRIED))
+    if (i + j) % 4 == 0
+]
+
+
+@pytest.fixture(params=PAIRS)
+def carried(request: pytest.FixtureRequest, encode: Encode) -> Carried:
+    name, encoding = request.param
+    host = next(host for host in HOSTS if host.name == name)
+    original = host.make().eval()
+    model, dense = copy.deepcopy(original), copy.deepcopy(original)
+    changed = dict(encode(model, encoding))
+    with torch.no_grad():
+        for paths, value in changed.items():
+            dense.get_parameter(paths[0]).copy_(value)
+    return Carried(model, dense, original, host.example(), tuple(changed))
+
+
+@pytest.fixture
+def tied() -> type[nn.Module]:
+    return Tied
+
+
+@pytest.fixture
+def same() -> Callable[[Any, Any], None]:
+    """Asserts that two outputs or tensors are equal bit for bit."""
+    return lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0)

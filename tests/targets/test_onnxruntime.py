@@ -1,0 +1,239 @@
+"""What is exported is what ONNX Runtime runs on integers, and computes what the module computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.engine.run import Driver, model_digest
+from lilliput.engine.store import Store
+from lilliput.model.capture import Inputs, dynamic_axes
+from lilliput.task import Batches
+from lilliput.techniques.technique import Technique
+
+DYNAMIC = lp.Int(8, dynamic=True)
+
+
+class Convolutions(nn.Module):
+    """A stem, a depthwise layer, a residual add, a module called twice, pooling and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.wide = nn.Conv2d(16, 32, 1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.twice = nn.Conv2d(32, 32, 3, padding=1)
+        self.pool, self.classes = nn.MaxPool2d(2), nn.Linear(32, 10)
+        self.cut = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cut(self.wide(torch.relu(self.norm(self.stem(x)))))
+        x = x + self.depthwise(x)
+        x = self.pool(torch.relu(self.twice(x)))
+        x = torch.relu(self.twice(x))
+        return self.classes(x.mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """A table whose rows are looked up, three linear layers that read one value, and a head tied to the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 50, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.table(ids))
+        x = x + torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1) @ self.v(x)
+        return self.head(x)
+
+
+def built(
+    tmp_path: Path, net: nn.Module, inputs: Sequence[Tensor], steps: Sequence[Technique], axes: Any = None
+) -> tuple[Driver, Path]:
+    """`net` after `steps`, and the file built from it."""
+    example = Inputs.of(inputs[0])
+    open_axes = dynamic_axes(example, axes)
+    driver = Driver.start(
+        net.eval(),
+        example=example,
+        dynamic=open_axes,
+        calibrate=Batches.checked(inputs, "calibrate", example, open_axes),
+        target=lp.OnnxRuntime(threads=1),
+        store=Store(),
+        environment="",
+    )
+    for step in steps:
+        step.apply(driver)
+    path = tmp_path / "net.onnx"
+    driver.target.build(path, driver.model, example, open_axes)
+    return driver, path
+
+
+def fused(path: Path) -> Counter[str]:
+    """The operators that the runtime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def close(driver: Driver, path: Path, inputs: Sequence[Tensor], tolerance: float) -> None:
+    """What was built computes what the module computes, on more samples than it was traced with."""
+    expected = driver.model(inputs[0]).detach()
+    run = driver.target.open(path, expected)
+    for x in (*inputs, torch.cat(list(inputs))):
+        torch.testing.assert_close(run(x), driver.model(x).detach(), atol=tolerance, rtol=0)
+
+
+def images() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(4, 3, 16, 16) for _ in range(3)]
+
+
+def sentences() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randint(0, 50, (2, 7)) for _ in range(3)]
+
+
+def initializers(path: Path) -> dict[str, int]:
+    return {x.name: x.data_type for x in onnx.load(path).graph.initializer}
+
+
+def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Convolutions()
+    before = model_digest(net)
+    driver, path = built(tmp_path, net, images(), [lp.Quantize(activations=lp.Int(8))])
+    ops = fused(path)
+    assert ops["QLinearConv"] == 4  # wide, depthwise, and twice in two places: the 3-channel stem gains nothing
+    assert ops["Conv"] == 1
+    assert ops["QLinearAdd"] == 1
+    assert ops["QGemm"] == 1
+    assert not ops["Relu"] + ops["Clip"] + ops["BatchNormalization"] + ops["Add"]
+    close(driver, path, images(), 0.05)
+    assert model_digest(net) == before
+
+
+def test_stem_of_many_products_runs_on_integers(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 7), nn.ReLU())
+    _, path = built(tmp_path, net, images(), [lp.Quantize(activations=lp.Int(8))])
+    assert fused(path)["QLinearConv"] == 1
+
+
+def test_two_calls_of_one_module_have_ranges_of_their_own(tmp_path: Path) -> None:
+    driver, _ = built(tmp_path, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])
+    state = driver.model.state_dict()
+    first, second = (state[f"value_encodings.:relu#{i}.scale"] for i in (1, 2))
+    assert first != second
+
+
+def test_dynamic_linear_layers_share_one_quantization(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    axes = {0: {0: "batch", 1: "tokens"}}
+    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(activations=DYNAMIC)], axes)
+    ops = fused(path)
+    assert ops["DynamicQuantizeLinear"] + ops["DynamicQuantizeMatMul"] >= 2
+    assert ops["MatMulIntegerToFloat"] + ops["DynamicQuantizeMatMul"] == 4
+    close(driver, path, sentences()[:1], 1e-4)
+
+
+def test_table_is_stored_once_as_integers_though_it_is_tied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize()])
+    tables = [x for x in onnx.load(path).graph.initializer if list(x.dims) == [50, 32]]
+    assert [x.data_type for x in tables] == [onnx.TensorProto.INT8]
+
+
+def test_rows_are_gathered_before_they_are_decoded(tmp_path: Path) -> None:
+    _, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(weights=lp.Int(8, symmetric=False))])
+    graph = onnx.load(path).graph
+    table = next(x.name for x in graph.initializer if list(x.dims) == [50, 32])
+    assert "Gather" in {node.op_type for node in graph.node if node.input and node.input[0] == table}
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        (lp.Int(8), onnx.TensorProto.INT8),
+        (lp.Int(8, symmetric=False), onnx.TensorProto.UINT8),
+        (lp.Int(4), onnx.TensorProto.INT4),
+        (lp.Int(3, group=16), onnx.TensorProto.INT4),
+        (lp.Int(4, group=16, symmetric=False, scale=lp.Float16()), onnx.TensorProto.UINT4),
+        (lp.Int(8, per="tensor"), onnx.TensorProto.INT8),
+        (lp.Float16(), onnx.TensorProto.FLOAT16),
+        (lp.BFloat16(), onnx.TensorProto.BFLOAT16),
+    ],
+    ids=repr,
+)
+def test_weights_alone_keep_their_type_and_values(tmp_path: Path, weights: Any, dtype: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Conv1d(4, 8, 4), nn.Flatten(), nn.Linear(8 * 61, 16))
+    inputs = [torch.randn(2, 4, 32)]
+    where = ("*", "!4") if getattr(weights, "group", None) else "*"
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(weights=weights, where=where)])
+    assert dtype in initializers(path).values()
+    close(driver, path, inputs, 1e-5)
+
+
+def test_sub_byte_codes_make_the_file_smaller(tmp_path: Path) -> None:
+    sizes = []
+    for bits in (8, 4):
+        _, path = built(tmp_path, nn.Sequential(nn.Linear(256, 256)), [torch.randn(2, 256)], [lp.Quantize(weights=lp.Int(bits))])
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_fewer_bits_of_activations_are_cut_to_their_range(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(16, 8))
+    inputs = [torch.randn(64, 16)]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(5), calibration=lp.Percentile(80))])
+    close(driver, path, inputs, 1e-4)
+
+
+def test_nothing_inside_tells_where_it_was_made(tmp_path: Path) -> None:
+    _, path = built(tmp_path, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])
+    data = path.read_bytes()
+    assert str(Path(__file__).parent).encode() not in data
+    assert b".py" not in data
+    assert b"stack_trace" not in data
+
+
+def test_axes_keep_their_names_and_stay_open(tmp_path: Path) -> None:
+    axes = {0: {0: "batch", 1: "tokens"}}
+    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize()], axes)
+    dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims] == ["batch", "tokens"]
+    close(driver, path, [torch.randint(0, 50, (3, 11))], 1e-4)
+
+
+def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
+    files = []
+    for place in ("a", "b"):
+        torch.manual_seed(0)
+        (tmp_path / place).mkdir()
+        files.append(built(tmp_path / place, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        net[0].weight[0] = 1e-13
+        net[0].bias[0] = 5.0
+    inputs = [torch.randn(2, 4, 12, 12)]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8), bias_correction=False)])
+    close(driver, path, inputs, 0.05)
