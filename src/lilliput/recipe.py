@@ -35,10 +35,12 @@ class Recipe:
     def __init__(self, steps: Iterable[Technique]) -> None:
         object.__setattr__(self, "steps", tuple(steps))
         if not self.steps:
-            raise RecipeError("a recipe without steps", next='give at least one, such as Quantize(weights=Int(8))')
+            raise RecipeError("a recipe without steps", next="give at least one, such as Quantize(weights=Int(8))")
         for i, step in enumerate(self.steps):
             if not isinstance(step, Technique):
-                raise RecipeError(f"step {i + 1} is {step!r}", next=f"known techniques: {', '.join(sorted(TECHNIQUES))}")
+                raise RecipeError(
+                    f"step {i + 1} is {step!r}", next=f"known techniques: {', '.join(sorted(TECHNIQUES))}"
+                )
             for earlier in self.steps[:i]:
                 for stale in sorted(earlier.establishes & step.disturbs):
                     raise RecipeError(
@@ -49,7 +51,9 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as a TOML document: one ``[[steps]]`` table each."""
-        blocks = ["\n".join(["[[steps]]", *(f"{k} = {_toml(v)}" for k, v in to_plain(step).items())]) for step in self.steps]
+        blocks = [
+            "\n".join(["[[steps]]", *(f"{k} = {_toml(v)}" for k, v in to_plain(step).items())]) for step in self.steps
+        ]
         return "\n\n".join(blocks) + "\n"
 
     @classmethod

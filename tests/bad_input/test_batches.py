@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,12 +86,13 @@ def test_unsound_calibration(
 
 @pytest.mark.parametrize("name", [name for name in UNSOUND if name != "labels"])
 def test_unsound_evaluation_is_found_before_any_work(
-    name: str, batches: Batches, task: Callable[..., lp.Task], refused: Callable[..., Any]
+    name: str, batches: Batches, task: Callable[..., lp.Task], refused: Callable[..., Any], tmp_path: Path
 ) -> None:
     make, where, what, remedy = UNSOUND[name]
     error = refused(InputError, task(example=batches[0][:1], evaluate=make(batches)))
     assert error.where == where.replace("calibrate", "evaluate")
     assert what in error.what and remedy in error.next
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_beside_an_example(

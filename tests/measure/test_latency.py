@@ -71,9 +71,7 @@ def test_each_subject_goes_first_equally_often(clock: Clock) -> None:
     measured = clock.calls[3::2]  # after one warm-up each: one call to settle, one measured
     firsts = measured[::3]
     assert sorted(firsts) == ["a", "a", "b", "b", "c", "c"]
-    assert {(x, y) for x, y in pairwise(measured) if x != y} == {
-        (x, y) for x in names for y in names if x != y
-    }
+    assert {(x, y) for x, y in pairwise(measured) if x != y} == {(x, y) for x in names for y in names if x != y}
 
 
 def test_the_budget_bounds_the_whole(clock: Clock) -> None:

@@ -18,9 +18,7 @@ from lilliput.measure import Measurement
         (2.0, -math.inf, math.inf, "2.00 [-inf, inf]"),
     ],
 )
-def test_text_shows_the_figure_and_the_width_of_its_interval(
-    value: float, low: float, high: float, text: str
-) -> None:
+def test_text_shows_the_figure_and_the_width_of_its_interval(value: float, low: float, high: float, text: str) -> None:
     assert str(Measurement(value, low, high, samples=3)) == text
 
 

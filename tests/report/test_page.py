@@ -126,9 +126,7 @@ def test_every_text_of_the_report_is_escaped() -> None:
         return f"{thing}{attack}" if isinstance(thing, str) and not kept else thing
 
     data = attacked(_report())
-    data["target"] = data["before"]["artifacts"][1]["runs_on"] = data["after"]["artifacts"][1]["runs_on"] = (
-        attack
-    )
+    data["target"] = data["before"]["artifacts"][1]["runs_on"] = data["after"]["artifacts"][1]["runs_on"] = attack
     data["speed"] = f"no speed-up: {attack}"
     data["skipped"] = [{"path": attack, "reason": attack}]
     data["capture"]["problems"] = {attack: attack}

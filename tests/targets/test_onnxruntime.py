@@ -191,7 +191,9 @@ def test_weights_alone_keep_their_type_and_values(tmp_path: Path, weights: Any, 
 def test_sub_byte_codes_make_the_file_smaller(tmp_path: Path) -> None:
     sizes = []
     for bits in (8, 4):
-        _, path = built(tmp_path, nn.Sequential(nn.Linear(256, 256)), [torch.randn(2, 256)], [lp.Quantize(weights=lp.Int(bits))])
+        _, path = built(
+            tmp_path, nn.Sequential(nn.Linear(256, 256)), [torch.randn(2, 256)], [lp.Quantize(weights=lp.Int(bits))]
+        )
         sizes.append(path.stat().st_size)
     assert sizes[1] < 0.6 * sizes[0]
 

@@ -83,7 +83,9 @@ class _Lowering:
                 gather.replace_input_with(0, self._scaled(node, gather))
                 return
             if offset is not None:
-                decoded = self._new("Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather)
+                decoded = self._new(
+                    "Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather
+                )
             decoded = self._new("Mul", [decoded, self._rows(table, rows, gather)], before=gather)
         ir.convenience.replace_all_uses_with(gather.outputs[0], decoded)
 
@@ -180,7 +182,11 @@ class _Lowering:
         if turned:
             lone = len(node.outputs[0].uses()) <= 1
             whole = _array(codes)
-            codes = self._constant(np.ascontiguousarray(whole.T)) if lone else self._new("Transpose", [codes], before=multiply, perm=[1, 0])
+            codes = (
+                self._constant(np.ascontiguousarray(whole.T))
+                if lone
+                else self._new("Transpose", [codes], before=multiply, perm=[1, 0])
+            )
         product = self._new("MatMulInteger", [codes_q, codes, x_zero], before=multiply)
         factor = self._new("Mul", [x_scale, self._constant(scale)], before=multiply)
         cast = self._new("Cast", [product], before=multiply, to=ir.DataType.FLOAT)
@@ -305,5 +311,3 @@ def _offset(node: ir.Node) -> ir.Value | None:
 def _attribute(node: ir.Node, name: str) -> int:
     held = node.attributes.get(name)
     return 0 if held is None else held.as_int()
-
-

@@ -21,10 +21,10 @@ import torch
 from onnxscript.values import Opset
 from torch import nn
 
+from lilliput.disk import whole_file
 from lilliput.encodings import Int
 from lilliput.errors import ExportError
 from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
-from lilliput.disk import whole_file
 from lilliput.model.capture import Inputs, program
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
@@ -39,9 +39,7 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
 @functools.cache
 def _translations() -> dict[Any, Any]:
     """How torch's exporter is to write our ops: each as one node of our own domain."""
-    return {
-        getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()
-    }
+    return {getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()}
 
 
 def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]) -> Any:
@@ -54,7 +52,9 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
             DOMAIN,
             1,
             inputs=[
-                schema.FormalParameter(given, f"T{i}", param_option=optional.get(given, schema.FormalParameterOption.Single))
+                schema.FormalParameter(
+                    given, f"T{i}", param_option=optional.get(given, schema.FormalParameterOption.Single)
+                )
                 for i, given in enumerate(inputs)
             ],
             outputs=[schema.FormalParameter("out", "TOut")],
@@ -121,7 +121,9 @@ def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Map
                 names[str(value.shape[axis])] = name
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
-            value.shape = ir.Shape([names.get(str(dim), str(dim)) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape])
+            value.shape = ir.Shape(
+                [names.get(str(dim), str(dim)) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+            )
 
 
 def _strip(model: ir.Model) -> None:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import EncodingError
-from lilliput.model.carrier import EncodedTensor, become, encoded_names
+from lilliput.model.carrier import EncodedTensor, become, encoded_names, move_stored
 
 _NAME = re.compile(r"(?P<module>[^:]*):(?P<op>\w+)#(?P<occurrence>\d+)(?:\[(?P<output>\d+)\])?(?:@(?P<operand>\d+))?")
 
@@ -60,6 +61,11 @@ class Value:
             int(match["output"] or 0),
             None if operand is None else int(operand),
         )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # or torch.compile could not look inside
+def _thread() -> int:
+    return get_ident()
 
 
 Visit = Callable[[str, Tensor], Tensor]
@@ -105,6 +111,7 @@ class Interception(TorchFunctionMode):
         return tuple(self._see(f"{call}@{i}", x) if _flows(x) else x for i, x in enumerate(args))
 
     def __enter__(self) -> Interception:
+        self.thread = _thread()  # torch calls these hooks for modules that run in any thread
         self.hooks = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
@@ -117,12 +124,15 @@ class Interception(TorchFunctionMode):
             hook.remove()
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if _thread() != self.thread:
+            return
         silent = isinstance(module, EncodedTensor)  # decoding a weight is no value of the user's network
         known = self.paths.get(id(module.__dict__))
         self.running.append(None if silent or self.running[-1] is None else known)
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.running.pop()
+        if _thread() == self.thread:
+            self.running.pop()
 
 
 def _flows(x: Any) -> bool:
@@ -140,6 +150,11 @@ class ValueEncoder(nn.Module):
 
     def parameters_of_value(self) -> dict[str, Tensor]:
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ValueEncoder:
+        """Moves follow; a change of floating type changes what flows, not the grid that it is rounded to."""
+        move_stored(self, fn, recurse)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.encoding, Int):

@@ -87,7 +87,9 @@ def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
 def _weight_sqnr(exact: Tensor | None, now: Tensor) -> float | None:
     """Signal to noise of a weight against what it was when the target had prepared it, in dB; None when they are equal."""
     noise = 0.0 if exact is None else float((now - exact).detach().double().square().sum())
-    return None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
+    return (
+        None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
+    )
 
 
 def assemble(
@@ -117,12 +119,14 @@ def assemble(
         "name": name,
         "target": driver.target.name,
         "outcome": "done" if max(smaller, stored, faster.low) >= NO_SPEED_UP else "not met",
-        "sentence": sentence(smaller, stored, faster, near, judged, driver.target.name, target_format),
+        "sentence": sentence(smaller, stored, faster, near, judged, _runtime(driver, environment), target_format),
         "speed": _speed(faster, rows),
         "before": before,
         "after": after,
         "ratio": {"smaller": smaller, "smaller_file": stored, "faster": faster.to_json()},
-        "metric": None if judged is None else {
+        "metric": None
+        if judged is None
+        else {
             "name": judged.name,
             "higher_is_better": judged.higher_is_better,
             "change": judged.change.to_json(),
@@ -162,11 +166,21 @@ def sentence(
         else f"outputs keep a cosine of {near.agreement.value:.4f}"
     )
     change = judged and judged.change
-    moved = f"; {judged.name} changes by {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})" if judged and change else ""
+    moved = (
+        f"; {judged.name} changes by {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+        if judged and change
+        else ""
+    )
     return (
         f"In {target}, the .{ending} file is {times(smaller)} and {speed}; "
         f"the .lil file is {times(stored)}; {agreed}{moved}."
     )
+
+
+def _runtime(driver: Driver, environment: Mapping[str, Any]) -> str:
+    """The runtime and its threads, in words."""
+    threads = environment["threads"]
+    return f"{driver.target.name} on {threads} thread{'' if threads == 1 else 's'}"
 
 
 def times(ratio: float) -> str:

@@ -42,9 +42,7 @@ def dotted(path: str) -> Html:
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[Html]], label: str, *, class_: str = "") -> Html:
     """A table that scrolls in a frame of its own; a head that starts with # is of a column of numbers."""
-    cells = (
-        el("th", name.lstrip("#"), scope="col", class_="n" if name.startswith("#") else "") for name in heads
-    )
+    cells = (el("th", name.lstrip("#"), scope="col", class_="n" if name.startswith("#") else "") for name in heads)
     body = el("tbody", *(el("tr", *row) for row in rows))
     inside = el("table", el("thead", el("tr", *cells)), body)
     return el("div", inside, class_=f"frame {class_}".strip(), role="region", aria_label=label, tabindex="0")

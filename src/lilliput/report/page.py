@@ -58,9 +58,7 @@ def _what_runs(data: Data) -> str:
 def _top(data: Data) -> Html:
     badge = el("span", data["outcome"], class_="badge" if data["outcome"] == "done" else "badge bad")
     above = el("p", f"Lilliput report for {data['target']} ", badge, class_="kicker")
-    return el(
-        "header", above, el("h1", data["name"]), el("p", data["sentence"], class_="lead"), *_warnings(data)
-    )
+    return el("header", above, el("h1", data["name"]), el("p", data["sentence"], class_="lead"), *_warnings(data))
 
 
 def _warnings(data: Data) -> Iterable[Html]:
@@ -222,16 +220,14 @@ def _layers(data: Data) -> Html:
     many = "layers long" if len(rows) > _MANY else "layers"
     shown = table(heads.split("|"), (_layer(row, largest) for row in rows), "Layers", class_=many)
     note = (
-        "SQNR is the signal of a weight over the noise that encoding it added; a dash where nothing differs, "
-        "or where the weight was folded with its neighbour first."
+        "SQNR is the signal of a weight over the noise that encoding it added, batch norms folded in before; "
+        "a dash where nothing differs."
     )
     return _section("Layers", _ways(rows), shown, el("p", _stored(data)), el("p", note))
 
 
 def _layer(row: Data, largest: int) -> Iterable[Html]:
-    yield el(
-        "th", dotted(row["path"]), *(el("small", "also ", dotted(tie)) for tie in row["ties"]), scope="row"
-    )
+    yield el("th", dotted(row["path"]), *(el("small", "also ", dotted(tie)) for tie in row["ties"]), scope="row")
     yield _cell(row["op"])
     yield _number(" × ".join(map(str, row["shape"])))
     yield _cell(el("code", row["encoding"]))
@@ -256,9 +252,7 @@ def _ways(rows: Sequence[Data]) -> Html:
     for row in rows:
         weights[row["runs_as"]].append(row["bytes"])
     heaviest = sorted(weights.items(), key=lambda item: -sum(item[1]))
-    items = (
-        _way(way, ": ", el("b", len(held)), f" of {len(rows)}, {size(sum(held))}") for way, held in heaviest
-    )
+    items = (_way(way, ": ", el("b", len(held)), f" of {len(rows)}, {size(sum(held))}") for way, held in heaviest)
     return el("ul", *(el("li", item) for item in items), class_="ways")
 
 
@@ -279,9 +273,7 @@ def _reasons(found: Iterable[tuple[str, str]]) -> Html:
     paths: dict[str, list[str]] = defaultdict(list)
     for path, reason in found:
         paths[reason].append(path)
-    parts = (
-        joined(el("dt", reason), *(el("dd", dotted(path)) for path in held)) for reason, held in paths.items()
-    )
+    parts = (joined(el("dt", reason), *(el("dd", dotted(path)) for path in held)) for reason, held in paths.items())
     return el("dl", *parts, class_="reasons")
 
 
@@ -295,9 +287,7 @@ def _checks(data: Data) -> Html:
     rows = (
         _departure("original: file and module", export["before"], "the example"),
         _departure("compressed: file and module", export["after"], "the example"),
-        _departure(
-            "compressed and original file", overall, f"{near['judged_on']}, {near['samples']:,} samples"
-        ),
+        _departure("compressed and original file", overall, f"{near['judged_on']}, {near['samples']:,} samples"),
     )
     heads = ("outputs compared", "#largest error", "#cosine", "#SQNR, dB", "#same answer", "on")
     about = f"A file means {_what_runs(data)}. {_RUNGS.get(capture['rung'], capture['rung'])}"

@@ -96,7 +96,9 @@ class OnnxRuntime(Target):
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many kinds
-            raise ExportError("ONNX Runtime does not load the export", where=str(path), why=str(error).splitlines()[0]) from error
+            raise ExportError(
+                "ONNX Runtime does not load the export", where=str(path), why=str(error).splitlines()[0]
+            ) from error
         names = [given.name for given in session.get_inputs()]
         _, structure = tree_flatten(like)
 
@@ -190,5 +192,3 @@ class _Placing:
             for read in call.reads:
                 self._source(read)
         return call.value
-
-
