@@ -1,4 +1,4 @@
-"""The demo's figures on EfficientNet-Lite0, MiniLM and ResNet-18: the default recipe, on one thread and on all cores."""
+"""EfficientNet-Lite0, MiniLM and ResNet-18 by the default recipe, run on one thread and on all cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Peak memory and time: calibration on 32 to 1,024 samples, and MiniLM by the default recipe, each in a process of its own."""
+"""Peak memory and time of calibration on 32 to 1,024 samples, and of MiniLM by the default recipe.
+
+Each runs in a process of its own.
+"""
 
 from __future__ import annotations
 
