@@ -6,6 +6,7 @@ network (by 0.3 dB of SQNR over the evaluation inputs). All files are run by the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -60,10 +61,8 @@ def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[tuple[str, P
     onnx.save(stripped, plain)
     for per_channel, weight in itertools.product((True, False), TYPES):
         name, path = f"dynamic {'per channel' if per_channel else 'per tensor'} {weight}", folder / "dynamic.onnx"
-        yield (
-            name,
-            _made(path, lambda: quantize_dynamic(plain, path, per_channel=per_channel, weight_type=TYPES[weight])),
-        )
+        settings = {"per_channel": per_channel, "weight_type": TYPES[weight]}
+        yield name, _made(path, functools.partial(quantize_dynamic, plain, path, **settings))
     for method in METHODS:
         ranges = _ranges(task, plain, folder, method)
         if isinstance(ranges, str):
@@ -72,7 +71,7 @@ def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[tuple[str, P
         for per_channel, activation, weight in itertools.product((True, False), TYPES, TYPES):
             name = f"static {method} {'per channel' if per_channel else 'per tensor'} {activation}×{weight}"
             path = folder / "static.onnx"
-            yield name, _made(path, lambda: _static(plain, path, ranges, per_channel, activation, weight))  # noqa: B023
+            yield name, _made(path, functools.partial(_static, plain, path, ranges, per_channel, activation, weight))
 
 
 def _made(path: Path, make: Callable[[], object]) -> Path | str:
@@ -140,12 +139,8 @@ def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
         except Exception as error:
             yield {**row, "failed": str(error).splitlines()[0]}
             continue
-        taken = interleaved(
-            {"theirs": lambda: example.call(run), "ours": lambda: example.call(ours)},
-            rounds=9,
-            round_s=0.06,
-            settle_s=0.05,
-        )
+        subjects = {"theirs": functools.partial(example.call, run), "ours": functools.partial(example.call, ours)}
+        taken = interleaved(subjects, rounds=9, round_s=0.06, settle_s=0.05)
         ratio = taken.ratio("theirs", "ours")
         theirs_faster = taken.ratio("ours", "theirs")
         yield {

@@ -37,7 +37,7 @@ def calibrate(count: int) -> None:
     from networks import ResNet18
 
     import lilliput as lp
-    from lilliput.compress import begin
+    from lilliput.engine.begin import begin
     from lilliput.engine.run import silent
     from lilliput.engine.store import Store
 

@@ -127,9 +127,7 @@ def main() -> int:
     """Run the pages named on the command line, or all of them."""
     parser = argparse.ArgumentParser(description="Run the Python blocks of the documentation.")
     parser.add_argument("pages", nargs="*", type=Path, help="default: README.md and docs/**/*.md")
-    parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="limit for each page (default %(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for each page (default %(default)s)")
     asked = parser.parse_args()
     pages = [page.resolve() for page in asked.pages] or [
         ROOT / "README.md",

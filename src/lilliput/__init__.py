@@ -18,9 +18,9 @@ _PLACES = {
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",
-    "Result": "compress",
+    "Result": "verbs",
     "Task": "task",
-    "compress": "compress",
+    "compress": "verbs",
     "freeze": "model.carrier",
     "load": "file",
     "to_dense": "model.carrier",
@@ -28,7 +28,7 @@ _PLACES = {
 }
 _MODULES = ("metrics",)
 
-__all__ = [*_PLACES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_PLACES, *_MODULES]
 __version__ = "0.1.0"
 
 

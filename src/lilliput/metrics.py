@@ -31,9 +31,7 @@ class Metric:
 
     def __call__(self, model: Callable[..., Any]) -> Tensor:
         if isinstance(self.batches, Iterator):
-            raise InputError(
-                "the batches can be read only once", where=self.name, next="give a list or DataLoader"
-            )
+            raise InputError("the batches can be read only once", where=self.name, next="give a list or DataLoader")
         scores: list[Tensor] = []
         with torch.no_grad(), _eval_mode(model):
             for index, batch in enumerate(self.batches):
@@ -129,9 +127,7 @@ def _first_tensor(output: Any, where: str) -> Tensor:
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or not output.ndim:
-        raise InputError(
-            f"the model returned {type(output).__name__}, not a tensor of one row a sample", where=where
-        )
+        raise InputError(f"the model returned {type(output).__name__}, not a tensor of one row a sample", where=where)
     return output
 
 

@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lilliput.errors import RecipeError, nearest
 
@@ -64,6 +65,32 @@ def from_plain(data: Any, kinds: Mapping[str, type], where: str = "") -> Any:
         return cls(**values)
     except TypeError as error:
         raise RecipeError(f"{kind} cannot be made from these fields", where=where, why=str(error)) from error
+
+
+def check_types(thing: Any, where: str) -> None:
+    """Refuse a dataclass, or one inside it, whose fields hold something else than they are declared to hold."""
+    hints = get_type_hints(type(thing))
+    for field in dataclasses.fields(thing):
+        value, place = getattr(thing, field.name), f"{where}.{field.name}"
+        if not _fits(value, hints[field.name]):
+            declared = str(field.type).replace(" | None", ", or None")
+            raise RecipeError(f"is {value!r}", where=place, next=f"give what it takes: {declared}")
+        if dataclasses.is_dataclass(value):
+            check_types(value, place)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
 
 
 def canonical(data: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lilliput.encodings import ENCODINGS
 from lilliput.errors import RecipeError
-from lilliput.plain import from_plain, to_plain
+from lilliput.plain import check_types, from_plain, to_plain
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
@@ -36,18 +36,13 @@ class Recipe:
         object.__setattr__(self, "steps", tuple(steps))
         if not self.steps:
             raise RecipeError("a recipe without steps", next="give at least one, such as Quantize(weights=Int(8))")
-        for i, step in enumerate(self.steps):
+        given: tuple[Any, ...] = self.steps
+        for i, step in enumerate(given):
             if not isinstance(step, Technique):
-                raise RecipeError(
-                    f"step {i + 1} is {step!r}", next=f"known techniques: {', '.join(sorted(TECHNIQUES))}"
-                )
-            for earlier in self.steps[:i]:
-                for stale in sorted(earlier.establishes & step.disturbs):
-                    raise RecipeError(
-                        f"step {i + 1}, {type(step).__name__}, after {type(earlier).__name__}",
-                        why=f"it would make the {stale} stale that the earlier step found",
-                        next=f"put {type(earlier).__name__} last, or join the two steps",
-                    )
+                known = ", ".join(sorted(TECHNIQUES))
+                raise RecipeError(f"step {i + 1} is {step!r}", next=f"known techniques: {known}")
+            check_types(step, f"step {i + 1}, {type(step).__name__}")
+            _check_order(given[:i], step)
 
     def to_toml(self) -> str:
         """The recipe as a TOML document: one ``[[steps]]`` table each."""
@@ -74,6 +69,19 @@ class Recipe:
             return cls.from_toml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RecipeError("the recipe cannot be read", where=str(path), why=error.strerror or "") from None
+        except UnicodeDecodeError:
+            raise RecipeError("the recipe is no text", where=str(path), next="give a TOML file") from None
+
+
+def _check_order(before: tuple[Technique, ...], step: Technique) -> None:
+    """Refuse a step that makes stale what an earlier one found."""
+    for earlier in before:
+        for stale in sorted(earlier.establishes & step.disturbs):
+            raise RecipeError(
+                f"step {len(before) + 1}, {type(step).__name__}, after {type(earlier).__name__}",
+                why=f"it would make the {stale} stale that the earlier step found",
+                next=f"put {type(earlier).__name__} last, or join the two steps",
+            )
 
 
 def _toml(value: Any) -> str:

@@ -166,7 +166,9 @@ def _inputs(batch: Any, where: str) -> Inputs:
         raise InputError("holds no tensor", where=where, next="give what the model takes")
     for key, x in given.items():
         if not x.numel():
-            raise InputError(f"input {key!r} is empty, of shape {tuple(x.shape)}", where=where, next="leave the batch out")
+            raise InputError(
+                f"input {key!r} is empty, of shape {tuple(x.shape)}", where=where, next="leave the batch out"
+            )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise InputError(f"input {key!r} holds NaN or infinity", where=where, next="repair the data")
     return inputs
@@ -240,10 +242,14 @@ def check_clusters(clusters: Sequence[Any] | None, evaluate: Batches | None) -> 
     if clusters is None:
         return
     if not isinstance(clusters, Sized):
-        raise InputError(f"is a {type(clusters).__name__}", where="clusters", next="give a list of labels, one a sample")
+        raise InputError(
+            f"is a {type(clusters).__name__}", where="clusters", next="give a list of labels, one a sample"
+        )
     if evaluate is None:
         raise InputError("labels for no samples", where="clusters", next="give the samples as evaluate=")
     if len(clusters) != evaluate.samples:
         raise InputError(
-            f"{len(clusters)} labels for {evaluate.samples} samples", where="clusters", next="give one a sample of evaluate="
+            f"{len(clusters)} labels for {evaluate.samples} samples",
+            where="clusters",
+            next="give one a sample of evaluate=",
         )

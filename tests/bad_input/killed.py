@@ -60,9 +60,7 @@ def run(folder: Path, moment: tuple[str, str] | None) -> None:
             die()
 
     if moment is not None:
-        before(
-            os, "fsync", lambda fd: moment[1] == "write" and moment[0] in os.readlink(f"/proc/self/fd/{fd}")
-        )
+        before(os, "fsync", lambda fd: moment[1] == "write" and moment[0] in os.readlink(f"/proc/self/fd/{fd}"))
         before(os, "link", lambda source, path: moment == (Path(path).name, "deliver"))
     lp.compress(task, recipe, target=lp.OnnxRuntime(seconds=1.0), folder=folder, progress=progress)
 

@@ -95,16 +95,12 @@ def test_unsound_evaluation_is_found_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_beside_an_example(
-    batches: Batches, task: Callable[..., lp.Task], refused: Callable[..., Any]
-) -> None:
+def test_labels_beside_an_example(batches: Batches, task: Callable[..., lp.Task], refused: Callable[..., Any]) -> None:
     error = refused(InputError, task(example=batches[0], calibrate=_labelled(batches)))
     assert error.where == "calibrate[0]" and "without labels" in error.next
 
 
-def test_labels_that_the_model_takes_for_something_else(
-    batches: Batches, refused: Callable[..., Any]
-) -> None:
+def test_labels_that_the_model_takes_for_something_else(batches: Batches, refused: Callable[..., Any]) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -134,9 +130,7 @@ def test_the_first_batch_is_wrong(
     [(torch.full((1, 8, 4, 4), float("nan")), "NaN"), (torch.empty(0, 8, 4, 4), "empty"), ([[1.0]], "list")],
     ids=["NaN", "empty", "a list"],
 )
-def test_unsound_example(
-    example: Any, what: str, task: Callable[..., lp.Task], refused: Callable[..., Any]
-) -> None:
+def test_unsound_example(example: Any, what: str, task: Callable[..., lp.Task], refused: Callable[..., Any]) -> None:
     error = refused(InputError, task(example=example))
     assert error.where == "example" and what in error.what
 
@@ -185,9 +179,7 @@ def test_unsound_clusters(
     [[0], {0: 0}, {0: {-1: "width"}}, {0: {9: "width"}}, {1: {0: "batch"}}, {"y": {0: "batch"}}],
     ids=repr,
 )
-def test_unsound_dynamic_axes(
-    dynamic: Any, task: Callable[..., lp.Task], refused: Callable[..., Any]
-) -> None:
+def test_unsound_dynamic_axes(dynamic: Any, task: Callable[..., lp.Task], refused: Callable[..., Any]) -> None:
     assert "dynamic" in str(refused(InputError, task(dynamic=dynamic)))
 
 

@@ -26,9 +26,7 @@ def _mounted(place: Path, options: str) -> Iterator[Path]:
     """A disk of its own in memory at `place`; a skipped test where nothing may be mounted."""
     place.mkdir()
     try:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True, capture_output=True
-        )
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no disk can be mounted here: {error}")
     try:
@@ -154,9 +152,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def test_without_a_folder_nothing_stays_after_an_error(
-    temporary: Path, task: Tasks, refused: Refused
-) -> None:
+def test_without_a_folder_nothing_stays_after_an_error(temporary: Path, task: Tasks, refused: Refused) -> None:
     refused(InputError, task(metric=lambda model: 0.5), RECIPE, folder=None)
     assert not list(temporary.iterdir())
 

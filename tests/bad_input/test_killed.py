@@ -15,9 +15,7 @@ SCRIPT = Path(__file__).with_name("killed.py")
 DELIVERED = ["net.lil", "net.onnx", "report.html", "report.json"]
 CHAIN = "chain"  # one folder, killed at every moment in turn
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="forks, and asks /proc which file is being written"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and asks /proc which file is being written")
 
 
 @pytest.fixture(scope="module")

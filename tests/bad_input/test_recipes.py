@@ -16,9 +16,6 @@ from lilliput.errors import EncodingError, InputError, LilliputError, RecipeErro
 Refused = Callable[..., Any]
 Tasks = Callable[..., lp.Task]
 
-_TYPES = pytest.mark.xfail(strict=True, reason="the types of a technique's fields are not checked yet")
-UNCHECKED = {"weights", "where", "fit", "an encoding as fit", "yes"}
-
 
 def _step(text: str) -> str:
     return f"[[steps]]\n{text}\n"
@@ -69,9 +66,7 @@ def test_unknown_names(name: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=_TYPES if name in UNCHECKED else ()) for name in MISTYPED]
-)
+@pytest.mark.parametrize("name", MISTYPED)
 def test_mistyped_fields(name: str) -> None:
     with pytest.raises((RecipeError, EncodingError)):
         lp.Recipe.from_toml(_step(f'kind = "Quantize"\n{MISTYPED[name]}'))
@@ -115,9 +110,6 @@ def test_a_recipe_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / name) and caught.value.why
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeDecodeError, reason="Recipe.read lets the decoder's error through"
-)
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError):
@@ -161,12 +153,7 @@ def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refus
     assert "needs calibration batches" in error.what and "calibrate=" in error.next
 
 
-@pytest.mark.xfail(
-    strict=True, raises=InputError, reason="bias correction asks for batches that there are not"
-)
-def test_weights_alone_need_no_calibration(
-    net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime
-) -> None:
+def test_weights_alone_need_no_calibration(net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime) -> None:
     lp.compress(lp.Task(net, example=batches[0]), lp.Recipe([lp.Quantize()]), target=quick)
 
 

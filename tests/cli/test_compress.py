@@ -40,9 +40,7 @@ def test_nothing_gained(lilliput: Run, task: Path, tmp_path: Path) -> None:
     """Written all the same, and told by the exit code; a recipe comes from a file."""
     (tmp_path / "recipe.toml").write_text(PRUNE)
     out = tmp_path / "out"
-    done = lilliput(
-        "compress", task, "-o", out, "--seconds", 1.5, "--recipe", tmp_path / "recipe.toml", "--threads", 1
-    )
+    done = lilliput("compress", task, "-o", out, "--seconds", 1.5, "--recipe", tmp_path / "recipe.toml", "--threads", 1)
     assert done.exit_code == 3, done.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["outcome"] == "not met" and report["recipe"][0]["amount"] == 0.01
@@ -105,11 +103,7 @@ def test_the_help_shows_a_recipe_that_works(lilliput: Run) -> None:
     import lilliput as lp
 
     lines = lilliput("compress", "--help").stdout.splitlines()
-    toml = [
-        line.strip()
-        for line in lines
-        if line.strip().startswith("[[") or (" = " in line and "task" not in line)
-    ]
+    toml = [line.strip() for line in lines if line.strip().startswith("[[") or (" = " in line and "task" not in line)]
     recipes = "\n".join(toml).split('activations = {kind = "Int", bits = 8}\n')
     assert lp.Recipe.from_toml(recipes[0] + 'activations = {kind = "Int", bits = 8}').steps == (
         lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)),
@@ -154,9 +148,7 @@ def test_as_a_process_of_its_own(task: Path, tmp_path: Path) -> None:
             "1.5",
             "--json",
         ]
-        return subprocess.Popen(
-            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     undisturbed, killed = start("undisturbed"), start("killed")
     assert killed.stderr is not None

@@ -60,9 +60,7 @@ def test_the_plan_as_json(lilliput: Run, task: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nowhere")
 def test_bad_input_is_found(lilliput: Run, task: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(
-        '[[steps]]\nkind = "Quantize"\nweights = {kind = "Int", group = 5}\n'
-    )
+    (tmp_path / "recipe.toml").write_text('[[steps]]\nkind = "Quantize"\nweights = {kind = "Int", group = 5}\n')
     done = lilliput("compress", task, "--dry-run", "--recipe", tmp_path / "recipe.toml")
     assert done.exit_code == 2
     assert "error: conv.weight: groups of 5 do not divide 72 inputs" in done.stderr
@@ -73,9 +71,7 @@ def test_estimates_against_a_real_run(lilliput: Run, task: Path, tmp_path: Path)
     plan = json.loads(lilliput("compress", task, "--dry-run", "--json", "--seconds", 1.5).stdout)
     lilliput("compress", task, "-o", tmp_path / "out", "--seconds", 1.5)
     tensors = sum(
-        path.stat().st_size
-        for path in (tmp_path / "out").rglob("*")
-        if path.suffix in (".onnx", ".lil", ".answer")
+        path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.suffix in (".onnx", ".lil", ".answer")
     )
     delivered_twice = sum((tmp_path / "out" / name).stat().st_size for name in ("net.lil", "net.onnx"))
     assert plan["estimate"]["disk_bytes"] == pytest.approx(tensors - delivered_twice, rel=0.5)

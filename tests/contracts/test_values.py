@@ -70,8 +70,23 @@ class Many(nn.Module):
         return torch.cat([a * b, best[..., None], where[..., None].to(h.dtype)], dim=-1) + last.mean()
 
 
+class Shared(nn.Module):
+    """One module under two names, and one of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.layers = nn.ModuleList([nn.Sequential(self.first, nn.ReLU()), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(self.first(x))
+        return x
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (2, 4, 6, 6)),
+    "shared": (Shared, (2, 8)),
     "inplace": (Inplace, (2, 4, 6, 6)),
     "many": (Many, (2, 5, 8)),
     "transformer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),

@@ -51,6 +51,13 @@ def _report() -> dict[str, Any]:
         "ratio": {"smaller": 3.793, "smaller_file": 3.896, "faster": _measured(1.667, 1.654, 1.711)},
         "metric": {"name": "top1", "higher_is_better": True, "change": _measured(-0.05, -0.07, -0.03, 1000)},
         "agreement": {**near, "largest_error": 0.791, "cosine": 0.998, "sqnr_db": 24.49},
+        "conditions": {
+            "timed_on": {"0": [1, 3, 8, 8]},
+            "calibration_samples": 8,
+            "clusters": None,
+            "confidence": 0.95,
+            "may_saturate": False,
+        },
         "export": {"before": departure, "after": departure},
         "capture": {"rung": "whole", "problems": {}},
         "layers": [_layer("body.0.weight"), _layer("head.weight", ties=["embed.weight"])],
@@ -229,3 +236,10 @@ def test_the_data_are_left_as_they_were() -> None:
     before = copy.deepcopy(data)
     page(data)
     assert data == before
+
+
+def test_a_processor_on_which_sums_saturate_is_a_warning() -> None:
+    data = _report()
+    data["conditions"]["may_saturate"] = True
+    data["layers"][0]["runs_as"] = "int8 kernel"
+    assert "saturate" in page(data)

@@ -13,9 +13,7 @@ from lilliput.errors import LilliputError
 
 DONE, BAD_INPUT, NOT_MET, STOPPED = 0, 2, 3, 130
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def main() -> None:

@@ -59,9 +59,7 @@ def compress(asked: Asked) -> int:
     if asked.json:
         print((result.folder / "report.json").read_text(encoding="utf-8"))
     else:
-        files = [
-            result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")
-        ]
+        files = [result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")]
         print(result, "", *files, sep="\n")
     return DONE if result.data["outcome"] != "not met" else NOT_MET
 

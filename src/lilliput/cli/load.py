@@ -21,22 +21,16 @@ def load_task(path: Path) -> Task:
     The file's folder is on `sys.path` meanwhile. An error in the file is reported with its file and line.
     """
     if not path.is_file():
-        raise InputError(
-            "there is no such file", where=str(path), next="give a Python file that defines `task`"
-        )
+        raise InputError("there is no such file", where=str(path), next="give a Python file that defines `task`")
     with _importable_beside(path):
         module = _run(path)
         task = getattr(module, "task", None)
         if callable(task) and not isinstance(task, Task):
             task = _guarded(task, path)
     if task is None:
-        raise InputError(
-            "defines no `task`", where=str(path), next="write task = lp.Task(…), or a function task()"
-        )
+        raise InputError("defines no `task`", where=str(path), next="write task = lp.Task(…), or a function task()")
     if not isinstance(task, Task):
-        raise InputError(
-            f"`task` is of type {type(task).__name__}", where=str(path), next="make it an lp.Task"
-        )
+        raise InputError(f"`task` is of type {type(task).__name__}", where=str(path), next="make it an lp.Task")
     return task
 
 

@@ -29,9 +29,7 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         shape = "×".join(map(str, row["shape"]))
         bits = f"{row['bits_per_weight']:.2f}"
-        table.add_row(
-            row["path"], row["op"], shape, row["encoding"], row["activations"], bits, row["runs_as"]
-        )
+        table.add_row(row["path"], row["op"], shape, row["encoding"], row["activations"], bits, row["runs_as"])
     return table
 
 

@@ -83,9 +83,7 @@ def rehearse(driver: Driver, work: Callable[[], None], *, compared: int, begun_s
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters and buffers, encoded ones before entropy coding, tied ones once."""
     parameters = sum(_bits(held) for held in tensors(model).values()) // 8
-    inside = {
-        id(x) for module in model.modules() if isinstance(module, EncodedTensor) for x in module.buffers()
-    }
+    inside = {id(x) for module in model.modules() if isinstance(module, EncodedTensor) for x in module.buffers()}
     return parameters + sum(x.nbytes for x in model.buffers() if id(x) not in inside)
 
 

@@ -34,7 +34,15 @@ class Built:
 def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     """Build `model` (identified by `digest`) into `path`, open it, and compare it with the module on the example."""
     target = driver.target
-    question = ("build", driver.environment, digest, fingerprint(driver.example), str(driver.dynamic), repr(target), path.name)
+    question = (
+        "build",
+        driver.environment,
+        digest,
+        fingerprint(driver.example),
+        str(driver.dynamic),
+        repr(target),
+        path.name,
+    )
 
     def compute() -> Answer:
         driver.progress(f"building {path.name}", 0, 1)
@@ -133,11 +141,15 @@ def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Bu
         )
     if clusters is not None and len(clusters) != len(scores[0]):
         raise InputError(
-            f"has {len(clusters)} cluster labels for {len(scores[0])} scores", where=f"metric {name}", next="give one a sample"
+            f"has {len(clusters)} cluster labels for {len(scores[0])} scores",
+            where=f"metric {name}",
+            next="give one a sample",
         )
     higher = bool(getattr(metric, "higher_is_better", True))
     first, second = (score.numpy() for score in scores)
-    return Judged(name, higher, mean(first, clusters), mean(second, clusters), paired_difference(first, second, clusters))
+    return Judged(
+        name, higher, mean(first, clusters), mean(second, clusters), paired_difference(first, second, clusters)
+    )
 
 
 def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) -> torch.Tensor:
@@ -148,29 +160,45 @@ def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) ->
         raise
     except Exception as error:  # the user's own code
         raise InputError(
-            "failed", where=where, why=reason(error), next="it is called with a callable that takes what the model takes"
+            "failed",
+            where=where,
+            why=reason(error),
+            next="it is called with a callable that takes what the model takes",
         ) from error
     if scores.dim() != 1 or not len(scores):
         raise InputError(
-            f"gave a result of shape {tuple(scores.shape)}", where=where, next="return one score a sample, not their mean"
+            f"gave a result of shape {tuple(scores.shape)}",
+            where=where,
+            next="return one score a sample, not their mean",
         )
     if bad := int((~torch.isfinite(scores)).sum()):
         raise InputError(
-            f"gave {bad} of {len(scores)} scores that are NaN or infinite", where=where, next="repair the metric or its data"
+            f"gave {bad} of {len(scores)} scores that are NaN or infinite",
+            where=where,
+            next="repair the metric or its data",
         )
     return scores
 
 
 def latency(driver: Driver, before: Built, after: Built) -> Latencies:
     """Milliseconds of both on the example, taken in turns; remembered, not repeated, when a run is resumed."""
-    question = ("latency", driver.environment, before.digest, after.digest, fingerprint(driver.example), repr(driver.target))
+    question = (
+        "latency",
+        driver.environment,
+        before.digest,
+        after.digest,
+        fingerprint(driver.example),
+        repr(driver.target),
+    )
 
     def compute() -> Answer:
         driver.progress("timing", 0, 1)
         subjects = {"before": lambda: driver.example.call(before.run), "after": lambda: driver.example.call(after.run)}
         taken = interleaved(subjects, budget_s=driver.target.seconds)
         driver.progress("timing", 1, 1)
-        return Answer({"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores})
+        return Answer(
+            {"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores}
+        )
 
     found = driver.store.answer(question, compute).data
     return Latencies({name: tuple(ms) for name, ms in found["rounds_ms"].items()}, found["others_cores"])

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lilliput.errors import ResumeError
 from lilliput.disk import whole_file
+from lilliput.errors import ResumeError
 
 
 def check_same(record: Path, run: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int
+from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import EncodingError, InputError
 from lilliput.measure import flatten_outputs
@@ -20,7 +21,6 @@ from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, Sta
 from lilliput.model.values import Interception
 from lilliput.model.view import View
 from lilliput.plain import digest
-from lilliput.encodings.encoding import tensor_digest
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size, reason
 from lilliput.techniques.statistics import Observe, Statistics
@@ -86,6 +86,10 @@ class Driver:
             self._layers = len(view.weights)
         return self._views[self.state.digest]
 
+    @property
+    def calibrated(self) -> bool:
+        return self.calibrate is not None
+
     def prepare(self) -> None:
         for edit, given in self.target.prepare(self.view(), self.model):
             self._edit(edit, given)
@@ -120,7 +124,14 @@ class Driver:
         check_encodable(encoding, path, x)
         if isinstance(held, EncodedTensor):
             x, encoding = held.encoding.enforce(x, held.encoded()), encoding.keeping(held.encoding)
-        question = ("encode", self.environment, tensor_digest(x), encoding, fit, self._kept_grid(encoding, earlier, held))
+        question = (
+            "encode",
+            self.environment,
+            tensor_digest(x),
+            encoding,
+            fit,
+            self._kept_grid(encoding, earlier, held),
+        )
 
         def compute() -> Answer:
             if earlier is not None and self._kept_grid(encoding, earlier, held):

@@ -6,11 +6,7 @@ domain of their own, which `lilliput.export.lower` turns into standard operators
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from lilliput.disk import whole_file
 from lilliput.encodings import Int
 from lilliput.errors import ExportError
 from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
-from lilliput.model.capture import Inputs, program
+from lilliput.model.capture import Inputs, program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
@@ -83,7 +79,7 @@ def export(
     """
     opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
-        with _quiet():
+        with quiet():
             captured = program(model, example, dynamic)
             exported = torch.onnx.export(
                 captured, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
@@ -127,7 +123,7 @@ def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Map
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove what tells where and how the model was made, and inferred shapes, which lead runtimes to slower fusions."""
+    """Remove what tells where and how the model was made, and inferred shapes, which lead to slower fusions."""
     model.metadata_props.clear()
     model.doc_string = model.graph.doc_string = None
     model.producer_name, model.producer_version = "lilliput", None
@@ -142,16 +138,3 @@ def _strip(model: ir.Model) -> None:
             value.metadata_props.clear()
             if value not in kept:
                 value.shape, value.type = None, None
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """torch's exporter prints and logs; errors still come out as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -110,9 +110,7 @@ def _paired(reference: list[Tensor], output: list[Tensor]) -> list[tuple[Tensor,
     if not reference:
         raise MeasureError("the reference returned no tensor to compare")
     if len(reference) != len(output):
-        raise MeasureError(
-            f"{len(reference)} outputs in the reference, {len(output)} in what is compared to it"
-        )
+        raise MeasureError(f"{len(reference)} outputs in the reference, {len(output)} in what is compared to it")
     for index, (ours, theirs) in enumerate(zip(reference, output, strict=True)):
         if ours.shape != theirs.shape:
             shapes = f"{list(ours.shape)} in the reference, {list(theirs.shape)} in what is compared to it"

@@ -6,8 +6,12 @@ rung that was reached and the reason for each failure are in the view.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import itertools
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.carrier import SUFFIX, tensors
+from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import mark, watched
 from lilliput.model.view import Call, Rung, View
 
@@ -74,7 +78,7 @@ def dynamic_axes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str | int, dic
         if key not in known:
             raise InputError(f"dynamic= names an input {key!r}", next=f"the example has {', '.join(map(repr, known))}")
         for axis in axes:
-            if axis >= known[key].dim():
+            if not 0 <= axis < known[key].dim():
                 raise InputError(f"dynamic= names axis {axis} of {key!r}", why=f"it has {known[key].dim()} axes")
     return {key: dict(axes) for key, axes in dynamic.items()}
 
@@ -90,7 +94,8 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         return x
 
     wide = inputs.map(widen)
-    shapes = wide.map(lambda key, x: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None)
+    open_axes = {key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()}
+    shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
     given = shapes.by_parameter(model.forward)
     with torch.no_grad():
         return torch.export.export(
@@ -125,16 +130,16 @@ def _by_first_path(calls: Iterable[Call], ties: tuple[tuple[str, ...], ...]) -> 
 def _descend(
     path: str, module: nn.Module, seen: Mapping[str, Inputs], calls: list[Call], problems: dict[str, str]
 ) -> set[Rung]:
-    if path not in seen:
-        return set()  # never called with tensors: a container, or a branch not taken
-    leaf = not any(True for _ in module.children())
-    try:
-        calls += _calls(module, seen[path], {}, path)
-        return {"module-local" if leaf else "submodule"}
-    except Exception as error:
-        problems[path] = _first_line(error)
-    rungs: set[Rung] = {"module-local"} if leaf else set()
-    for name, child in module.named_children():
+    children = {name: child for name, child in module.named_children() if not isinstance(child, EncodedTensor)}
+    rungs: set[Rung] = set()
+    if path in seen:  # or else it was never called: a list of layers, or a branch not taken
+        rungs = set() if children else {"module-local"}
+        try:
+            calls += _calls(module, seen[path], {}, path)
+            return rungs or {"submodule"}
+        except Exception as error:
+            problems[path] = _first_line(error)
+    for name, child in children.items():
         rungs |= _descend(f"{path}.{name}", child, seen, calls, problems)
     return rungs
 
@@ -153,7 +158,7 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
         module.register_forward_pre_hook(remember(path), with_kwargs=True) for path, module in model.named_modules() if path
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _eval(model):
             inputs.call(model)
     except Exception as error:
         raise InputError("the model fails on its example", why=_first_line(error), next="give an example it accepts") from error
@@ -167,7 +172,7 @@ def _calls(
     model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], path: str
 ) -> Iterator[Call]:
     """The calls of a captured graph in order, each with the name of its value and the sources of what it reads."""
-    with watched(model, lambda name, x: mark(x, name)), _eval(model):
+    with watched(model, lambda name, x: mark(x, name)), _eval(model), quiet():
         captured = program(model, inputs, dynamic)
     signature = captured.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -250,6 +255,19 @@ def _eval(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch's exporters print, log and warn; errors still come out as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_line(error: BaseException) -> str:

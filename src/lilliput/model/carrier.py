@@ -107,7 +107,7 @@ class EncodedTensor(nn.Module):
         types = {name: part.dtype for name, part in self._modules.items()}  # type: ignore[union-attr]
         move_stored(self, fn, recurse)
         for name, dtype in types.items():
-            self._modules[name].dtype = dtype  # type: ignore[union-attr,assignment]
+            self._modules[name].dtype = dtype  # type: ignore[union-attr]
         if self.dtype.is_floating_point:
             self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
@@ -119,7 +119,7 @@ class EncodedTensor(nn.Module):
 def move_stored(module: nn.Module, fn: Any, recurse: bool) -> None:
     """`nn.Module._apply` (moves, casts) under which buffers move but keep their type, and with it their bits."""
     stored = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    nn.Module._apply(module, fn, recurse)  # type: ignore[no-untyped-call]
+    nn.Module._apply(module, fn, recurse)
     for name, buffer in stored.items():
         moved = module._buffers[name]
         if moved is not None and moved.dtype != buffer.dtype:
@@ -346,7 +346,7 @@ def _forget_checkpoints(module: nn.Module) -> None:
 
 
 def _fold(module: nn.Module) -> None:
-    held: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[assignment,union-attr,operator]
+    held: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[assignment,union-attr]
     trainable = {name: any(True for _ in held[name].parameters(recurse=False)) for name in held}
     values = {name: getattr(module, name).detach().clone() for name in held}
     module.__class__ = type(module).__bases__[0]

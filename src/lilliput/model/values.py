@@ -81,7 +81,9 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.visit, self.only = visit, only
         # a module's attribute dict is shared by the proxies that torch.export puts in its place
-        self.paths = {id(module.__dict__): path for path, module in root.named_modules()}
+        self.paths: dict[int, str] = {}
+        for path, module in root.named_modules(remove_duplicate=False):
+            self.paths.setdefault(id(module.__dict__), path)
         self.running: list[str | None] = [""]
         self.calls: defaultdict[tuple[str, str], int] = defaultdict(int)
 

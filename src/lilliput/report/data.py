@@ -85,7 +85,7 @@ def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
 
 
 def _weight_sqnr(exact: Tensor | None, now: Tensor) -> float | None:
-    """Signal to noise of a weight against what it was when the target had prepared it, in dB; None when they are equal."""
+    """Signal to noise of a weight against the prepared original, in dB; None when they are equal."""
     noise = 0.0 if exact is None else float((now - exact).detach().double().square().sum())
     return (
         None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
@@ -199,4 +199,5 @@ def _speed(faster: Measurement, rows: list[dict[str, Any]]) -> str:
     integer = sum("int8 kernel" in row["runs_as"] for row in rows)
     if not integer:
         return "no speed-up: no layer runs on integers, the runtime decodes the weights to float when it loads them"
-    return f"no speed-up: {integer} of {len(rows)} layers run on integers, which saves less here than encoding and decoding the values costs"
+    share = f"{integer} of {len(rows)} layers run on integers"
+    return f"no speed-up: {share}, which saves less here than encoding and decoding the values costs"

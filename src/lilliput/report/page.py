@@ -68,7 +68,7 @@ def _warnings(data: Data) -> Iterable[Html]:
     if data["conditions"]["may_saturate"] and any("int8 kernel" in row["runs_as"] for row in data["layers"]):
         yield _warning(
             "answers may differ on this processor",
-            "without VNNI, sums of unsigned and signed 8-bit products can saturate; weights of 7 bits, Int(7), avoid it",
+            "without VNNI, sums of unsigned and signed 8-bit products can saturate; weights as Int(7) avoid it",
         )
     busy = data["environment"].get("others_cores")
     if busy is not None and busy > _BUSY_CORES:

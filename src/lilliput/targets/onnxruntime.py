@@ -31,8 +31,10 @@ from lilliput.techniques.technique import Placement
 
 _INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both sides
-    ("max_pool1d", "max_pool2d", "max_pool3d", "flatten", "reshape", "view")
-    + ("transpose", "permute", "squeeze", "unsqueeze")
+    (
+        *("max_pool1d", "max_pool2d", "max_pool3d", "flatten", "reshape", "view"),
+        *("transpose", "permute", "squeeze", "unsqueeze"),
+    )
 )
 _THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution

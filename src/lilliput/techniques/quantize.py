@@ -52,7 +52,7 @@ class Quantize(Technique):
         chosen_weights = self._choose(run)
         encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
         places = [] if self.activations is None else self._places(run, encodings)
-        correct = self._correctable(run, chosen_weights) if self.bias_correction else {}
+        correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
         wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
         wanted |= {
             operand: Observe(histogram=operand in wanted, channel_axis=1 if call.op in CONVOLUTIONS else -1)

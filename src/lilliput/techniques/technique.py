@@ -37,6 +37,11 @@ class Placement:
 class Run(Protocol):
     """The driver, as a technique sees it. Every call is remembered by its content."""
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether there are batches that `statistics` can look at."""
+        ...
+
     def view(self) -> View:
         """The model as it stands."""
         ...

@@ -130,7 +130,9 @@ def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe,
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
     stored = save(work / "net.lil", driver.model, driver.state, provenance)
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
-    near = closeness(driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None)
+    near = closeness(
+        driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None
+    )
     judged = judge(driver, task.metric, first, last) if task.metric else None
     taken = latency(driver, first, last)
     runs = {driver.target.name: work / f"net.{ending}", "lilliput.load": work / "net.lil"}
@@ -139,7 +141,9 @@ def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe,
         name=task.name or type(task.model).__name__,
         driver=driver,
         recipe=recipe,
-        before=report_data.side(original.model, driver, runs_before, judged.before if judged else None, taken.ms("before")),
+        before=report_data.side(
+            original.model, driver, runs_before, judged.before if judged else None, taken.ms("before")
+        ),
         after=report_data.side(driver.model, driver, runs, judged.after if judged else None, taken.ms("after")),
         builds=(first, last),
         near=near,
@@ -187,8 +191,7 @@ def _copy(source: Path, path: Path) -> Path:
 
 def _report_ending(path: Path) -> str:
     if path.suffix not in (".html", ".json"):
-        raise InputError(f"a report as {path.suffix or 'a file without an ending'}", where=str(path), next="write .html or .json")
+        raise InputError(
+            f"a report as {path.suffix or 'a file without an ending'}", where=str(path), next="write .html or .json"
+        )
     return path.suffix
-
-
-
