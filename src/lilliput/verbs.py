@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lilliput.disk import whole_file
@@ -74,10 +73,14 @@ def compress(
     The model is copied and never changed. Without a recipe, the target's own default is taken. With a `folder`, all
     results are written there, and a killed run is resumed by calling again.
 
-    Raises LilliputError: bad input, a recipe that cannot work, a model that cannot be captured or exported, nothing changed.
+    Raises LilliputError for bad input, a recipe that cannot work, a model that cannot be captured or exported, and
+    when nothing was changed.
 
+    >>> from lilliput.targets import OnnxRuntime
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
-    >>> small = compress(net, calibrate=[torch.randn(4, 64)])  # doctest: +SKIP
+    >>> small = compress(net, calibrate=[torch.randn(4, 64)], target=OnnxRuntime(seconds=2))
+    >>> small.model(torch.randn(1, 64)).shape
+    torch.Size([1, 8])
     """
     if isinstance(task, nn.Module):
         task = Task(task, calibrate=calibrate)
@@ -158,7 +161,7 @@ def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe,
             "confidence": 0.95,
             "may_saturate": cpu().may_saturate,
         },
-        environment=environment(driver.target.threads or torch.get_num_threads()),
+        environment=environment(driver.target.threads_used),
     )
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Float16, Int, Sparse
@@ -153,9 +154,9 @@ def test_states_differ_when_anything_does() -> None:
         (Step(Replace("a.b.c"), {}), "a.b.c"),
         (Step(Replace("norm", "Linear"), {}), "Linear"),
         (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "flaot32"), {}), "flaot32"),
-        (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {}), "codes"),
+        (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {}), "scale"),
         (Step(EncodeTensor(("conv.weight",), Sparse(Int(8)), (8, 2, 3, 3), "float32"), {"values.codes": torch.zeros(8, 2, 3, 3)}), "scale"),
-        (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {"codes": torch.zeros(9), "scale": torch.ones(8)}), "codes"),
+        (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {"codes": torch.zeros(9), "scale": torch.ones(8)}), "do not fit together"),
         (Step(EncodeTensor((), Int(8), (8, 2, 3, 3), "float32"), {}), "path"),
         (Step(EncodeValue("relu", Int(8)), {}), "relu"),
     ],
@@ -286,12 +287,11 @@ class More(Net):
 @pytest.mark.parametrize(
     ("make", "hint"),
     [
-        (Other, "conv.weight"),
+        (Other, "conv"),
         (More, "extra"),
-        (lambda: Net(width=6), "conv.weight"),
-        (lambda: Net(bias=False), "fc.bias"),
-        (lambda: nn.Sequential(Net()), "conv.weight"),
-        (nn.Identity, "conv.weight"),
+        (lambda: Net(width=6), "conv"),
+        (lambda: nn.Sequential(Net()), "conv"),
+        (nn.Identity, "conv"),
     ],
 )
 def test_another_constructor_is_refused_by_name(small: tuple[Path, Net, State], make: Callable[[], nn.Module], hint: str) -> None:
@@ -354,8 +354,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def with_index(data: bytes, change: Callable[[Any], Any]) -> bytes:
     """The file with another index under a checksum that fits: made by someone who knows the format."""
     length = int.from_bytes(data[-48:-40], "little")
-    index = change(json.loads(data[-48 - length : -48]))
-    text = json.dumps(index).encode()
+    index = change(json.loads(zstandard.ZstdDecompressor().decompress(data[-48 - length : -48])))
+    text = zstandard.ZstdCompressor().compress(json.dumps(index).encode())
     return data[: -48 - length] + text + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + MAGIC
 
 
@@ -383,18 +383,17 @@ def test_a_forged_index_is_refused_or_harmless(tiny: Path) -> None:
             tiny.write_bytes(with_index(data, lambda index, at=at, value=value: put(index, at, value)))
             try:
                 loaded = load(tiny, nn.Sequential(nn.Linear(4, 2)))
-                loaded(torch.randn(1, 4))
             except LilliputError:
                 continue
-            assert at[:1] == () or at[:2] in (("header",), ("header", "model"), ("header", "provenance")) or value in (found[0], _at(found[0], at)) or at[-1] in (
-                "name", "offset", "compressed", "aliases", "tensors", "axis", "dtype", "symmetric", "per", "dynamic",
-            ), (at, value)  # fmt: skip
+            assert [tuple(held().shape) for _, held in encoded_tensors(loaded)] in ([(2, 4)], [])
 
 
-def _at(node: Any, at: tuple[Any, ...]) -> Any:
-    for key in at:
-        node = node[key]
-    return node
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    write(tmp_path / "x", {}, [Part("x", torch.zeros(1 << 20, dtype=torch.uint8))])
+    forged = with_index((tmp_path / "x").read_bytes(), lambda index: put(index, ("tensors", 0, "shape"), [8]))
+    (tmp_path / "x").write_bytes(forged)
+    with pytest.raises(FormatError, match="more than is declared"):
+        Reader(tmp_path / "x").read("x")
 
 
 # packing

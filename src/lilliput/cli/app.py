@@ -100,7 +100,8 @@ def compress(
         from lilliput.cli import commands
 
         asked = commands.Asked(task, out, recipe, target, threads, seconds, json)
-        code = commands.dry_run(asked) if dry_run else commands.compress(asked)
+        met = commands.dry_run(asked) if dry_run else commands.compress(asked)
+        code = DONE if met else NOT_MET
     except LilliputError as error:
         typer.echo(f"error: {error}", err=True)
         code = BAD_INPUT

@@ -13,7 +13,6 @@ from typing import Any
 
 import lilliput
 from lilliput.cli import table
-from lilliput.cli.app import DONE, NOT_MET
 from lilliput.cli.load import load_task
 from lilliput.cli.progress import shown
 from lilliput.engine.begin import begin, follow
@@ -49,8 +48,8 @@ class Asked:
         return dataclasses.replace(target_called(self.target), **known)  # type: ignore[arg-type]
 
 
-def compress(asked: Asked) -> int:
-    """Compress, print the result, return the exit code."""
+def compress(asked: Asked) -> bool:
+    """Compress, print the result, and tell whether anything was gained."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever the task's code prints
         task = load_task(asked.task)
@@ -61,10 +60,10 @@ def compress(asked: Asked) -> int:
     else:
         files = [result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")]
         print(result, "", *files, sep="\n")
-    return DONE if result.data["outcome"] != "not met" else NOT_MET
+    return bool(result.data["outcome"] != "not met")
 
 
-def dry_run(asked: Asked) -> int:
+def dry_run(asked: Asked) -> bool:
     """Rehearse, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):
@@ -73,7 +72,7 @@ def dry_run(asked: Asked) -> int:
         print(json.dumps(plan, indent=1, allow_nan=False))
     else:
         table.show(plan, asked.out)
-    return DONE
+    return True
 
 
 def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Encoding(ABC):
         """Of an encoded tensor, the parts that are not its codes."""
         return {name: part for name, part in frozen.decoded_parts().items() if name != "codes"}
 
+    def kept_parameters(self, frozen: Encoded) -> dict[str, Tensor] | None:
+        """The parameters that a tensor encoded as `frozen` keeps under this encoding; None where they are found anew."""
+        return None
+
     def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:
         """`x` with the invariants of the encoded tensor it is to replace; most encodings have none."""
         return x

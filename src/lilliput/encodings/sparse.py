@@ -57,6 +57,11 @@ class Sparse(Encoding):
     def label(self) -> str:
         return "sparse" if self.values is None else f"sparse {self.values.label()}"
 
+    def kept_parameters(self, frozen: Encoded) -> dict[str, Tensor] | None:
+        inner = frozen.parts["values"] if isinstance(frozen.encoding, Sparse) else frozen
+        same = isinstance(inner, Encoded) and inner.encoding == self.values
+        return inner.encoding.parameters(inner) if same and isinstance(inner, Encoded) else None
+
     def keeping(self, earlier: Encoding) -> Encoding:
         held = earlier.values if isinstance(earlier, Sparse) else earlier
         return Sparse(held if self.values is None else self.values)

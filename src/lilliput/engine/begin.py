@@ -23,7 +23,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         for name, source in (("calibrate", task.calibrate), ("evaluate", task.evaluate))
     }
     check_clusters(task.clusters, checked["evaluate"])
-    conditions = environment(target.threads or torch.get_num_threads())
+    conditions = {**environment(target.threads_used), "torch_threads": torch.get_num_threads()}
     driver = Driver.start(
         task.model,
         example=example,

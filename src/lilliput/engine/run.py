@@ -119,25 +119,17 @@ class Driver:
 
     def _encode(self, path: str, encoding: Encoding, x: Tensor | None, fit: Fit | None) -> None:
         paths, held = self._held(path)
-        earlier = held.encoding if isinstance(held, EncodedTensor) else None
-        x = self.tensor(path) if x is None else x
+        x, kept = self.tensor(path) if x is None else x, None
         check_encodable(encoding, path, x)
         if isinstance(held, EncodedTensor):
-            x, encoding = held.encoding.enforce(x, held.encoded()), encoding.keeping(held.encoding)
-        question = (
-            "encode",
-            self.environment,
-            tensor_digest(x),
-            encoding,
-            fit,
-            self._kept_grid(encoding, earlier, held),
-        )
+            frozen = held.encoded()
+            x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
+            kept = encoding.kept_parameters(frozen)
+        grid = None if kept is None else {name: tensor_digest(part) for name, part in kept.items()}
+        question = ("encode", self.environment, tensor_digest(x), encoding, fit, grid)
 
         def compute() -> Answer:
-            if earlier is not None and self._kept_grid(encoding, earlier, held):
-                parameters: Mapping[str, Tensor] | None = earlier.parameters(held.encoded())  # type: ignore[union-attr]
-            else:
-                parameters = fit.fit(x, encoding) if fit else None
+            parameters = kept if kept is not None else fit.fit(x, encoding) if fit else None
             return Answer(tensors=encoding.represent(x, parameters).tensors())
 
         parts = self.store.answer(question, compute).tensors
@@ -199,13 +191,6 @@ class Driver:
             done += batch_size(inputs)
             self.progress("calibrating", done, batches.samples)
         return seen
-
-    def _kept_grid(self, encoding: Encoding, earlier: Encoding | None, held: Any) -> str:
-        """The grid that a tensor is on already and stays on, when only its zeros change; empty otherwise."""
-        nested = list(encoding.nested().values())
-        if earlier is None or not (nested and nested[0] in (earlier, *earlier.nested().values())):
-            return ""
-        return digest({name: tensor_digest(x) for name, x in earlier.parameters(held.encoded()).items()})
 
     def _held(self, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
         for paths, tensor in tensors(self.model).items():

@@ -1,6 +1,6 @@
 """Named tensors and a JSON header in one file that cannot run code and tells when it is damaged.
 
-Layout: the magic, the tensors one after the other, the index (JSON), its length (8 bytes, little endian), its SHA-256,
+Layout: the magic, the tensors one after the other, the index (JSON, zstd-compressed), its length (8 bytes, little endian), its SHA-256,
 the magic again. Every tensor is zstd-compressed where that helps and carries the SHA-256 of its stored bytes.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,8 @@ from lilliput.errors import FormatError
 MAGIC = b"LILLIPUT"
 VERSION = 1
 _TRAILER = 8 + 32 + len(MAGIC)
-_LARGEST_INDEX = 1 << 28
+_LARGEST_INDEX = 1 << 28  # bytes, decompressed
+_LEVEL = 9  # of zstd
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -72,7 +74,8 @@ def write(path: str | Path, header: Mapping[str, Any], parts: Iterable[Part]) ->
         for part in parts:
             entries.append(_write_part(file, part))
         index = {"version": VERSION, "header": header, "tensors": [asdict(entry) for entry in entries]}
-        data = json.dumps(index, sort_keys=True, separators=(",", ":")).encode()
+        plain = json.dumps(index, sort_keys=True, separators=(",", ":")).encode()
+        data = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
         file.write(data + len(data).to_bytes(8, "little") + hashlib.sha256(data).digest() + MAGIC)
     return entries
 
@@ -82,7 +85,7 @@ def _write_part(file: IO[bytes], part: Part) -> Entry:
     if dtype not in _DTYPES:
         raise FormatError(f"tensors of {dtype} cannot be stored", where=part.name)
     plain = pack(part.tensor, part.bits) if part.bits else bytes(tensor_bytes(part.tensor))
-    smaller = zstandard.ZstdCompressor(level=9).compress(plain)
+    smaller = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
     stored, compressed = (smaller, True) if len(smaller) < len(plain) else (plain, False)
     entry = Entry(
         part.name,
@@ -106,26 +109,28 @@ class Reader:
         try:
             self.size = self.path.stat().st_size
             with open(self.path, "rb") as file:
-                index = _read_index(file, self.size, str(path))
+                index, index_bytes = _read_index(file, self.size, str(path))
         except OSError as error:
             raise FormatError("cannot be read", where=str(path), why=error.strerror or "") from error
         version = index.get("version")
         if version != VERSION:
             raise FormatError(f"format version {version!r}", where=str(path), why=f"this library reads version {VERSION}")
-        self.header: dict[str, Any] = index.get("header", {})
-        self.entries = {entry.name: entry for entry in map(self._entry, index.get("tensors", []))}
-        self.index_bytes = self.size - len(MAGIC) - sum(entry.bytes for entry in self.entries.values())
+        self.header: dict[str, Any] = index["header"]
+        listed = list(map(self._entry, index["tensors"]))
+        self.entries = {entry.name: entry for entry in listed}
+        ends = list(accumulate((entry.bytes for entry in listed), initial=len(MAGIC)))
+        if len(self.entries) < len(listed) or [*(entry.offset for entry in listed), self.size - index_bytes] != ends:
+            raise FormatError("tensors and index do not fill the file", where=str(path), next="the file is damaged: get it again")
 
     def _entry(self, data: Any) -> Entry:
         try:
             entry = Entry(**{**data, "shape": tuple(data["shape"])})
             itemsize = _DTYPES[entry.dtype].itemsize
             sound = (
-                all(isinstance(n, int) and n >= 0 for n in (*entry.shape, entry.offset, entry.bytes))
+                all(type(n) is int and n >= 0 for n in (*entry.shape, entry.offset, entry.bytes, entry.bits))
+                and isinstance(entry.name, str)
                 and 1 <= entry.bits <= 8 * itemsize
                 and (entry.bits == 8 * itemsize or itemsize == 1)
-                and len(MAGIC) <= entry.offset
-                and entry.offset + entry.bytes <= self.size - _TRAILER
                 and entry.packed_bytes <= max(1 << 20, entry.bytes * 100_000)
             )
         except (TypeError, KeyError, ValueError):
@@ -159,12 +164,19 @@ class Reader:
 
 def _decompress(stored: bytes, entry: Entry, where: str) -> bytes:
     try:
-        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=max(entry.packed_bytes, 1))
+        return _inflate(stored, entry.packed_bytes)
     except zstandard.ZstdError as error:
         raise FormatError("cannot be decompressed", where=where, why=str(error)) from None
 
 
-def _read_index(file: IO[bytes], size: int, where: str) -> dict[str, Any]:
+def _inflate(data: bytes, largest: int) -> bytes:
+    if zstandard.frame_content_size(data) > largest:  # zstandard would believe it, and take the memory
+        raise zstandard.ZstdError("holds more than is declared")
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=max(largest, 1))
+
+
+def _read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], int]:
+    """The index, and how many bytes it and what follows it take."""
     damaged = FormatError("is not a whole Lilliput file", where=where, next="the file is damaged or cut short: get it again")
     if size < len(MAGIC) + _TRAILER or file.read(len(MAGIC)) != MAGIC:
         raise damaged
@@ -178,12 +190,13 @@ def _read_index(file: IO[bytes], size: int, where: str) -> dict[str, Any]:
     if hashlib.sha256(data).digest() != trailer[8:40]:
         raise damaged
     try:
-        index = json.loads(data)
-    except (ValueError, RecursionError):
+        index = json.loads(_inflate(data, _LARGEST_INDEX))
+    except (ValueError, RecursionError, zstandard.ZstdError):
         raise damaged from None
-    if not isinstance(index, dict):
+    known = {"version": int, "header": dict, "tensors": list}
+    if not isinstance(index, dict) or not all(isinstance(index.get(key), kind) for key, kind in known.items()):
         raise damaged
-    return index
+    return index, length + _TRAILER
 
 
 def pack(codes: Tensor, bits: int) -> bytes:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Int
-from lilliput.errors import FormatError, LilliputError
+from lilliput.errors import EncodingError, FormatError, LilliputError
 from lilliput.file.container import Part, Reader, write
-from lilliput.model.carrier import fold_parametrizations, plain_class
+from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
 from lilliput.model.edits import EDITS, Edit, State
 from lilliput.plain import from_plain, to_plain
 
@@ -29,6 +29,7 @@ def save(path: str | Path, model: nn.Module, state: State, provenance: Mapping[s
     The figures add up to the size of the file.
     """
     held = model.state_dict()
+    _check_described(model, state, held)
     first: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in held.items():
@@ -46,6 +47,16 @@ def save(path: str | Path, model: nn.Module, state: State, provenance: Mapping[s
     entries = write(path, header, kept)
     sizes = {entry.name: entry.bytes for entry in entries}
     return {**sizes, "": Path(path).stat().st_size - sum(sizes.values())}
+
+
+def _check_described(model: nn.Module, state: State, held: Mapping[str, Tensor]) -> None:
+    """Refuse a model that `load` could not make again from the edits."""
+    for paths, tensor in encoded_tensors(model):
+        if tensor.latent is not None:
+            raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
+    wanted = {name for step in state.settled() for name in _stored(step.edit, list(step.tensors), held).values()}
+    for name in sorted(wanted - held.keys()):
+        raise EncodingError("is not in the model, though its state says so", where=name, next="save the model that the state belongs to")
 
 
 def _stored(edit: Edit, parts: list[str], held: Mapping[str, Tensor]) -> dict[str, str]:
@@ -71,26 +82,32 @@ def load(path: str | Path, into: Module) -> Module:
     """
     reader = Reader(path)
     fold_parametrizations(into)
-    edits = [_edit(entry, str(path)) for entry in _listed(reader.header.get("edits"), str(path))]
+    edits = [_edit(entry, str(path)) for entry in _of_kind(reader.header, "edits", list, str(path))]
     named = {name: reader.read(name) for name in reader.entries}
-    aliases = reader.header.get("aliases", {})
-    for alias, name in aliases.items():
-        if name not in named:
-            raise FormatError(f"alias of a tensor that is not there: {name!r}", where=str(path))
-        named[alias] = named[name]
+    for alias, name in _of_kind(reader.header, "aliases", dict, str(path)).items():
+        named[alias] = _tensor(named, name, str(path))
     for edit, parts in edits:
-        missing = [name for name in parts.values() if name not in named]
-        if missing:
-            raise FormatError(f"an edit needs the tensor {missing[0]!r}", where=str(path))
-        edit.apply(into, {part: named[name] for part, name in parts.items()})
+        given = {part: _tensor(named, name, str(path)) for part, name in parts.items()}
+        try:
+            edit.apply(into, given)
+        except LilliputError:
+            raise
+        except Exception as error:  # a forged file can ask for anything
+            raise FormatError(f"{edit} cannot be made", where=str(path), why=f"{type(error).__name__}: {error}") from error
     _fill(into, named, str(path))
     return into.eval()
 
 
-def _listed(edits: Any, where: str) -> list[Any]:
-    if not isinstance(edits, list):
-        raise FormatError("has no list of edits", where=where)
-    return edits
+def _of_kind(header: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if not isinstance(header.get(key), kind):
+        raise FormatError(f"has no {kind.__name__} of {key}", where=where)
+    return header[key]
+
+
+def _tensor(named: Mapping[str, Tensor], name: Any, where: str) -> Tensor:
+    if not isinstance(name, str) or name not in named:
+        raise FormatError(f"holds no tensor {name!r} that it refers to", where=where)
+    return named[name]
 
 
 def _edit(entry: Any, where: str) -> tuple[Edit, dict[str, str]]:
@@ -112,6 +129,8 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
         raise FormatError(f"{side} {name!r}", where=where, next="give the constructor, with the arguments, used for saving")
     for name, tensor in named.items():
         held = wanted[name]
+        if held.is_floating_point() != tensor.is_floating_point():
+            raise FormatError(f"{name!r} is {tensor.dtype} in the file and {held.dtype} in the module", where=where)
         if held.shape != tensor.shape:
             raise FormatError(
                 f"{name!r} has shape {tuple(tensor.shape)} in the file and {tuple(held.shape)} in the module", where=where

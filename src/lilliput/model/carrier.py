@@ -39,8 +39,9 @@ class EncodedTensor(nn.Module):
     def __init__(self, encoded: Encoded) -> None:
         super().__init__()
         self.encoding, self.shape, self.dtype = encoded.encoding, encoded.shape, encoded.dtype
-        self.part_names = tuple(encoded.parts)
-        for name, part in encoded.parts.items():
+        self.part_names = tuple(sorted(encoded.parts))  # one order, whether it was fitted or read from a file
+        for name in self.part_names:
+            part = encoded.parts[name]
             if isinstance(part, Encoded):
                 self.add_module(name, EncodedTensor(part))
             else:

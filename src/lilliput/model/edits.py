@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError
-from lilliput.model.carrier import SUFFIX, attach, owner_of
+from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, owner_of
 from lilliput.model.values import VALUES, attach_value, child_name
 from lilliput.plain import digest, short_repr
 
@@ -52,9 +52,19 @@ class EncodeTensor(Edit):
     dtype: str
 
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        if not self.paths:
+            raise FormatError("an edit without a path")
         for path in self.paths:
-            _present(root, path)
-        attach(root, self.paths, _assemble(self.encoding, self.shape, _dtype(self.dtype), tensors))
+            _check_shape(_present(root, path), self.shape, path)
+        dtype = _dtype(self.dtype)
+        try:
+            encoded = _assemble(self.encoding, self.shape, dtype, tensors)
+            _check_shape(encoded.decode(), self.shape, self.paths[0])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise FormatError(
+                f"parts of {self.encoding} that do not fit together", where=self.paths[0], why=f"{type(error).__name__}: {error}"
+            ) from error
+        attach(root, self.paths, encoded)
 
     @property
     def slot(self) -> str:
@@ -89,7 +99,7 @@ class SetTensor(Edit):
     path: str
 
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        _present(root, self.path)
+        _check_shape(_present(root, self.path), tuple(tensors["value"].shape), self.path)
         owner, name = owner_of(root, self.path)
         value, parameter = tensors["value"], owner._parameters.get(name)
         if name + SUFFIX in owner._modules:
@@ -120,7 +130,7 @@ class Replace(Edit):
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if self.by not in _REPLACEMENTS:
             raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
-        owner, name = owner_of(root, self.path)
+        owner, name = _owner(root, self.path)
         if name not in owner._modules:
             raise FormatError("there is no such module", where=self.path)
         owner._modules[name] = _REPLACEMENTS[self.by]()
@@ -139,13 +149,26 @@ EDITS: dict[str, type] = {
 }
 
 
-def _present(root: nn.Module, path: str) -> None:
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     try:
-        owner, name = owner_of(root, path)
+        return owner_of(root, path)
     except AttributeError:
         raise FormatError("the model has no such module", where=path, next="give the constructor used for saving") from None
+
+
+def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
+    """What is held at `path`; None for a bias that the layer was made without."""
+    owner, name = _owner(root, path)
     if name not in owner._parameters and name + SUFFIX not in owner._modules:
         raise FormatError(f"{type(owner).__name__} has no tensor {name!r}", where=path)
+    return owner._modules.get(name + SUFFIX) or owner._parameters[name]  # type: ignore[return-value]
+
+
+def _check_shape(held: Tensor | EncodedTensor | None, shape: tuple[int, ...], path: str) -> None:
+    if held is not None and tuple(held.shape) != tuple(shape):
+        raise FormatError(
+            f"a tensor of shape {tuple(shape)} for one of {tuple(held.shape)}", where=path, next="give the constructor, with the arguments, used for saving"
+        )
 
 
 def _assemble(

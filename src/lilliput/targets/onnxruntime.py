@@ -5,7 +5,6 @@ What it fuses, and what it makes slower, was measured: docs/onnxruntime.md.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -91,7 +90,7 @@ class OnnxRuntime(Target):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads or os.cpu_count() or 1
+        options.intra_op_num_threads = self.threads_used
         options.log_severity_level = 3
         # threads that spin on after a run would steal time from the session that it is compared with
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Target(ABC):
 
     name: ClassVar[str]
     format: ClassVar[str]  # ending of the file that it runs
+
+    @property
+    def threads_used(self) -> int:
+        return self.threads or os.cpu_count() or 1
 
     @abstractmethod
     def recipe(self, view: View, calibrated: bool) -> Recipe:
