@@ -6,6 +6,7 @@ network (by 0.3 dB of SQNR over the evaluation inputs). All files are run by the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -52,10 +53,11 @@ class Reader(CalibrationDataReader):
 def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[tuple[str, Path | str]]:
     """Every setting of the grid with the file that it gives, or with the reason why it gives none."""
     plain = folder / "theirs.onnx"
-    try:
-        quant_pre_process(str(original), str(plain))
-    except Exception:  # its symbolic shape inference does not know every graph; it says so and goes on without
-        quant_pre_process(str(original), str(plain), skip_symbolic_shape=True)
+    with contextlib.chdir(folder):  # it leaves files where it is run
+        try:
+            quant_pre_process(str(original), str(plain))
+        except Exception:  # its symbolic shape inference does not know every graph
+            quant_pre_process(str(original), str(plain), skip_symbolic_shape=True)
     stripped = onnx.load(plain)
     del stripped.graph.value_info[:]
     onnx.save(stripped, plain)

@@ -24,8 +24,7 @@ def digits() -> data.Digits:
 def _pixels(images: dict) -> list[torch.Tensor]:
     """Each picture as a small grey one, `[32 * 32]`, zero mean and unit length: alike ones have product 1."""
     small = [
-        torch.tensor(list(i.convert("L").resize((32, 32)).tobytes()), dtype=torch.float32)
-        for i in images.values()
+        torch.tensor(list(i.convert("L").resize((32, 32)).tobytes()), dtype=torch.float32) for i in images.values()
     ]
     return [torch.nn.functional.normalize(i - i.mean(), dim=0) for i in small]
 
@@ -36,8 +35,7 @@ def test_calibration_and_evaluation_photographs_are_different():
     assert len(evaluation) == 20
     assert not calibration.keys() & evaluation.keys()
     assert all(
-        image.mode == "RGB" and min(image.size) >= 224
-        for image in [*calibration.values(), *evaluation.values()]
+        image.mode == "RGB" and min(image.size) >= 224 for image in [*calibration.values(), *evaluation.values()]
     )
     assert not {i.tobytes() for i in calibration.values()} & {i.tobytes() for i in evaluation.values()}
     likeness = torch.stack(_pixels(calibration)) @ torch.stack(_pixels(evaluation)).T  # [8, 20]
@@ -55,9 +53,7 @@ def test_calibration_crops_show_every_photograph_from_the_start():
     assert found.shape == (16, 3, 224, 224)
     assert found.dtype == torch.float32
     assert found.is_contiguous()
-    first = torch.cat(
-        [data.crops(i, 1, seed) for seed, i in enumerate(data.calibration_photographs().values())]
-    )
+    first = torch.cat([data.crops(i, 1, seed) for seed, i in enumerate(data.calibration_photographs().values())])
     assert torch.equal(found[:8], first)
 
 

@@ -33,18 +33,14 @@ def test_blocks_of_a_page_share_their_names(snippets, tmp_path, capsys):
 
 
 def test_a_failure_is_reported_at_the_line_of_the_page(snippets, tmp_path):
-    page = _page(
-        tmp_path, "# Title\n\n```python\nx = 1\n```\n\n```python\nx += 1\nassert x == 3, 'no'\n```\n"
-    )
+    page = _page(tmp_path, "# Title\n\n```python\nx = 1\n```\n\n```python\nx += 1\nassert x == 3, 'no'\n```\n")
     found = snippets.run(page, 30)
     assert found.startswith(f"{page}:9: a block failed (exit status 1)\n")
     assert "AssertionError: no" in found
 
 
 def test_a_syntax_error_is_reported_at_the_line_of_the_page(snippets, tmp_path):
-    assert snippets.run(_page(tmp_path, "\n```python\n\nx = = 1\n```\n"), 30).startswith(
-        f"{tmp_path}/page.md:4: "
-    )
+    assert snippets.run(_page(tmp_path, "\n```python\n\nx = = 1\n```\n"), 30).startswith(f"{tmp_path}/page.md:4: ")
 
 
 def test_other_languages_are_left_alone(snippets, tmp_path):
@@ -70,9 +66,7 @@ def test_a_page_has_a_time_limit(snippets, tmp_path):
 
 
 def test_blocks_run_in_an_empty_folder_of_their_own(snippets, tmp_path):
-    page = _page(
-        tmp_path, "```python\nimport os\nopen('left', 'w').close()\nassert len(os.listdir()) == 2\n```\n"
-    )
+    page = _page(tmp_path, "```python\nimport os\nopen('left', 'w').close()\nassert len(os.listdir()) == 2\n```\n")
     assert snippets.run(page, 30) is None
     assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
 

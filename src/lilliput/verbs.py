@@ -76,6 +76,7 @@ def compress(
     Raises LilliputError for bad input, a recipe that cannot work, a model that cannot be captured or exported, and
     when nothing was changed.
 
+    >>> import torch
     >>> from lilliput.targets import OnnxRuntime
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     >>> small = compress(net, calibrate=[torch.randn(4, 64)], target=OnnxRuntime(seconds=2))

@@ -94,7 +94,13 @@ def test_a_model_is_captured_whole(training: bool) -> None:
     assert view.rung == "whole" and not view.problems
     assert set(view.weights) == {"conv.weight", "fc.weight"}
     conv = view.weights["conv.weight"][0]
-    assert (conv.op, conv.value, conv.module, conv.weight_shape, conv.bias) == ("conv2d", "conv:conv2d#0", "conv", (4, 3, 3, 3), "conv.bias")
+    assert (conv.op, conv.value, conv.module, conv.weight_shape, conv.bias) == (
+        "conv2d",
+        "conv:conv2d#0",
+        "conv",
+        (4, 3, 3, 3),
+        "conv.bias",
+    )
     after = view.only_reader(conv)
     assert after is not None and after.op == "batch_norm"
     assert isinstance(conv.shape[0], str) and conv.shape[1:] == (4, 6, 6)
@@ -125,8 +131,14 @@ def test_encoding_does_not_change_the_calls(encode: Encode) -> None:
     ("example", "dynamic"),
     [
         ({"tokens": torch.tensor([[1, 2, 3]])}, None),
-        ({"tokens": torch.tensor([[1, 2, 3]]), "mask": torch.ones(1, 3)}, {"tokens": {0: "batch", 1: "tokens"}, "mask": {0: "batch", 1: "tokens"}}),
-        ({"tokens": torch.ones(2, 4, dtype=torch.long), "mask": torch.ones(2, 4), "scale": 2.0}, {"tokens": {1: "tokens"}, "mask": {1: "tokens"}}),
+        (
+            {"tokens": torch.tensor([[1, 2, 3]]), "mask": torch.ones(1, 3)},
+            {"tokens": {0: "batch", 1: "tokens"}, "mask": {0: "batch", 1: "tokens"}},
+        ),
+        (
+            {"tokens": torch.ones(2, 4, dtype=torch.long), "mask": torch.ones(2, 4), "scale": 2.0},
+            {"tokens": {1: "tokens"}, "mask": {1: "tokens"}},
+        ),
         ((torch.tensor([[1, 2, 3]]), torch.ones(1, 3)), {0: {0: "batch", 1: "tokens"}, 1: {0: "batch", 1: "tokens"}}),
         ((torch.tensor([[1]]), torch.ones(1, 1)), {0: {0: "batch", 1: "tokens"}, 1: {0: "batch", 1: "tokens"}}),
         ({"tokens": torch.tensor([[1, 2, 3]])}, {}),
@@ -145,7 +157,12 @@ def test_inputs_by_keyword_and_axes_that_vary(example: Any, dynamic: Any) -> Non
 
 @pytest.mark.parametrize(
     ("dynamic", "hint"),
-    [({"token": {0: "batch"}}, "tokens"), ({"tokens": {2: "x"}}, "2 axes"), ({"tokens": {-1: "x"}}, "2 axes"), ({0: {0: "x"}}, "tokens")],
+    [
+        ({"token": {0: "batch"}}, "tokens"),
+        ({"tokens": {2: "x"}}, "2 axes"),
+        ({"tokens": {-1: "x"}}, "2 axes"),
+        ({0: {0: "x"}}, "tokens"),
+    ],
 )
 def test_axes_that_are_not_there_are_refused(dynamic: Any, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
@@ -185,7 +202,9 @@ def test_the_first_name_is_that_of_the_module_and_not_of_the_run(encode: Encode)
 def test_a_module_that_is_called_twice_is_two_calls() -> None:
     layer = nn.Linear(8, 8)
     view = view_of(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(2, 8))
-    assert {path: [call.value for call in calls] for path, calls in view.weights.items()} == {"0.weight": ["0:linear#0", "0:linear#1"]}
+    assert {path: [call.value for call in calls] for path, calls in view.weights.items()} == {
+        "0.weight": ["0:linear#0", "0:linear#1"]
+    }
 
 
 # lower rungs
@@ -227,7 +246,15 @@ def test_layers_in_lists_are_found_below_a_failed_capture(encode: Encode) -> Non
     for _ in range(2):
         view = view_of(model, x)
         assert view.rung == "module-local" and set(view.problems) == {""}
-        assert [call.op for call in view.calls] == ["linear", "batch_norm", "output", "linear", "output", "linear", "output"]
+        assert [call.op for call in view.calls] == [
+            "linear",
+            "batch_norm",
+            "output",
+            "linear",
+            "output",
+            "linear",
+            "output",
+        ]
         assert set(view.weights) == {"layers.0.0.weight", "layers.1.weight", "heads.a.weight"}
         assert view.weights["layers.0.0.weight"][0].value == "layers.0.0:linear#0"
         list(encode(model, Int(8)))

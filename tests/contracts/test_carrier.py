@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from conftest import Carried, Encode, Host
 
 ONE_OF_EACH = [Float16(), Int(4, group=4, symmetric=False, scale=Float16()), Sparse(Int(8))]
-EVERY_HOST = [
-    (host, ONE_OF_EACH[i % 3])
-    for i, host in enumerate("linear conv conv_transpose embedding lstm attention own_class tied".split())
-]
+HOST_NAMES = ["linear", "conv", "conv_transpose", "embedding", "lstm", "attention", "own_class", "tied"]
+EVERY_HOST = [(host, ONE_OF_EACH[i % 3]) for i, host in enumerate(HOST_NAMES)]
 
 
 def tensor_at(model: nn.Module, path: str) -> Tensor:
@@ -81,7 +79,10 @@ def test_modules_of_one_kind_share_one_class(encode: Encode) -> None:
 def test_a_tied_tensor_is_encoded_once(carried: Carried) -> None:
     assert [paths for paths, _ in encoded_tensors(carried.model)] == list(carried.encoded)
     for paths, held in encoded_tensors(carried.model):
-        assert all(owner_of(carried.model, path)[0]._modules[f"{owner_of(carried.model, path)[1]}_encoded"] is held for path in paths)
+        assert all(
+            owner_of(carried.model, path)[0]._modules[f"{owner_of(carried.model, path)[1]}_encoded"] is held
+            for path in paths
+        )
 
 
 def test_a_part_of_a_tied_group_is_not_encoded_alone() -> None:
@@ -274,7 +275,9 @@ def test_training_moves_what_is_encoded(carried: Carried, same: Any) -> None:
         for name, x in held.encoded().tensors().items():
             if name.endswith(("scale", "offset", "scale.codes")):
                 same(x, before[f"{paths[0]}_encoded.{name}"])  # the grid is the one it was
-    assert any(not torch.equal(x, before[name]) for name, x in model.state_dict().items() if name.endswith(("codes", "values")))
+    assert any(
+        not torch.equal(x, before[name]) for name, x in model.state_dict().items() if name.endswith(("codes", "values"))
+    )
 
 
 def test_zeros_stay_zero_while_training(host: Host, encode: Encode) -> None:
@@ -527,4 +530,6 @@ def test_recurrent_layers_keep_their_list_of_tensors(encoding: Encoding, encode:
     model.bias_ih_l0 = nn.Parameter(torch.full((32,), 5.0))
     assert model._flat_weights[2] is model.bias_ih_l0
     dense = to_dense(model)
-    assert all(a is getattr(dense, name) for a, name in zip(dense._flat_weights, dense._flat_weights_names, strict=True))
+    assert all(
+        a is getattr(dense, name) for a, name in zip(dense._flat_weights, dense._flat_weights_names, strict=True)
+    )

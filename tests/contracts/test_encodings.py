@@ -16,12 +16,26 @@ from lilliput.errors import EncodingError, LilliputError, RecipeError
 from lilliput.plain import from_plain, to_plain
 
 INTEGERS = [
-    Int(bits, group=4 if spread == "group" else None, symmetric=symmetric, per=None if spread == "group" else spread, axis=axis, scale=scale)
+    Int(
+        bits,
+        group=4 if spread == "group" else None,
+        symmetric=symmetric,
+        per=None if spread == "group" else spread,
+        axis=axis,
+        scale=scale,
+    )
     for bits, symmetric, spread, axis, scale in itertools.product(
         range(2, 9), (True, False), ("channel", "tensor", "group"), (0, 1), (None, Float16())
     )
 ]
-ALL = [Float16(), BFloat16(), Sparse(), Sparse(Float16()), *INTEGERS, *(Sparse(encoding) for encoding in INTEGERS[::17])]
+ALL = [
+    Float16(),
+    BFloat16(),
+    Sparse(),
+    Sparse(Float16()),
+    *INTEGERS,
+    *(Sparse(encoding) for encoding in INTEGERS[::17]),
+]
 SHAPES = [(12, 8), (4, 8, 3), (8, 4, 2, 2)]
 
 
@@ -53,7 +67,9 @@ def reference(encoded: Encoded) -> Tensor:
         inner = encoded.parts["values"]
         return reference(inner) if isinstance(inner, Encoded) else inner.double()
     if not isinstance(encoding, Int):
-        return torch.tensor([float(code) for code in parts["codes"].flatten().tolist()], dtype=torch.float64).reshape(encoded.shape)
+        return torch.tensor([float(code) for code in parts["codes"].flatten().tolist()], dtype=torch.float64).reshape(
+            encoded.shape
+        )
     out = torch.zeros(encoded.shape, dtype=torch.float64)
     for index in itertools.product(*map(range, encoded.shape)):
         block = block_of(index, encoded.shape, encoding)
@@ -103,7 +119,9 @@ def test_inside_its_range_nothing_moves_by_more_than_half_a_step(encoding: Int) 
         moved = abs(decoded[index].item() - min(max(x[index].item(), low), high))
         assert moved <= scale / 2 * (1 + 1e-5)
         outside = max(low - x[index].item(), x[index].item() - high, 0.0)
-        assert outside <= scale * (0.5 + (last - first) * 2**-11) * (1 + 1e-5)  # a half-precision scale falls short a little
+        assert outside <= scale * (0.5 + (last - first) * 2**-11) * (
+            1 + 1e-5
+        )  # a half-precision scale falls short a little
 
 
 @pytest.mark.parametrize("encoding", ALL, ids=repr)
@@ -132,7 +150,10 @@ def test_size_is_exact(encoding: Encoding) -> None:
         assert encoding.size_bits(shape) == bits_by_hand(encoding, shape)
         held = encoding.represent(sample(shape)).tensors()
         inner = integer_of(encoding)
-        bits = {name: inner.bits if inner and x.dtype in (torch.int8, torch.uint8) else 8 * x.element_size() for name, x in held.items()}
+        bits = {
+            name: inner.bits if inner and x.dtype in (torch.int8, torch.uint8) else 8 * x.element_size()
+            for name, x in held.items()
+        }
         assert encoding.size_bits(shape) == sum(bits[name] * x.numel() for name, x in held.items())
 
 
@@ -152,7 +173,9 @@ def test_a_tensor_keeps_its_type_and_shape(encoding: Encoding) -> None:
         torch.testing.assert_close(transposed, decoded, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("encoding", [Float16(), BFloat16(), Int(4), Int(4, symmetric=False), Int(4, per="tensor"), Sparse(Int(4))], ids=repr)
+@pytest.mark.parametrize(
+    "encoding", [Float16(), BFloat16(), Int(4), Int(4, symmetric=False), Int(4, per="tensor"), Sparse(Int(4))], ids=repr
+)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0, 4), (3, 0)], ids=str)
 def test_small_and_empty_tensors(encoding: Encoding, shape: tuple[int, ...]) -> None:
     x = torch.full(shape, 1.5)
@@ -162,14 +185,18 @@ def test_small_and_empty_tensors(encoding: Encoding, shape: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-9, 1e9, 1e30])
-@pytest.mark.parametrize("encoding", [BFloat16(), Int(8), Int(8, symmetric=False), Int(4, scale=Float16()), Int(4, symmetric=False, scale=Float16())], ids=repr)
+@pytest.mark.parametrize(
+    "encoding",
+    [BFloat16(), Int(8), Int(8, symmetric=False), Int(4, scale=Float16()), Int(4, symmetric=False, scale=Float16())],
+    ids=repr,
+)
 def test_extreme_sizes_are_held_or_refused(encoding: Encoding, scale: float) -> None:
     """Never in silence something else: half-precision scales run out of range first."""
     x = torch.tensor([[-1.0, 0.0, 0.5, 1.0]]) * scale
     try:
         decoded = encoding.represent(x).decode()
-    except EncodingError as error:
-        assert error.next
+    except EncodingError:
+        assert isinstance(encoding, Int) and encoding.scale == Float16()
     else:
         torch.testing.assert_close(decoded / scale, x / scale, rtol=0.2, atol=0.08)
 
@@ -223,7 +250,11 @@ def test_unknown_plain_data_is_refused_with_the_nearest_name(data: Any, hint: st
     assert hint in caught.value.next
 
 
-@pytest.mark.parametrize("field", [{"bits": []}, {"bits": None}, {"group": "4"}, {"axis": "0"}, {"scale": 3}, {"symmetric": 2}, {"dynamic": "no"}], ids=str)
+@pytest.mark.parametrize(
+    "field",
+    [{"bits": []}, {"bits": None}, {"group": "4"}, {"axis": "0"}, {"scale": 3}, {"symmetric": 2}, {"dynamic": "no"}],
+    ids=str,
+)
 def test_fields_of_a_wrong_type_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(LilliputError):
         from_plain({"kind": "Int", **field}, ENCODINGS)
@@ -237,7 +268,9 @@ def test_what_was_established_lasts() -> None:
     assert Int(4).keeping(Int(8)) == Int(4)
 
 
-@pytest.mark.parametrize("encoding", [Float16(), Int(4), Int(4, symmetric=False, group=4), Sparse(Int(4)), Sparse()], ids=repr)
+@pytest.mark.parametrize(
+    "encoding", [Float16(), Int(4), Int(4, symmetric=False, group=4), Sparse(Int(4)), Sparse()], ids=repr
+)
 def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> None:
     x = sample((12, 8)).requires_grad_()
     frozen = encoding.represent(x.detach())

@@ -75,7 +75,10 @@ def made(net: nn.Module, steps: list[Step]) -> State:
 def state_of(model: nn.Module) -> State:
     """The state that leads to what is encoded in `model` now."""
     steps = [
-        Step(EncodeTensor(paths, held.encoding, tuple(held.shape), str(held.dtype).removeprefix("torch.")), held.encoded().tensors())
+        Step(
+            EncodeTensor(paths, held.encoding, tuple(held.shape), str(held.dtype).removeprefix("torch.")),
+            held.encoded().tensors(),
+        )
         for paths, held in encoded_tensors(model)
     ]
     return State("base", tuple(steps))
@@ -114,7 +117,10 @@ def test_every_edit_replays_from_its_plain_data(same: Any) -> None:
     net, other = copy.deepcopy(original), copy.deepcopy(original)
     steps, x = every_edit(net), torch.randn(2, 2, 6, 6)
     made(net, steps)
-    made(other, [Step(from_plain(json.loads(json.dumps(to_plain(s.edit))), EDITS), copy.deepcopy(s.tensors)) for s in steps])
+    made(
+        other,
+        [Step(from_plain(json.loads(json.dumps(to_plain(s.edit))), EDITS), copy.deepcopy(s.tensors)) for s in steps],
+    )
     assert_same(net, other)
     same(net(x), other(x))
     assert net.conv.weight.shape == original.conv.weight.shape and net.conv.bias is not None
@@ -155,8 +161,20 @@ def test_states_differ_when_anything_does() -> None:
         (Step(Replace("norm", "Linear"), {}), "Linear"),
         (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "flaot32"), {}), "flaot32"),
         (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {}), "scale"),
-        (Step(EncodeTensor(("conv.weight",), Sparse(Int(8)), (8, 2, 3, 3), "float32"), {"values.codes": torch.zeros(8, 2, 3, 3)}), "scale"),
-        (Step(EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"), {"codes": torch.zeros(9), "scale": torch.ones(8)}), "do not fit together"),
+        (
+            Step(
+                EncodeTensor(("conv.weight",), Sparse(Int(8)), (8, 2, 3, 3), "float32"),
+                {"values.codes": torch.zeros(8, 2, 3, 3)},
+            ),
+            "scale",
+        ),
+        (
+            Step(
+                EncodeTensor(("conv.weight",), Int(8), (8, 2, 3, 3), "float32"),
+                {"codes": torch.zeros(9), "scale": torch.ones(8)},
+            ),
+            "do not fit together",
+        ),
         (Step(EncodeTensor((), Int(8), (8, 2, 3, 3), "float32"), {}), "path"),
         (Step(EncodeValue("relu", Int(8)), {}), "relu"),
     ],
@@ -203,7 +221,9 @@ def test_edits_of_every_kind_are_saved_and_loaded(small: tuple[Path, Net, State]
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_types_are_kept(dtype: torch.dtype, tmp_path: Path, same: Any) -> None:
     net = Net().to(dtype).eval()
-    state = made(net, [of_tensor(("conv.weight",), Int(8), net.conv.weight), of_tensor(("fc.weight",), Sparse(), net.fc.weight)])
+    state = made(
+        net, [of_tensor(("conv.weight",), Int(8), net.conv.weight), of_tensor(("fc.weight",), Sparse(), net.fc.weight)]
+    )
     save(tmp_path / "net.lil", net, state)
     loaded, x = load(tmp_path / "net.lil", Net()), torch.randn(2, 2, 6, 6, dtype=dtype)
     assert_same(loaded, net)
@@ -294,7 +314,9 @@ class More(Net):
         (nn.Identity, "conv"),
     ],
 )
-def test_another_constructor_is_refused_by_name(small: tuple[Path, Net, State], make: Callable[[], nn.Module], hint: str) -> None:
+def test_another_constructor_is_refused_by_name(
+    small: tuple[Path, Net, State], make: Callable[[], nn.Module], hint: str
+) -> None:
     with pytest.raises(FormatError, match=hint):
         load(small[0], make())
 

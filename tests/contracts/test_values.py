@@ -138,7 +138,15 @@ def test_names_of_a_residual_net() -> None:
 
 def test_outputs_have_names_of_their_own() -> None:
     names = set(seen(Many().eval(), torch.randn(2, 5, 8)))
-    assert {"lstm:lstm#0", "lstm:lstm#0[1]", "lstm:lstm#0[2]", ":chunk#0", ":chunk#0[1]", ":max#0", "blocks.1:linear#0"} <= names
+    assert {
+        "lstm:lstm#0",
+        "lstm:lstm#0[1]",
+        "lstm:lstm#0[2]",
+        ":chunk#0",
+        ":chunk#0[1]",
+        ":max#0",
+        "blocks.1:linear#0",
+    } <= names
     assert ":max#0[1]" not in names  # places are no values
 
 
@@ -147,7 +155,10 @@ def test_an_eager_run_and_a_captured_graph_agree_on_names(net: tuple[nn.Module, 
     eager, graph = set(seen(model, x)), captured(model, x)
     assert graph <= eager
     # a graph drops calls that do nothing, and holds no name for what flows nowhere
-    assert all(Value.parse(name).op in {"dropout", "lstm", "multi_head_attention_forward", "to", "contiguous", "chunk"} for name in eager - graph)
+    assert all(
+        Value.parse(name).op in {"dropout", "lstm", "multi_head_attention_forward", "to", "contiguous", "chunk"}
+        for name in eager - graph
+    )
 
 
 def test_names_are_the_same_after_encoding(net: tuple[nn.Module, Tensor], encode: Encode) -> None:
@@ -173,7 +184,9 @@ def test_what_names_no_value_is_refused(name: str) -> None:
         attach_value(Residual(), name, Int(8), {})
 
 
-@pytest.mark.parametrize("value", [Value("a.b", "add", 3), Value("", "lstm", 0, 2), Value("c", "conv2d", 0, operand=1)], ids=str)
+@pytest.mark.parametrize(
+    "value", [Value("a.b", "add", 3), Value("", "lstm", 0, 2), Value("c", "conv2d", 0, operand=1)], ids=str
+)
 def test_a_name_is_read_as_it_is_written(value: Value) -> None:
     assert Value.parse(str(value)) == value
 
@@ -208,7 +221,17 @@ def residual_by_hand(net: Residual, x: Tensor, at: str) -> Tensor:
     return mark(":relu#0", torch.relu(mark(":add_#0", h + 1)))
 
 
-PLACES = ["conv:conv2d#0", "conv:conv2d#1", "conv:conv2d#1@0", "conv:conv2d#0@0", "act:relu#0", "act:relu#1", ":add#0", ":add#0@1", ":relu#0"]
+PLACES = [
+    "conv:conv2d#0",
+    "conv:conv2d#1",
+    "conv:conv2d#1@0",
+    "conv:conv2d#0@0",
+    "act:relu#0",
+    "act:relu#1",
+    ":add#0",
+    ":add#0@1",
+    ":relu#0",
+]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -258,7 +281,9 @@ def test_the_dynamic_range_is_that_of_each_run() -> None:
     torch.testing.assert_close(model(torch.zeros(3)), torch.zeros(3))
 
 
-@pytest.mark.parametrize("encoding", [Float16(), BFloat16(), Int(8, symmetric=True, per="tensor"), Int(4, dynamic=True)], ids=repr)
+@pytest.mark.parametrize(
+    "encoding", [Float16(), BFloat16(), Int(8, symmetric=True, per="tensor"), Int(4, dynamic=True)], ids=repr
+)
 def test_values_of_every_representation_run_train_and_are_captured(encoding: Encoding) -> None:
     model, x = Residual(), torch.randn(2, 4, 6, 6)
     parameters = {"scale": torch.tensor(0.05)} if encoding == Int(8, symmetric=True, per="tensor") else {}
@@ -311,7 +336,10 @@ def test_to_dense_encodes_no_value() -> None:
 
 
 def test_runs_in_other_threads_do_not_disturb_names() -> None:
-    models, x = [nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(6)]) for _ in range(3)], torch.randn(4, 8)
+    models, x = (
+        [nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(6)]) for _ in range(3)],
+        torch.randn(4, 8),
+    )
     for model in models:
         for i in range(6):
             attach_value(model, f"{i}.1:relu#0", UNSIGNED, GRID)

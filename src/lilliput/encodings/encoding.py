@@ -48,7 +48,7 @@ class Encoding(ABC):
         return {name: part for name, part in frozen.decoded_parts().items() if name != "codes"}
 
     def kept_parameters(self, frozen: Encoded) -> dict[str, Tensor] | None:
-        """The parameters that a tensor encoded as `frozen` keeps under this encoding; None where they are found anew."""
+        """The parameters that a tensor encoded as `frozen` keeps under this encoding; None where it is fitted anew."""
         return None
 
     def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:

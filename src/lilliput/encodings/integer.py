@@ -131,9 +131,17 @@ class Int(Encoding):
         yield not _whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
         yield grouped and not _whole(self.group, 1), f"groups of {self.group!r}", "use a positive group, or None"
         yield self.per not in (None, *_PER), f"one scale per {self.per!r}", nearest(str(self.per), _PER)
-        yield grouped and self.per == "tensor", "groups within one scale for the whole tensor", 'drop group=, or per="tensor"'
+        yield (
+            grouped and self.per == "tensor",
+            "groups within one scale for the whole tensor",
+            'drop group=, or per="tensor"',
+        )
         yield not _whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
-        yield not isinstance(self.scale, Encoding | None), f"scales as {self.scale!r}", "use Float16(), BFloat16() or None"
+        yield (
+            not isinstance(self.scale, Encoding | None),
+            f"scales as {self.scale!r}",
+            "use Float16(), BFloat16() or None",
+        )
         yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
 
@@ -148,14 +156,18 @@ class Int(Encoding):
         if self.per == "tensor" or x.dim() == 0:
             return x.reshape(1, x.numel())
         if self.axis >= x.dim():
-            raise EncodingError(f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less")
+            raise EncodingError(
+                f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less"
+            )
         rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
         if self.group is None:
             return rows
         if rows.shape[1] % self.group:
             divisors = [d for d in range(1, rows.shape[1] + 1) if rows.shape[1] % d == 0]
             fitting = min(divisors, key=lambda d: abs(d - (self.group or 0)))
-            raise EncodingError(f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}")
+            raise EncodingError(
+                f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}"
+            )
         return rows.reshape(-1, self.group)
 
     def nested(self) -> dict[str, Encoding]:
@@ -171,10 +183,8 @@ class Int(Encoding):
         """Scale (and offset) for a tensor of `shape` whose blocks range over low … high, each [blocks]."""
         first, last = self.limits
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
-        if self.symmetric is False:
-            scale = (high - low) / (last - first)
-        else:
-            scale = torch.maximum(-low, high) / last
+        width, steps = (high - low, last - first) if self.symmetric is False else (torch.maximum(-low, high), last)
+        scale = width / steps
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if self.scale is not None:
             scale = self._held(scale, self.scale)
@@ -188,7 +198,9 @@ class Int(Encoding):
         """Scales as they will be held; blocks whose steps vanish there are next to nothing, unless all do."""
         held = encoding.represent(scale).decode()
         if held.numel() and not bool((held > 0).any()):
-            raise EncodingError(f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None")
+            raise EncodingError(
+                f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None"
+            )
         return torch.where(held > 0, held, torch.ones_like(held))
 
     def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -227,7 +239,13 @@ class Int(Encoding):
 
     def label(self) -> str:
         kind = "uint" if self.symmetric is False else "int"
-        scales = "at run time" if self.dynamic else f"groups of {self.group}" if self.group else f"per {self.per or 'channel'}"
+        scales = (
+            "at run time"
+            if self.dynamic
+            else f"groups of {self.group}"
+            if self.group
+            else f"per {self.per or 'channel'}"
+        )
         return f"{kind}{self.bits} {scales}"
 
     def _shape_of_parameters(self, shape: tuple[int, ...]) -> tuple[int, ...]:

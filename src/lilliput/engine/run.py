@@ -133,6 +133,7 @@ class Driver:
             return Answer(tensors=encoding.represent(x, parameters).tensors())
 
         parts = self.store.answer(question, compute).tensors
+        self.skipped.pop(paths[0], None)  # an earlier step had no use for it
         dtype = str(x.dtype).removeprefix("torch.")
         self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
 

@@ -1,7 +1,8 @@
 """Named tensors and a JSON header in one file that cannot run code and tells when it is damaged.
 
-Layout: the magic, the tensors one after the other, the index (JSON, zstd-compressed), its length (8 bytes, little endian), its SHA-256,
-the magic again. Every tensor is zstd-compressed where that helps and carries the SHA-256 of its stored bytes.
+Layout: the magic, the tensors one after the other, the index (JSON, zstd-compressed), its length (8 bytes, little
+endian), its SHA-256, the magic again, with nothing in between. Every tensor is zstd-compressed where that helps and
+carries the SHA-256 of its stored bytes.
 """
 
 from __future__ import annotations
@@ -114,13 +115,17 @@ class Reader:
             raise FormatError("cannot be read", where=str(path), why=error.strerror or "") from error
         version = index.get("version")
         if version != VERSION:
-            raise FormatError(f"format version {version!r}", where=str(path), why=f"this library reads version {VERSION}")
+            raise FormatError(
+                f"format version {version!r}", where=str(path), why=f"this library reads version {VERSION}"
+            )
         self.header: dict[str, Any] = index["header"]
         listed = list(map(self._entry, index["tensors"]))
         self.entries = {entry.name: entry for entry in listed}
         ends = list(accumulate((entry.bytes for entry in listed), initial=len(MAGIC)))
         if len(self.entries) < len(listed) or [*(entry.offset for entry in listed), self.size - index_bytes] != ends:
-            raise FormatError("tensors and index do not fill the file", where=str(path), next="the file is damaged: get it again")
+            raise FormatError(
+                "tensors and index do not fill the file", where=str(path), next="the file is damaged: get it again"
+            )
 
     def _entry(self, data: Any) -> Entry:
         try:
@@ -136,7 +141,9 @@ class Reader:
         except (TypeError, KeyError, ValueError):
             sound = False
         if not sound:
-            raise FormatError("an entry of the index is not sound", where=str(self.path), next="the file is damaged: get it again")
+            raise FormatError(
+                "an entry of the index is not sound", where=str(self.path), next="the file is damaged: get it again"
+            )
         return entry
 
     def read(self, name: str) -> Tensor:
@@ -156,7 +163,11 @@ class Reader:
         dtype = _DTYPES[entry.dtype]
         if entry.bits < 8 * dtype.itemsize:
             return unpack(plain, entry.bits, entry.shape, dtype)
-        return torch.frombuffer(bytearray(plain), dtype=dtype).reshape(entry.shape) if plain else torch.empty(entry.shape, dtype=dtype)
+        return (
+            torch.frombuffer(bytearray(plain), dtype=dtype).reshape(entry.shape)
+            if plain
+            else torch.empty(entry.shape, dtype=dtype)
+        )
 
     def read_all(self) -> dict[str, Tensor]:
         return {name: self.read(name) for name in self.entries}
@@ -177,7 +188,9 @@ def _inflate(data: bytes, largest: int) -> bytes:
 
 def _read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], int]:
     """The index, and how many bytes it and what follows it take."""
-    damaged = FormatError("is not a whole Lilliput file", where=where, next="the file is damaged or cut short: get it again")
+    damaged = FormatError(
+        "is not a whole Lilliput file", where=where, next="the file is damaged or cut short: get it again"
+    )
     if size < len(MAGIC) + _TRAILER or file.read(len(MAGIC)) != MAGIC:
         raise damaged
     file.seek(size - _TRAILER)

@@ -1,7 +1,7 @@
 """`.lil`: a compressed module as a file to store and send.
 
-The header lists the edits that lead from the user's constructor to the compressed module; the tensors are the compressed
-module's `state_dict`, each stored once however many names it has.
+The header lists the edits that lead from the user's constructor to the compressed module; the tensors are the
+compressed module's `state_dict`, each stored once however many names it has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from lilliput.plain import from_plain, to_plain
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def save(path: str | Path, model: nn.Module, state: State, provenance: Mapping[str, Any] | None = None) -> dict[str, int]:
+def save(
+    path: str | Path, model: nn.Module, state: State, provenance: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """Write `model`, which `state` describes, to `path`; returns the bytes of each tensor and of the index.
 
     The figures add up to the size of the file.
@@ -39,7 +41,10 @@ def save(path: str | Path, model: nn.Module, state: State, provenance: Mapping[s
     bits = _code_bits(model)
     header = {
         "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
-        "edits": [{"edit": to_plain(step.edit), "tensors": _stored(step.edit, list(step.tensors), held)} for step in state.settled()],
+        "edits": [
+            {"edit": to_plain(step.edit), "tensors": _stored(step.edit, list(step.tensors), held)}
+            for step in state.settled()
+        ],
         "aliases": aliases,
         "provenance": provenance or {},
     }
@@ -56,7 +61,9 @@ def _check_described(model: nn.Module, state: State, held: Mapping[str, Tensor])
             raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
     wanted = {name for step in state.settled() for name in _stored(step.edit, list(step.tensors), held).values()}
     for name in sorted(wanted - held.keys()):
-        raise EncodingError("is not in the model, though its state says so", where=name, next="save the model that the state belongs to")
+        raise EncodingError(
+            "is not in the model, though its state says so", where=name, next="save the model that the state belongs to"
+        )
 
 
 def _stored(edit: Edit, parts: list[str], held: Mapping[str, Tensor]) -> dict[str, str]:
@@ -93,7 +100,9 @@ def load(path: str | Path, into: Module) -> Module:
         except LilliputError:
             raise
         except Exception as error:  # a forged file can ask for anything
-            raise FormatError(f"{edit} cannot be made", where=str(path), why=f"{type(error).__name__}: {error}") from error
+            raise FormatError(
+                f"{edit} cannot be made", where=str(path), why=f"{type(error).__name__}: {error}"
+            ) from error
     _fill(into, named, str(path))
     return into.eval()
 
@@ -126,16 +135,17 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
     wanted = into.state_dict(keep_vars=True)
     for name in sorted(set(wanted) ^ set(named)):
         side = "the file lacks" if name in wanted else "the module lacks"
-        raise FormatError(f"{side} {name!r}", where=where, next="give the constructor, with the arguments, used for saving")
+        raise FormatError(
+            f"{side} {name!r}", where=where, next="give the constructor, with the arguments, used for saving"
+        )
     for name, tensor in named.items():
         held = wanted[name]
         if held.is_floating_point() != tensor.is_floating_point():
             raise FormatError(f"{name!r} is {tensor.dtype} in the file and {held.dtype} in the module", where=where)
         if held.shape != tensor.shape:
             raise FormatError(
-                f"{name!r} has shape {tuple(tensor.shape)} in the file and {tuple(held.shape)} in the module", where=where
+                f"{name!r} has shape {tuple(tensor.shape)} in the file and {tuple(held.shape)} in the module",
+                where=where,
             )
         if held.data_ptr() != tensor.data_ptr():
             held.data = tensor.clone()
-
-

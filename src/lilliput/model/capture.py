@@ -47,7 +47,9 @@ class Inputs:
             return cls((), dict(example))
         if isinstance(example, tuple | list) and all(isinstance(x, Tensor) for x in example):
             return cls(tuple(example), {})
-        raise InputError(f"inputs of type {type(example).__name__}", next="give a tensor, a tuple of tensors or a dict of tensors")
+        raise InputError(
+            f"inputs of type {type(example).__name__}", next="give a tensor, a tuple of tensors or a dict of tensors"
+        )
 
     def call(self, model: Any) -> Any:
         return model(*self.args, **self.kwargs)
@@ -94,7 +96,9 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         return x
 
     wide = inputs.map(widen)
-    open_axes = {key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()}
+    open_axes = {
+        key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
+    }
     shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
     given = shapes.by_parameter(model.forward)
     with torch.no_grad():
@@ -116,7 +120,9 @@ def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     for path, module in model.named_children():
         rungs |= _descend(path, module, seen, calls, problems)
     if not calls:
-        raise CaptureError("no part of the model could be captured", why="; ".join(f"{k or 'model'}: {v}" for k, v in problems.items()))
+        raise CaptureError(
+            "no part of the model could be captured", why="; ".join(f"{k or 'model'}: {v}" for k, v in problems.items())
+        )
     rung: Rung = "module-local" if "module-local" in rungs else "submodule"
     return View(rung, _by_first_path(calls, ties), ties, problems)
 
@@ -155,13 +161,17 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
         return hook
 
     hooks = [
-        module.register_forward_pre_hook(remember(path), with_kwargs=True) for path, module in model.named_modules() if path
+        module.register_forward_pre_hook(remember(path), with_kwargs=True)
+        for path, module in model.named_modules()
+        if path
     ]
     try:
         with torch.no_grad(), _eval(model):
             inputs.call(model)
     except Exception as error:
-        raise InputError("the model fails on its example", why=_first_line(error), next="give an example it accepts") from error
+        raise InputError(
+            "the model fails on its example", why=_first_line(error), next="give an example it accepts"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -226,7 +236,8 @@ def _op_name(node: Node) -> str:
 def _label(node: Node, prefix: str) -> str | None:
     for user in node.users:
         if user.target is torch.ops.lilliput.mark.default and user.args[0] is node:
-            return f"{prefix.removesuffix('.')}{'.' if prefix and not str(user.args[1]).startswith(':') else ''}{user.args[1]}"
+            name = str(user.args[1])
+            return prefix.removesuffix(".") + name if name.startswith(":") else prefix + name
     return None
 
 

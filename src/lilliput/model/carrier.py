@@ -22,7 +22,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
 
-
 SUFFIX = "_encoded"
 _ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
 
@@ -221,7 +220,9 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
         owner, name = owner_of(root, path)
         parametrized = getattr(owner, "parametrizations", {})
         if name in parametrized or {f"{name}_g", f"{name}_orig"} & owner._parameters.keys():
-            raise EncodingError("a parametrized tensor", where=path, next="fold it first: lilliput.model.fold_parametrizations")
+            raise EncodingError(
+                "a parametrized tensor", where=path, next="fold it first: lilliput.model.fold_parametrizations"
+            )
         vars(owner).setdefault(_ORDER, tuple(owner._parameters))
         owner._parameters.pop(name, None)
         owner._buffers.pop(name, None)
@@ -293,7 +294,7 @@ def freeze(root: nn.Module) -> nn.Module:
 
 
 def to_dense(root: nn.Module) -> nn.Module:
-    """A copy of `root` in which every tensor is an ordinary parameter, no value is encoded, every class the user's own."""
+    """A copy of `root` in which every tensor is an ordinary parameter, no value encoded, every class the user's own."""
     dense = copy.deepcopy(root)
     for module in dense.modules():
         if getattr(type(module), "encodes_values", False):

@@ -62,7 +62,9 @@ class EncodeTensor(Edit):
             _check_shape(encoded.decode(), self.shape, self.paths[0])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise FormatError(
-                f"parts of {self.encoding} that do not fit together", where=self.paths[0], why=f"{type(error).__name__}: {error}"
+                f"parts of {self.encoding} that do not fit together",
+                where=self.paths[0],
+                why=f"{type(error).__name__}: {error}",
             ) from error
         attach(root, self.paths, encoded)
 
@@ -153,7 +155,9 @@ def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     try:
         return owner_of(root, path)
     except AttributeError:
-        raise FormatError("the model has no such module", where=path, next="give the constructor used for saving") from None
+        raise FormatError(
+            "the model has no such module", where=path, next="give the constructor used for saving"
+        ) from None
 
 
 def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
@@ -167,13 +171,13 @@ def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
 def _check_shape(held: Tensor | EncodedTensor | None, shape: tuple[int, ...], path: str) -> None:
     if held is not None and tuple(held.shape) != tuple(shape):
         raise FormatError(
-            f"a tensor of shape {tuple(shape)} for one of {tuple(held.shape)}", where=path, next="give the constructor, with the arguments, used for saving"
+            f"a tensor of shape {tuple(shape)} for one of {tuple(held.shape)}",
+            where=path,
+            next="give the constructor, with the arguments, used for saving",
         )
 
 
-def _assemble(
-    encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, tensors: Mapping[str, Tensor]
-) -> Encoded:
+def _assemble(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> Encoded:
     """An encoded tensor again from its flat parts (``codes``, ``values.codes`` …)."""
     parts: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if "." not in name}
     for name, inner in encoding.nested().items():

@@ -19,8 +19,8 @@ Change = tuple[Edit, Mapping[str, Tensor]]
 def fold_norms(view: View, root: nn.Module) -> Iterator[Change]:
     """Edits after which each batch norm that directly follows its one convolution is part of it.
 
-    ``w' = w · γ/σ`` and ``b' = (b - μ) · γ/σ + β``, for inference statistics. A tensor that is encoded already keeps its
-    normalisation, unless only its zeros are: they stay zero.
+    ``w' = w · γ/σ`` and ``b' = (b - μ) · γ/σ + β``, for inference statistics. A tensor that is encoded already keeps
+    its normalisation, unless only its zeros are: they stay zero.
     """
     for call in view.calls:
         norm = view.only_reader(call)

@@ -1,8 +1,9 @@
 """The one interception through which every value that flows is seen, named and changed.
 
 A *value* is what one call returns, named by the module whose forward makes the call, the function, how often that
-module has called it before in this run, and which output: ``layer1.0:add#1``. An *operand*, ``layer1.0.conv1:conv2d#0@0``,
-is a value as one call alone reads it. The names are made while the module's own code runs, so a functional add has one,
+module has called it before in this run, and which output: ``layer1.0:add#1``. An *operand*,
+``layer1.0.conv1:conv2d#0@0``, is a value as one call alone reads it. What a call changes in place and is read again
+under its old name is no value. The names are made while the module's own code runs, so a functional add has one,
 a module that is called twice has two, and an eager run and a captured graph agree on them.
 """
 

@@ -41,11 +41,12 @@ class Prune(Technique):
         return frozenset({"ranges"})
 
     def apply(self, run: Run) -> None:
-        weights = {path: calls for path, calls in run.view().weights.items() if calls[0].op in MULTIPLIES}
+        used = run.view().weights
+        weights = {path: calls for path, calls in used.items() if all(call.op in MULTIPLIES for call in calls)}
         check_where(self.where, list(weights))
         for path in run.shapes():
             if path not in weights and len(run.shapes()[path]) > 1:
-                run.skip(path, "no layer multiplies by it")
+                run.skip(path, "rows of it are looked up" if path in used else "no layer multiplies by it")
         paths = [path for path in weights if chosen(path, self.where)]
         for path in set(weights) - set(paths):
             run.skip(path, f"left out by where={self.where!r}")

@@ -23,7 +23,7 @@ class Quantize(Technique):
     ``activations=Int(8)``; with ranges found at each run (dynamic): ``activations=Int(8, dynamic=True)``.
 
     >>> Quantize(weights=Int(8), activations=Int(8))
-    Quantize(weights=Int(), activations=Int())
+    Quantize(activations=Int())
     """
 
     weights: Encoding | None = Int()
@@ -66,7 +66,11 @@ class Quantize(Technique):
             shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type]
             run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
         for place in places:
-            parameters = {} if place.encoding.dynamic else self.calibration.of_value(seen[place.like or place.value], place.encoding)
+            parameters = (
+                {}
+                if place.encoding.dynamic
+                else self.calibration.of_value(seen[place.like or place.value], place.encoding)
+            )
             run.encode_value(place.value, place.encoding, parameters)
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
@@ -110,12 +114,10 @@ class Quantize(Technique):
 def mean_error(call: Call, exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
     """What rounding a weight adds to each output on average: Σ (rounded - exact) · E[input], [outputs].
 
-    For a convolution the borders are taken for inner points. Source: Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019, arXiv 1906.04721, with E[input] measured on the calibration batches.
+    For a convolution the borders are taken for inner points. Source: Nagel et al., "Data-Free Quantization Through
+    Weight Equalization and Bias Correction", 2019, arXiv 1906.04721, with E[input] measured on the calibration batches.
     """
     error = (rounded - exact).flatten(2).sum(2) if exact.dim() > 2 else rounded - exact  # [outputs, inputs of a group]
     groups = mean.numel() // error.shape[1]
     inputs = mean.reshape(groups, 1, -1)  # [groups, 1, inputs of a group]
     return (error.reshape(groups, -1, error.shape[1]) * inputs).sum(2).reshape(-1)
-
-

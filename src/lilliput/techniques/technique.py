@@ -62,9 +62,7 @@ class Run(Protocol):
         """How a parameter is represented now."""
         ...
 
-    def encode(
-        self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None
-    ) -> None:
+    def encode(self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None) -> None:
         """Represent a parameter; `x` replaces its values, `fit` finds the parameters of the encoding."""
         ...
 

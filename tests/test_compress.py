@@ -1,0 +1,120 @@
+"""What `compress` returns, writes and reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.model.edits import EncodeTensor
+
+QUICK = lp.OnnxRuntime(threads=1, seconds=2)
+MEASURED = {"value", "low", "high", "samples"}
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    ).eval()
+
+
+def images(seed: int) -> list[Tensor]:
+    return list(torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(seed)).split(16))
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> lp.Result:
+    model, judged = net(), images(2)
+    labels = [model(x).argmax(1) for x in judged]
+    task = lp.Task(
+        model,
+        calibrate=images(1),
+        evaluate=judged,
+        clusters=[i // 8 for i in range(64)],
+        metric=lp.metrics.top1(list(zip(judged, labels, strict=True))),
+        name="small",
+    )
+    recipe = lp.Recipe([lp.Quantize(activations=lp.Int(8), where=("*", "!7"))])
+    return lp.compress(task, recipe, target=QUICK, folder=tmp_path_factory.mktemp("out"))
+
+
+def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
+    data = json.loads((result.folder / "report.json").read_text())
+    assert data["schema"] == 1
+    told = {"outcome", "before", "after", "ratio", "agreement", "layers", "skipped", "recipe", "environment"}
+    assert told <= set(data)
+    for side in ("before", "after"):
+        assert {"metric", "latency_ms", "parameters", "macs", "artifacts"} == set(data[side])
+        assert set(data[side]["latency_ms"]) >= MEASURED
+        assert set(data[side]["metric"]) == MEASURED
+        assert {artifact["runs_on"] for artifact in data[side]["artifacts"]} == {"onnxruntime", "lilliput.load"}
+    assert set(data["ratio"]) == {"smaller", "smaller_file", "faster"}
+    assert set(data["agreement"]) >= MEASURED | {"kind", "judged_on"}
+
+
+def test_sizes_are_those_of_the_files(result: lp.Result) -> None:
+    for artifact in result.data["after"]["artifacts"]:
+        assert artifact["bytes"] == (result.folder / f"net.{artifact['format']}").stat().st_size
+    before, after = ({a["format"]: a["bytes"] for a in result.data[s]["artifacts"]} for s in ("before", "after"))
+    assert result.data["ratio"]["smaller"] == pytest.approx(before["onnx"] / after["onnx"])
+    assert result.data["ratio"]["smaller_file"] == pytest.approx(before["lil"] / after["lil"])
+
+
+def test_what_was_left_out_is_listed_with_its_reason(result: lp.Result) -> None:
+    assert [entry["path"] for entry in result.data["skipped"]] == ["7.weight"]
+    assert "where" in result.data["skipped"][0]["reason"]
+
+
+def test_rows_say_how_each_layer_runs(result: lp.Result) -> None:
+    rows = {row["path"]: row for row in result.data["layers"]}
+    assert rows["3.weight"]["runs_as"] == "int8 kernel"
+    assert rows["0.weight"]["runs_as"].startswith("size only")
+    assert rows["7.weight"]["encoding"] == "float32"
+    assert 30 < rows["3.weight"]["sqnr_db"] < 60
+
+
+def test_module_file_and_export_agree(result: lp.Result, tmp_path: Path) -> None:
+    x = images(3)[0]
+    again = lp.load(result.save(tmp_path / "net.lil"), into=net())
+    assert torch.equal(again(x), result.model(x))
+    assert type(result.model).__name__ == "Sequential"
+    run = QUICK.open(result.export(tmp_path / "net.onnx"), result.model(x))
+    torch.testing.assert_close(run(x), result.model(x).detach(), atol=0.05, rtol=0)
+
+
+def test_reports_are_written_where_asked(result: lp.Result, tmp_path: Path) -> None:
+    assert "<html" in result.report(tmp_path / "r.html").read_text()
+    assert json.loads(result.report(tmp_path / "r.json").read_text())["name"] == "small"
+    with pytest.raises(lp.LilliputError, match=r"\.html or \.json"):
+        result.report(tmp_path / "r.pdf")
+
+
+def test_weights_alone_are_called_no_speed_up() -> None:
+    small = lp.compress(net(), lp.Recipe([lp.Quantize()]), calibrate=images(1), target=QUICK)
+    assert small.data["speed"].startswith("no speed-up: no layer runs on integers")
+    assert "no speed-up" in str(small)
+    assert small.data["agreement"]["judged_on"] == "calibration batches"
+
+
+def test_a_compressed_model_is_compressed_again(result: lp.Result) -> None:
+    task = lp.Task(result.model, calibrate=images(1))
+    pruned = lp.compress(task, lp.Recipe([lp.Prune("weights", 0.5)]), target=QUICK)
+    zeros = {row["path"]: row["zeros"] for row in pruned.data["layers"]}
+    assert all(0.49 < share < 0.6 for share in zeros.values())
+    edits = [step.edit for step in pruned.state.steps if isinstance(step.edit, EncodeTensor)]
+    assert {repr(edit.encoding).startswith("Sparse") for edit in edits} == {True}
+
+
+def test_the_target_chooses_a_recipe(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    small = lp.compress(net(), calibrate=images(1), target=QUICK, progress=lambda *step: seen.append(step))
+    assert small.data["recipe"][0]["activations"] == {"kind": "Int"}
+    assert {stage for stage, _, _ in seen} >= {"calibrating", "encoding", "timing"}
+    assert all(done <= total for _, done, total in seen)
