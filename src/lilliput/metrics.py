@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, MeasureError
+from lilliput.modes import eval_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Metric:
         if isinstance(self.batches, Iterator):
             raise InputError("the batches can be read only once", where=self.name, next="give a list or DataLoader")
         scores: list[Tensor] = []
-        with torch.no_grad(), _eval_mode(model):
+        with torch.no_grad(), eval_mode(model):
             for index, batch in enumerate(self.batches):
                 scores.append(self._scores(model, batch, f"{self.name}: batch {index}"))
         samples = sum(len(batch) for batch in scores)
@@ -143,15 +143,3 @@ def _device(model: Callable[..., Any]) -> torch.device | None:
     """Where a module's parameters are; other callables take what they are given."""
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return None if first is None else first.device
-
-
-@contextmanager
-def _eval_mode(model: Callable[..., Any]) -> Iterator[None]:
-    modes = {part: part.training for part in model.modules()} if isinstance(model, nn.Module) else {}
-    for part in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training

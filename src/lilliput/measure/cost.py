@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lilliput.errors import MeasureError
+from lilliput.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object
     Cost(total=600, by_module={'0': 600})
     """
     counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_PRODUCTS)
-    with _eval_mode(model), torch.random.fork_rng(), torch.no_grad(), _countable_kernels(model), counter:
+    with eval_mode(model), torch.random.fork_rng(), torch.no_grad(), _countable_kernels(model), counter:
         try:
             model(*args, **(kwargs or {}))
         except Exception as error:
@@ -62,17 +63,6 @@ def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
             path = first_path[model.get_submodule(name.removeprefix(root))]
             counts[path] = sum(by_op.values()) // 2
     return {path: counts[path] for path in first_path.values() if path in counts}
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from lilliput.errors import CaptureError, InputError
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import mark, watched
 from lilliput.model.view import Call, Rung, View
+from lilliput.modes import eval_mode
 
 Dynamic = Mapping[str | int, Mapping[int, str]]
 
@@ -166,7 +167,7 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
         if path
     ]
     try:
-        with torch.no_grad(), _eval(model):
+        with torch.no_grad(), eval_mode(model):
             inputs.call(model)
     except Exception as error:
         raise InputError(
@@ -182,7 +183,7 @@ def _calls(
     model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], path: str
 ) -> Iterator[Call]:
     """The calls of a captured graph in order, each with the name of its value and the sources of what it reads."""
-    with watched(model, lambda name, x: mark(x, name)), _eval(model), quiet():
+    with watched(model, lambda name, x: mark(x, name)), eval_mode(model), quiet():
         captured = program(model, inputs, dynamic)
     signature = captured.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -255,17 +256,6 @@ def _weight_shape(node: Node) -> tuple[int, ...]:
 def _owner(name: str) -> str:
     """The tensor that a held name belongs to: ``conv.weight`` for ``conv.weight_encoded.codes``."""
     return name.partition(f"{SUFFIX}.")[0]
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""Running what a user gives without leaving a trace on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every part of a module is in eval mode; afterwards each is in the mode it was in.
+
+    Callables that are no modules have no mode.
+    """
+    modes = {part: part.training for part in model.modules()} if isinstance(model, nn.Module) else {}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
