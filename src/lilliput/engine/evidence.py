@@ -14,7 +14,7 @@ from torch import nn
 from lilliput.engine.run import Driver, model_digest
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError
-from lilliput.measure import DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
+from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
 from lilliput.model.capture import Inputs
 from lilliput.task import Batches, ask, batch_size, fingerprint, reason
 
@@ -99,6 +99,21 @@ def closeness(
     driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs], clusters: Sequence[Any] | None
 ) -> Closeness:
     """Compare what was built before and after, sample by sample; the interval is clustered by source."""
+    data = batches.digest if isinstance(batches, Batches) else [fingerprint(inputs) for inputs in batches]
+    question = ("closeness", driver.environment, before.digest, after.digest, data)
+
+    def compute() -> Answer:
+        found = _distance(driver, before, after, batches)
+        kind = "cosine" if found.agreements is None else "top1"
+        scores = found.cosines if found.agreements is None else found.agreements.float()
+        return Answer([kind, found.largest_error, found.cosine, found.sqnr_db], {"scores": scores})
+
+    answer = driver.store.answer(question, compute)
+    kind, largest_error, cosine, sqnr_db = answer.data
+    return Closeness(kind, mean(answer.tensors["scores"].numpy(), clusters), largest_error, cosine, sqnr_db)
+
+
+def _distance(driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs]) -> Distance:
     samples = batches.samples if isinstance(batches, Batches) else sum(map(batch_size, batches))
     field = batches.field if isinstance(batches, Batches) else "example"
     so_far, done = DistanceSoFar(), 0
@@ -107,10 +122,7 @@ def closeness(
         so_far.add(ask(before.run, inputs, where), ask(after.run, inputs, where))
         done += batch_size(inputs)
         driver.progress("comparing outputs", done, samples)
-    found = so_far.distance()
-    kind = "cosine" if found.agreements is None else "top1"
-    scores = found.cosines if found.agreements is None else found.agreements.float()
-    return Closeness(kind, mean(scores.numpy(), clusters), found.largest_error, found.cosine, found.sqnr_db)
+    return so_far.distance()
 
 
 @dataclass(frozen=True)
