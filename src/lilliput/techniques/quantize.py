@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import RecipeError
-from lilliput.model.view import CONVOLUTIONS, Call
+from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.statistics import Observe
 from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
@@ -79,7 +79,7 @@ class Quantize(Technique):
         check_where(self.where, list(weights))
         for path in shapes:
             if len(shapes[path]) > 1 and path not in weights:
-                run.skip(path, "it is no weight of a convolution, linear layer or embedding that was captured")
+                run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if path in shapes and chosen(path, self.where)}
         for path in set(weights) & set(shapes) - set(picked):
             run.skip(path, f"left out by where={self.where!r}")
@@ -109,6 +109,14 @@ class Quantize(Technique):
             for calls in weights.values()
             if len(calls) == 1 and calls[0].bias and calls[0].value and not calls[0].op.startswith("conv_transpose")
         }
+
+
+def _why_not(view: View, path: str) -> str:
+    """Why a tensor is no weight that this technique represents."""
+    ops = sorted({call.op for call in view.readers.get(f"tensor {path}", [])})
+    if not ops:
+        return "no captured call reads it"
+    return f"it is read by {' and '.join(ops)}, not by a convolution, linear layer or embedding"
 
 
 def mean_error(call: Call, exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
