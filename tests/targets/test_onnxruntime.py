@@ -164,6 +164,27 @@ def test_rows_are_gathered_before_they_are_decoded(tmp_path: Path) -> None:
     assert "Gather" in {node.op_type for node in graph.node if node.input and node.input[0] == table}
 
 
+class Returned(nn.Module):
+    """Rows that are looked up, and a weight, as outputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(50, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = self.table(ids)
+        return rows, self.fc(rows), self.fc.weight
+
+
+def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    driver, path = built(tmp_path, Returned(), sentences(), [lp.Quantize()])
+    x = sentences()[1]
+    run = driver.target.open(path, driver.model(x))
+    for ours, theirs in zip(run(x), driver.model(x), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("weights", "dtype"),
     [

@@ -69,6 +69,9 @@ class _Lowering:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
+        if node.outputs[0].is_graph_output():
+            whole = self._scaled(node, node)
+            ir.convenience.replace_all_uses_with(node.outputs[0], whole, replace_graph_outputs=True)
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then their scales."""
@@ -87,7 +90,7 @@ class _Lowering:
                     "Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather
                 )
             decoded = self._new("Mul", [decoded, self._rows(table, rows, gather)], before=gather)
-        ir.convenience.replace_all_uses_with(gather.outputs[0], decoded)
+        ir.convenience.replace_all_uses_with(gather.outputs[0], decoded, replace_graph_outputs=True)
 
     def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node) -> ir.Value:
         if table.ndim == 0:

@@ -76,7 +76,7 @@ class OnnxRuntime(Target):
         if weight is None:
             return "float"
         if call.op == "embedding":
-            return "smaller, same speed: rows are decoded as they are looked up"
+            return "size only: rows are decoded as they are looked up"
         if activation is None or not _eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
         return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
