@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
+from lilliput.encodings import ENCODINGS, BFloat16, Encoding, Float16, Int, Sparse
 from lilliput.model.carrier import attach, tensors
 
 CARRIED: tuple[Encoding, ...] = (
@@ -29,6 +29,7 @@ CARRIED: tuple[Encoding, ...] = (
     Sparse(Int(4, group=4, scale=Float16())),
     Sparse(Float16()),
 )
+assert {type(encoding) for encoding in CARRIED} == set(ENCODINGS.values()), "an encoding that no contract is checked on"
 
 
 class Scaled(nn.Linear):

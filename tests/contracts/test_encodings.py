@@ -36,6 +36,7 @@ ALL = [
     *INTEGERS,
     *(Sparse(encoding) for encoding in INTEGERS[::17]),
 ]
+assert {type(encoding) for encoding in ALL} == set(ENCODINGS.values()), "an encoding that no contract is checked on"
 SHAPES = [(12, 8), (4, 8, 3), (8, 4, 2, 2)]
 
 
