@@ -351,3 +351,28 @@ def test_compress_from_end_to_end(name: str, recipe: str, tmp_path: Path) -> Non
     loaded = lp.load(small.save(tmp_path / "net.lil"), into=topology.make())
     with torch.no_grad():
         torch.testing.assert_close(loaded(batches[0]), small.model(batches[0]), rtol=0, atol=0)
+
+
+class SharedBias(nn.Module):
+    """Two layers that add the same bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.bias = self.first.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_a_shared_bias_takes_up_no_layers_error() -> None:
+    torch.manual_seed(0)
+    net = SharedBias().eval()
+    small = lp.compress(
+        net,
+        lp.Recipe([lp.Quantize(weights=lp.Int(3))]),
+        calibrate=[torch.randn(16, 8) + 1],
+        target=lp.OnnxRuntime(seconds=2),
+    ).model
+    assert torch.equal(small.first.bias, net.first.bias)  # type: ignore[union-attr,arg-type]
+    assert small.first.bias is small.second.bias  # type: ignore[union-attr]

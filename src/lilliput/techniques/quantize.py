@@ -103,11 +103,16 @@ class Quantize(Technique):
         return replace(self.weights, symmetric=symmetric is not False, per=per, axis=axis)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
-        """Calls whose bias can take up the mean error of their weight, by the operand that they multiply."""
+        """Calls whose bias, theirs alone, can take up the mean error of their weight, by the operand they multiply."""
+        readers = run.view().readers
         return {
             f"{calls[0].value}@0": calls[0]
             for calls in weights.values()
-            if len(calls) == 1 and calls[0].bias and calls[0].value and not calls[0].op.startswith("conv_transpose")
+            if len(calls) == 1
+            and calls[0].value
+            and calls[0].bias
+            and len(readers[f"tensor {calls[0].bias}"]) == 1
+            and not calls[0].op.startswith("conv_transpose")
         }
 
 
