@@ -17,6 +17,7 @@ import lilliput as lp
 from lilliput.engine.run import Driver, model_digest
 from lilliput.engine.store import Store
 from lilliput.model.capture import Inputs, dynamic_axes
+from lilliput.report.data import layers
 from lilliput.task import Batches
 from lilliput.techniques.technique import Technique
 
@@ -162,6 +163,39 @@ def test_rows_are_gathered_before_they_are_decoded(tmp_path: Path) -> None:
     graph = onnx.load(path).graph
     table = next(x.name for x in graph.initializer if list(x.dims) == [50, 32])
     assert "Gather" in {node.op_type for node in graph.node if node.input and node.input[0] == table}
+
+
+@pytest.mark.parametrize("later", [lp.Int(8, symmetric=False), lp.Int(8, axis=1), lp.Int(8, per="tensor")], ids=repr)
+@pytest.mark.parametrize("values", [DYNAMIC, lp.Int(8)], ids=["dynamic", "static"])
+def test_weights_of_every_layout_beside_integer_values(tmp_path: Path, values: lp.Int, later: lp.Int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 24)]
+    net = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8))
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=values)])
+    for weight in ("0.weight", "2.weight"):
+        driver.encode(weight, later)
+    driver.target.build(path, driver.model, Inputs.of(inputs[0]), driver.dynamic)
+    options = (
+        onnxruntime.SessionOptions()
+    )  # the graph as written: the runtime may round float weights of its own accord
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: inputs[0].numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), driver.model(inputs[0]).detach(), atol=1e-4, rtol=0)
+
+
+def test_a_float_layer_between_integers_is_not_called_plain_float(tmp_path: Path) -> None:
+    """The runtime rounds the weights of such a layer to int8 itself, whatever is written; the report says so."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    inputs = [torch.randn(2, 8, 16, 16)]
+    step = lp.Quantize(activations=lp.Int(8), where=("*", "!2"))
+    driver, path = built(tmp_path, net, inputs, [step])
+    assert initializers(path)["2.weight"] == onnx.TensorProto.FLOAT
+    assert fused(path)["QLinearConv"] == 3
+    rows = {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}
+    assert "may round it to int8" in rows["2.weight"]
+    assert rows["0.weight"] == rows["4.weight"] == "int8 kernel"
 
 
 class Returned(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.engine.run import Driver, model_digest
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
@@ -214,6 +214,3 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
 
     found = driver.store.answer(question, compute).data
     return Latencies({name: tuple(ms) for name, ms in found["rounds_ms"].items()}, found["others_cores"])
-
-
-__all__ = ["Built", "Closeness", "Judged", "build", "closeness", "judge", "latency", "model_digest"]

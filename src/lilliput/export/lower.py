@@ -62,16 +62,16 @@ class _Lowering:
             activation = multiply.inputs[0] if multiply is not None else None
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
-            integer = node.op_type == "DecodeInt" and _attribute(node, "group") == 0
-            if multiply is not None and source is not None and kind == "ProjectInt" and integer:
+            whole = _scaled_by_output(node)
+            if multiply is not None and source is not None and kind == "ProjectInt" and whole:
                 self._static(node, user, position, multiply, source)
-            elif multiply is not None and source is not None and _takes_dynamic(multiply, kind) and integer:
+            elif multiply is not None and source is not None and _takes_dynamic(node, multiply, kind) and whole:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
         if node.outputs[0].is_graph_output():
-            whole = self._scaled(node, node)
-            ir.convenience.replace_all_uses_with(node.outputs[0], whole, replace_graph_outputs=True)
+            out = self._scaled(node, node)
+            ir.convenience.replace_all_uses_with(node.outputs[0], out, replace_graph_outputs=True)
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then their scales."""
@@ -172,13 +172,7 @@ class _Lowering:
     def _dynamic(self, node: ir.Node, multiply: ir.Node, source: ir.Node, turned: bool) -> None:
         x = source.inputs[0]
         assert x is not None
-        if x not in self.quantized:
-            made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
-            self.graph.insert_after(source, made)
-            self.quantized[x] = (made.outputs[0], made.outputs[1], made.outputs[2])
-            for output in made.outputs:
-                self._name(output)
-        codes_q, x_scale, x_zero = self.quantized[x]
+        codes_q, x_scale, x_zero = self._quantized(x, source)
         scale = _array(node.inputs[1])
         turned = turned or (multiply.op_type == "Gemm" and _attribute(multiply, "transB") == 1)
         codes = node.inputs[0]
@@ -225,11 +219,17 @@ class _Lowering:
         return self._new("DequantizeLinear", [codes, *parameters], before=node)
 
     def _dynamic_pair(self, x: ir.Value, node: ir.Node) -> ir.Value:
-        made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
-        self.graph.insert_before(node, made)
-        for output in made.outputs:
-            self._name(output)
-        return self._new("DequantizeLinear", list(made.outputs), before=node)
+        return self._new("DequantizeLinear", self._quantized(x, node), before=node)
+
+    def _quantized(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of a value whose range is found at run time, once for all who read it."""
+        if x not in self.quantized:
+            made = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+            self.graph.insert_before(before, made)
+            for output in made.outputs:
+                self._name(output)
+            self.quantized[x] = (made.outputs[0], made.outputs[1], made.outputs[2])
+        return self.quantized[x]
 
     # graph
 
@@ -257,7 +257,8 @@ class _Lowering:
         value.name = f"value_{self.made}"
 
     def clean(self) -> None:
-        """Drop nodes and initializers that nothing reads any more."""
+        """Drop nodes and initializers that nothing reads any more; what several read comes before all of them."""
+        self.graph.sort()
         for node in reversed(list(self.graph)):
             if all(not out.uses() and not out.is_graph_output() for out in node.outputs):
                 self.graph.remove(node, safe=True)
@@ -266,9 +267,18 @@ class _Lowering:
                 del self.graph.initializers[name]
 
 
-def _takes_dynamic(multiply: ir.Node, kind: str) -> bool:
-    """Whether a multiplication runs on integers whose range is found at run time: a convolution would be slower."""
-    return kind == "ProjectIntDynamic" and multiply.op_type != "Conv"
+def _scaled_by_output(node: ir.Node) -> bool:
+    """Whether a tensor is integers with a scale for each output or one for all, as integer kernels take it."""
+    if node.op_type != "DecodeInt" or _attribute(node, "group"):
+        return False
+    return _attribute(node, "axis") == 0 or _array(node.inputs[1]).ndim == 0
+
+
+def _takes_dynamic(node: ir.Node, multiply: ir.Node, kind: str) -> bool:
+    """Whether a multiplication runs on integers whose range is found at run time: not by codes with an offset, and a
+    convolution would be slower.
+    """
+    return kind == "ProjectIntDynamic" and multiply.op_type != "Conv" and _offset(node) is None
 
 
 def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:

@@ -85,7 +85,12 @@ def load(path: str | Path, into: Module) -> Module:
 
     Nothing in the file is executed. A file that does not fit the module is refused, and the module then unusable.
 
-    >>> # net = lp.load("net.lil", into=Net())
+    >>> import tempfile
+    >>> net, folder = nn.Linear(4, 2), tempfile.TemporaryDirectory()
+    >>> sizes = save(f"{folder.name}/net.lil", net, State(base=""))
+    >>> torch.equal(load(f"{folder.name}/net.lil", into=nn.Linear(4, 2)).weight, net.weight)
+    True
+    >>> folder.cleanup()
     """
     reader = Reader(path)
     fold_parametrizations(into)

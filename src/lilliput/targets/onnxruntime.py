@@ -74,7 +74,7 @@ class OnnxRuntime(Target):
 
     def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
         if weight is None:
-            return "float"
+            return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
         if activation is None or not _eight_bits(weight):
@@ -114,7 +114,9 @@ class OnnxRuntime(Target):
 def _eight_bits(encoding: Encoding | None) -> bool:
     """Whether integer kernels take a weight so encoded."""
     inner = encoding.values if isinstance(encoding, Sparse) else encoding
-    return isinstance(inner, Int) and inner.group is None and inner.bits > 4 and inner.symmetric is not False
+    if not isinstance(inner, Int) or inner.group is not None or inner.bits <= 4:
+        return False
+    return inner.symmetric is not False and (inner.axis == 0 or inner.per == "tensor")
 
 
 class _Placing:

@@ -48,7 +48,7 @@ class Prune(Technique):
             if path not in weights and len(run.shapes()[path]) > 1:
                 run.skip(path, "rows of it are looked up" if path in used else "no layer multiplies by it")
         paths = [path for path in weights if chosen(path, self.where)]
-        for path in set(weights) - set(paths):
+        for path in [path for path in weights if path not in paths]:
             run.skip(path, f"left out by where={self.where!r}")
         scores = {path: run.tensor(path).abs() for path in paths}
         for path, kept in keep_largest(scores, self.amount, self.scope).items():

@@ -81,7 +81,7 @@ class Quantize(Technique):
             if len(shapes[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if path in shapes and chosen(path, self.where)}
-        for path in set(weights) & set(shapes) - set(picked):
+        for path in [path for path in weights if path in shapes and path not in picked]:
             run.skip(path, f"left out by where={self.where!r}")
         return picked
 
