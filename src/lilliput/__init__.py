@@ -22,7 +22,9 @@ _PLACES = {
     "Task": "task",
     "compress": "verbs",
     "freeze": "model.carrier",
-    "load": "file",
+    "load": "file.lil",
+    "open": "verbs",
+    "save": "file.lil",
     "to_dense": "model.carrier",
     "unfreeze": "model.carrier",
 }

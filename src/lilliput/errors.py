@@ -65,3 +65,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     listing = ", ".join(names)
     return f"did you mean {close[0]!r}? (known: {listing})" if close else f"known: {listing}"
+
+
+def reason(error: BaseException) -> str:
+    """An error of somebody else's in one line.
+
+    >>> reason(ValueError("no\\nmore"))
+    'ValueError: no'
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

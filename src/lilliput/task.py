@@ -6,13 +6,14 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import tensor_digest
-from lilliput.errors import InputError, LilliputError
+from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.capture import Dynamic, Inputs, dynamic_axes
 
 
@@ -33,6 +34,18 @@ class Task:
     metric: Callable[[Any], Any] | None = None  # metric(model) -> one score a sample
     dynamic: Dynamic | None = None  # axes that vary, {input: {axis: name}}; None: axis 0 of every input is "batch"
     name: str = ""
+    assets: Mapping[str, str | Path | bytes] | None = None  # files to travel in the .lil: name there -> path, or bytes
+
+
+def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:
+    """The files that are to travel with the model, read."""
+    read: dict[str, bytes] = {}
+    for name, given in (assets or {}).items():
+        try:
+            read[name] = given if isinstance(given, bytes) else Path(given).read_bytes()
+        except (OSError, TypeError) as error:
+            raise InputError("cannot be read", where=f"assets[{name!r}]", why=reason(error)) from error
+    return read
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,6 @@ def ask(model: Callable[..., Any], inputs: Inputs, where: str) -> Any:
         raise InputError(
             "the model fails on this input", where=where, why=reason(error), next="give inputs that it accepts"
         ) from error
-
-
-def reason(error: BaseException) -> str:
-    """An error of somebody else's in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _empty(field: str) -> InputError:

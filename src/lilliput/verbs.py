@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,26 @@ from torch import Tensor, nn
 
 from lilliput.disk import whole_file
 from lilliput.engine.begin import begin, follow
-from lilliput.engine.evidence import build, closeness, judge, latency
+from lilliput.engine.estimate import tensor_bytes
+from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.resume import check_same, clear_parts
 from lilliput.engine.run import Driver, Progress, silent
 from lilliput.engine.store import Store
-from lilliput.errors import InputError
+from lilliput.errors import FormatError, InputError, nearest
+from lilliput.file.container import Reader
+from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import save
-from lilliput.measure import cpu, environment
+from lilliput.measure import artifact, cpu, environment
 from lilliput.model.edits import State
+from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
 from lilliput.report.page import page
-from lilliput.targets import Target
+from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
-from lilliput.task import Batches, Task, fingerprint
+from lilliput.targets.target import Runner
+from lilliput.task import Batches, Task, fingerprint, read_assets
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +112,7 @@ def compress(
 def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
     work = place / "work"
     clear_parts(place, work)
+    assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress)
     recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
@@ -117,38 +124,44 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
             "evaluation data": evaluate.digest if evaluate else "",
             "example": "" if task.example is None else fingerprint(driver.example),
             "dynamic axes": "" if task.dynamic is None else str(driver.dynamic),
+            "assets": digest({name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}),
             "environment": driver.environment,
         },
     )
     follow(recipe, driver)
-    return _prove(task, driver, evaluate, recipe, place)
+    return _prove(task, driver, evaluate, recipe, place, assets)
 
 
-def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path) -> Result:
+def _prove(
+    task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, assets: Mapping[str, bytes]
+) -> Result:
     """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
     work, ending = place / "work", driver.target.format
     original = driver.afresh(task.model)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
     last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
-    save(work / "original.lil", original.model, original.state)
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
-    stored = save(work / "net.lil", driver.model, driver.state, provenance)
+    stored = save(work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance)
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
     near = closeness(
         driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None
     )
     judged = judge(driver, task.metric, first, last) if task.metric else None
     taken = latency(driver, first, last)
-    runs = {driver.target.name: work / f"net.{ending}", "lilliput.load": work / "net.lil"}
-    runs_before = {driver.target.name: work / f"original.{ending}", "lilliput.load": work / "original.lil"}
+    weighed: list[dict[str, Any]] = [
+        artifact(work / f"net.{ending}", ending, driver.target.name),
+        artifact(work / "net.lil", "lil", report_data.LOADED),
+    ]
+    plain = {"format": "tensors", "bytes": tensor_bytes(original.model), "runs_on": report_data.LOADED}
+    weighed_before: list[dict[str, Any]] = [artifact(work / f"original.{ending}", ending, driver.target.name), plain]
     data = report_data.assemble(
         name=task.name or type(task.model).__name__,
         driver=driver,
         recipe=recipe,
         before=report_data.side(
-            original.model, driver, runs_before, judged.before if judged else None, taken.ms("before")
+            original.model, driver, weighed_before, judged.before if judged else None, taken.ms("before")
         ),
-        after=report_data.side(driver.model, driver, runs, judged.after if judged else None, taken.ms("after")),
+        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, taken.ms("after")),
         builds=(first, last),
         near=near,
         judged_on=judged_on,
@@ -172,6 +185,40 @@ def _prove(task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe,
     return Result(driver.model, driver.state, data, place)
 
 
+def _graph(driver: Driver, built: Built) -> Graph:
+    """What was built, to travel inside the file."""
+    signature = built.signature
+    return Graph(built.path, driver.target.name, signature.inputs, signature.outputs, built.departure)
+
+
+def open(path: str | Path, *, threads: int | None = None) -> Runner:
+    """The network in a `.lil` file as a callable, without its source: it runs in the runtime that it was made for.
+
+    It takes the arguments that the module takes and answers as the module does, named outputs as a dict. `threads`: of
+    the runtime; None: as many as there are cores.
+
+    Raises FormatError for a file that is damaged, hostile or holds no graph.
+
+    >>> import torch
+    >>> from lilliput.targets import OnnxRuntime
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> small = compress(net, calibrate=[torch.randn(4, 64)], target=OnnxRuntime(seconds=2))
+    >>> run = open(small.save(small.folder / "copy.lil"))
+    >>> run(torch.randn(3, 64)).shape
+    torch.Size([3, 8])
+    """
+    reader = Reader(path)
+    built = restored(reader)
+    described = reader.header["graph"]
+    where = f"{path}: graph"
+    target, inputs, outputs = (described.get(key) for key in ("target", "inputs", "outputs"))
+    if not isinstance(inputs, list) or not all(type(key) in (int, str) for key in inputs) or not sound(outputs):
+        raise FormatError("is not told how to be called", where=where)
+    if target not in TARGETS:
+        raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
+    return TARGETS[target](threads=threads).open(built, Signature(tuple(inputs), outputs))
+
+
 def _deliver(source: Path, path: Path) -> None:
     """Give `source` the name `path` as well, without a second copy where the disk can do that."""
     path.unlink(missing_ok=True)
@@ -188,7 +235,7 @@ def exact_tensors(original: Driver) -> dict[str, Tensor]:
 
 
 def _copy(source: Path, path: Path) -> Path:
-    with whole_file(path) as file, open(source, "rb") as read:
+    with whole_file(path) as file, source.open("rb") as read:
         shutil.copyfileobj(read, file)
     return path
 

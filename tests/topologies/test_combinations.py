@@ -17,7 +17,7 @@ from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
-from lilliput.file import load, save
+from lilliput.file.lil import load, save
 from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import EncodedTensor, encoded_tensors, freeze, tensors, to_dense, unfreeze
 from lilliput.model.values import value_encodings
@@ -250,7 +250,7 @@ def test_what_a_step_established_lasts(name: str, recipe: str, tmp_path: Path) -
     assert not gentle or close(flat(out), flat(expected)) > 0.99
 
     # and can be stored
-    sizes = save(tmp_path / "net.lil", driver.model, driver.state)
+    sizes = save(tmp_path / "net.lil", driver.model)
     assert sum(sizes.values()) == (tmp_path / "net.lil").stat().st_size
     with torch.no_grad():
         again = Inputs.of(batches[0]).call(load(tmp_path / "net.lil", topology.make()))

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lilliput.errors import InputError
-from lilliput.task import Task, reason
+from lilliput.errors import InputError, reason
+from lilliput.task import Task
 
 
 def load_task(path: Path) -> Task:

@@ -13,10 +13,11 @@ from torch import nn
 
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
-from lilliput.errors import ExportError, InputError, LilliputError
+from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
 from lilliput.model.capture import Inputs
-from lilliput.task import Batches, ask, batch_size, fingerprint, reason
+from lilliput.model.signature import Signature
+from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
 
@@ -27,6 +28,7 @@ class Built:
 
     path: Path
     digest: str
+    signature: Signature
     run: Callable[..., Any]
     departure: Mapping[str, Any]
 
@@ -55,8 +57,9 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     driver.progress(f"building {path.name}", 1, 1)
     with torch.no_grad():
         expected = driver.example.call(model)
-    run = target.open(path, expected)
-    return Built(path, built, run, _departure(driver, model, run, path))
+    signature = Signature.of(driver.example, expected)
+    run = target.open(path, signature)
+    return Built(path, built, signature, run, _departure(driver, model, run, path))
 
 
 def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: Path) -> dict[str, Any]:

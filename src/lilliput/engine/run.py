@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding, Int
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.store import Answer, Store
-from lilliput.errors import EncodingError, InputError
+from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, fold_parametrizations, tensors
@@ -22,7 +22,7 @@ from lilliput.model.values import Interception
 from lilliput.model.view import View
 from lilliput.plain import digest
 from lilliput.targets.target import Target
-from lilliput.task import Batches, ask, batch_size, reason
+from lilliput.task import Batches, ask, batch_size
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
 

@@ -5,6 +5,7 @@ A killed run is resumed by asking again: what was answered is not computed twice
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lilliput.errors import FormatError
 from lilliput.file.container import Part, Reader, write
+from lilliput.model.arrays import to_array, to_tensor
 from lilliput.plain import digest
 
 
@@ -39,8 +41,9 @@ class Store:
         if found is None:
             found = compute()
             if self.folder is not None:
-                parts = [Part(name, tensor) for name, tensor in found.tensors.items()]
-                write(self.folder / f"{key}.answer", {"data": found.data}, parts)
+                parts = [Part.of(name, to_array(tensor)) for name, tensor in found.tensors.items()]
+                header = {"kind": "answer", "data": json.dumps(found.data)}
+                write(self.folder / f"{key}.answer", header, parts, "fast")
         self.memory[key] = found
         return found
 
@@ -50,7 +53,8 @@ class Store:
             return None
         try:
             reader = Reader(path)
-            return Answer(reader.header["data"], reader.read_all())
+            data = json.loads(reader.header["data"])
+            return Answer(data, {name: to_tensor(reader.read(name)) for name in reader.names()})
         except FormatError:  # damaged, by a full disk say: compute it again
             path.unlink()
             return None

@@ -1,7 +1,7 @@
-"""`.lil`: a compressed module as a file to store and send.
+"""`.lil`: a module as a file to store and send, compressed or not.
 
-The header lists the edits that lead from the user's constructor to the compressed module; the tensors are the
-compressed module's `state_dict`, each stored once however many names it has.
+The header lists the edits that lead from the user's constructor to the module; the tensors are all that it holds, each
+stored once however many names it has. `docs/format.md` is the specification.
 """
 
 from __future__ import annotations
@@ -14,60 +14,89 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Int
+from lilliput.entropy import Coder
 from lilliput.errors import EncodingError, FormatError, LilliputError
+from lilliput.file.assets import asset_parts
 from lilliput.file.container import Part, Reader, write
+from lilliput.file.graph import Graph, stripped
+from lilliput.model.arrays import to_array, to_tensor
 from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
-from lilliput.model.edits import EDITS, Edit, State
+from lilliput.model.edits import EDITS, Edit, edits_of
+from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
 from lilliput.plain import from_plain, to_plain
 
 Module = TypeVar("Module", bound=nn.Module)
+ATTRIBUTE = ":attribute"  # how the names of tensors begin that are attributes of a module
 
 
 def save(
-    path: str | Path, model: nn.Module, state: State, provenance: Mapping[str, Any] | None = None
+    path: str | Path,
+    model: nn.Module,
+    *,
+    coder: Coder = "dense",
+    graph: Graph | str = "saved without example inputs",
+    assets: Mapping[str, bytes] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Write `model`, which `state` describes, to `path`; returns the bytes of each tensor and of the index.
+    """Write `model` to `path`; returns the bytes of each tensor and of the rest, which add up to those of the file.
 
-    The figures add up to the size of the file.
+    *Dense* coding makes the smaller file, *fast* the one that is read faster. `graph` is what the module was built
+    into, by which the file can be opened without its source, or the reason why there is none. `assets` are files that
+    travel along, by name. The bytes of the rest have the name "".
+
+    Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold.
     """
-    held = model.state_dict()
-    _check_described(model, state, held)
-    first: dict[tuple[Any, ...], str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in held.items():
-        where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        if first.setdefault(where, name) != name:
-            aliases[name] = first[where]
-    bits = _code_bits(model)
-    header = {
-        "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
-        "edits": [
-            {"edit": to_plain(step.edit), "tensors": _stored(step.edit, list(step.tensors), held)}
-            for step in state.settled()
-        ],
-        "aliases": aliases,
-        "provenance": provenance or {},
-    }
-    kept = (Part(name, held[name], bits.get(name)) for name in first.values())
-    entries = write(path, header, kept)
-    sizes = {entry.name: entry.bytes for entry in entries}
-    return {**sizes, "": Path(path).stat().st_size - sum(sizes.values())}
-
-
-def _check_described(model: nn.Module, state: State, held: Mapping[str, Tensor]) -> None:
-    """Refuse a model that `load` could not make again from the edits."""
     for paths, tensor in encoded_tensors(model):
         if tensor.latent is not None:
             raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
-    wanted = {name for step in state.settled() for name in _stored(step.edit, list(step.tensors), held).values()}
-    for name in sorted(wanted - held.keys()):
-        raise EncodingError(
-            "is not in the model, though its state says so", where=name, next="save the model that the state belongs to"
-        )
+    named, described = _contents(model)
+    first, aliases = _once(named)
+    arrays = {name: to_array(named[name]) for name in first}
+    bits = _code_bits(model)
+    parts = [Part.of(name, x, bits.get(name)) for name, x in arrays.items()]
+    if isinstance(graph, Graph):
+        described["graph"], more = stripped(graph, arrays)
+        parts += [Part.of(name, x) for name, x in more.items()]
+    else:
+        described |= {"graph": None, "no_graph": graph}
+    listed, held = asset_parts(assets or {})
+    header = {
+        "kind": "module",
+        "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
+        "edits": [{"edit": to_plain(edit), "tensors": edit.stored(named)} for edit in edits_of(model)],
+        "aliases": aliases,
+        "assets": listed,
+        "provenance": provenance or {},
+        **described,
+    }
+    written = write(path, header, [*parts, *held], coder)
+    sizes = {entry.name: entry.stored_bytes for entry in written.entries}
+    return {**sizes, "": written.bytes - sum(sizes.values())}
 
 
-def _stored(edit: Edit, parts: list[str], held: Mapping[str, Tensor]) -> dict[str, str]:
-    return {part: edit.stored_name(part) for part in parts}
+def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor of the module by name, and what the header says of those that no `state_dict` has."""
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise FormatError(f"extra state of type {type(tensor).__name__}", where=name, next="hold it in a buffer")
+    buffers = passing_buffers(model)
+    found = attributes(model)
+    places = {":".join((ATTRIBUTE, *map(str, place))): place for place in found}
+    plain = {name: found[place].detach() for name, place in places.items()}
+    described = {"buffers": list(buffers), "attributes": {name: list(place) for name, place in places.items()}}
+    return {**state, **buffers, **plain}, described
+
+
+def _once(named: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
+    """The names to store, and for further names of the same memory the one that is stored."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in named.items():
+        where = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        if first.setdefault(where, name) != name:
+            aliases[name] = first[where]
+    return list(first.values()), aliases
 
 
 def _code_bits(model: nn.Module) -> dict[str, int]:
@@ -80,36 +109,57 @@ def _code_bits(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def load(path: str | Path, into: Module) -> Module:
-    """Give `into`, made by the constructor of the saved model, the compressed tensors; bit for bit what was saved.
+def load(path: str | Path, into: Module, *, base: str | Path | None = None) -> Module:
+    """Give `into`, made by the constructor of the saved model, the saved tensors; bit for bit what was saved.
 
-    Nothing in the file is executed. A file that does not fit the module is refused, and the module then unusable.
+    Nothing in the file is executed. A file that does not fit the module is refused, and the module then unusable. A
+    file that holds only what differs from another needs that one as `base`.
 
     >>> import tempfile
     >>> net, folder = nn.Linear(4, 2), tempfile.TemporaryDirectory()
-    >>> sizes = save(f"{folder.name}/net.lil", net, State(base=""))
+    >>> sizes = save(f"{folder.name}/net.lil", net)
     >>> torch.equal(load(f"{folder.name}/net.lil", into=nn.Linear(4, 2)).weight, net.weight)
     True
     >>> folder.cleanup()
     """
-    reader = Reader(path)
+    return read_into(Reader(path, None if base is None else Reader(base)), into)
+
+
+def read_into(reader: Reader, into: Module) -> Module:
+    """`load`, from a file that is open."""
+    where, header = reader.where, reader.header
+    if header.get("kind") != "module":
+        raise FormatError(
+            f"holds a {header.get('kind')!r}, no module", where=where, next="lilliput inspect says what is inside"
+        )
     fold_parametrizations(into)
-    edits = [_edit(entry, str(path)) for entry in _of_kind(reader.header, "edits", list, str(path))]
-    named = {name: reader.read(name) for name in reader.entries}
-    for alias, name in _of_kind(reader.header, "aliases", dict, str(path)).items():
-        named[alias] = _tensor(named, name, str(path))
-    for edit, parts in edits:
-        given = {part: _tensor(named, name, str(path)) for part, name in parts.items()}
-        try:
-            edit.apply(into, given)
-        except LilliputError:
-            raise
-        except Exception as error:  # a forged file can ask for anything
-            raise FormatError(
-                f"{edit} cannot be made", where=str(path), why=f"{type(error).__name__}: {error}"
-            ) from error
-    _fill(into, named, str(path))
+    edits = [_edit(entry, where) for entry in _of_kind(header, "edits", list, where)]
+    aliases = _of_kind(header, "aliases", dict, where)
+    buffers = _of_kind(header, "buffers", list, where)
+    places = _of_kind(header, "attributes", dict, where)
+    own = {name: to_tensor(reader.read(name)) for name in reader.names() if not _apart(name, places)}
+    named = {**own, **{alias: _tensor(own, name, where) for alias, name in aliases.items()}}
+    try:
+        for edit, parts in edits:
+            edit.apply(into, {part: _tensor(named, name, where) for part, name in parts.items()})
+        passing = {name: _tensor(named, name, where) for name in buffers}
+        plain = {_place(place, where): _tensor(named, name, where) for name, place in places.items()}
+        state = {name: x for name, x in named.items() if name not in passing and name not in places}
+        _fill(into, state, where)
+        for name, x in passing.items():
+            give_buffer(into, name, x)
+        for place, x in plain.items():
+            give_attribute(into, place, x)
+    except LilliputError:
+        raise
+    except Exception as error:  # a forged file can ask for anything
+        raise FormatError("does not fit together", where=where, why=f"{type(error).__name__}: {error}") from error
     return into.eval()
+
+
+def _apart(name: str, places: Mapping[str, Any]) -> bool:
+    """Whether a tensor is none of the module's: its graph, an asset."""
+    return name.startswith(":") and name not in places
 
 
 def _of_kind(header: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
@@ -124,10 +174,17 @@ def _tensor(named: Mapping[str, Tensor], name: Any, where: str) -> Tensor:
     return named[name]
 
 
+def _place(place: Any, where: str) -> tuple[str | int, ...]:
+    texts = isinstance(place, list) and len(place) > 1 and all(type(key) is str for key in place[:2])
+    if not texts or not all(type(key) in (str, int) for key in place):
+        raise FormatError(f"an attribute at {place!r}", where=where)
+    return tuple(place)
+
+
 def _edit(entry: Any, where: str) -> tuple[Edit, dict[str, str]]:
     try:
         edit, parts = from_plain(entry["edit"], EDITS), entry["tensors"]
-    except (LilliputError, KeyError, TypeError) as error:
+    except (LilliputError, KeyError, TypeError, RecursionError) as error:
         raise FormatError("an edit cannot be read", where=where, why=str(error)) from error
     if not isinstance(edit, Edit) or not isinstance(parts, dict):
         raise FormatError("an edit cannot be read", where=where)
@@ -153,4 +210,4 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
                 where=where,
             )
         if held.data_ptr() != tensor.data_ptr():
-            held.data = tensor.clone()
+            held.data = tensor.to(held.device, copy=True)

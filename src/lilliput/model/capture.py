@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
-from lilliput.errors import CaptureError, InputError
+from lilliput.errors import CaptureError, InputError, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import mark, watched
 from lilliput.model.view import Call, Rung, View
@@ -114,7 +114,7 @@ def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     try:
         return View("whole", _by_first_path(_calls(model, inputs, dynamic, ""), ties), ties, {})
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        problems = {"": _first_line(error)}
+        problems = {"": reason(error)}
     seen = _recorded_inputs(model, inputs)
     calls: list[Call] = []
     rungs: set[Rung] = set()
@@ -145,7 +145,7 @@ def _descend(
             calls += _calls(module, seen[path], {}, path)
             return rungs or {"submodule"}
         except Exception as error:
-            problems[path] = _first_line(error)
+            problems[path] = reason(error)
     for name, child in children.items():
         rungs |= _descend(f"{path}.{name}", child, seen, calls, problems)
     return rungs
@@ -171,7 +171,7 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
             inputs.call(model)
     except Exception as error:
         raise InputError(
-            "the model fails on its example", why=_first_line(error), next="give an example it accepts"
+            "the model fails on its example", why=reason(error), next="give an example it accepts"
         ) from error
     finally:
         for hook in hooks:
@@ -269,8 +269,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -6,7 +6,7 @@ An edit holds mechanical facts only: paths, an encoding, finished tensors. Repla
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError
-from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, owner_of
-from lilliput.model.values import VALUES, attach_value, child_name
+from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
+from lilliput.model.values import VALUES, attach_value, child_name, value_encodings
 from lilliput.plain import digest, short_repr
 
 
 @dataclass(frozen=True, repr=False)
 class Edit(ABC):
-    """One change to a model; its tensors travel beside it, under the names that `tensor_names` lists."""
+    """One change to a model; its tensors travel beside it."""
 
-    @abstractmethod
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Make the change in `root`, in place."""
-
-    @property
-    @abstractmethod
-    def slot(self) -> str:
-        """What the change settles; a later edit of the same slot supersedes it."""
+        """Make the change in `root`, in place; one that no constructor repeats is noted there (`structure`)."""
+        if self._change(root, tensors) and self not in structure(root):
+            vars(root)[_STRUCTURE] = (*structure(root), self)
 
     @abstractmethod
-    def stored_name(self, part: str) -> str:
-        """The key under which the changed model's `state_dict` holds this edit's tensor `part`."""
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        """Make the change; tell whether the model now has other modules or parameters, encodings aside."""
+
+    @abstractmethod
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        """Under which of `names`, those of the changed model's tensors, each of this edit's tensors is held."""
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -51,7 +51,7 @@ class EncodeTensor(Edit):
     shape: tuple[int, ...]
     dtype: str
 
-    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         if not self.paths:
             raise FormatError("an edit without a path")
         for path in self.paths:
@@ -67,13 +67,10 @@ class EncodeTensor(Edit):
                 why=f"{type(error).__name__}: {error}",
             ) from error
         attach(root, self.paths, encoded)
+        return False
 
-    @property
-    def slot(self) -> str:
-        return self.paths[0]
-
-    def stored_name(self, part: str) -> str:
-        return f"{self.slot}{SUFFIX}.{part}"
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return _under(f"{self.paths[0]}{SUFFIX}.", names)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,15 +80,12 @@ class EncodeValue(Edit):
     value: str
     encoding: Encoding
 
-    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         attach_value(root, self.value, self.encoding, tensors)
+        return False
 
-    @property
-    def slot(self) -> str:
-        return f"value {self.value}"
-
-    def stored_name(self, part: str) -> str:
-        return f"{VALUES}.{child_name(self.value)}.{part}"
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return _under(f"{VALUES}.{child_name(self.value)}.", names)
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +94,7 @@ class SetTensor(Edit):
 
     path: str
 
-    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         _check_shape(_present(root, self.path), tuple(tensors["value"].shape), self.path)
         owner, name = owner_of(root, self.path)
         value, parameter = tensors["value"], owner._parameters.get(name)
@@ -110,15 +104,13 @@ class SetTensor(Edit):
             setattr(owner, name, nn.Parameter(value.clone()))
         else:
             parameter.data = value.clone()
+        return parameter is None
 
-    @property
-    def slot(self) -> str:
-        return self.path
-
-    def stored_name(self, part: str) -> str:
-        return self.path
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {"value": self.path}
 
 
+_STRUCTURE = "_lilliput_structure"  # attribute of a root: the edits that `structure` tells
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 
 
@@ -129,26 +121,42 @@ class Replace(Edit):
     path: str
     by: str = "Identity"
 
-    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         if self.by not in _REPLACEMENTS:
             raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
         owner, name = _owner(root, self.path)
         if name not in owner._modules:
             raise FormatError("there is no such module", where=self.path)
         owner._modules[name] = _REPLACEMENTS[self.by]()
+        return True
 
-    @property
-    def slot(self) -> str:
-        return f"module {self.path}"
-
-    def stored_name(self, part: str) -> str:
-        raise FormatError("a replacement holds no tensors", where=self.path)
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
 
 
 EDITS: dict[str, type] = {
     **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace)},
     **ENCODINGS,
 }
+
+
+def structure(root: nn.Module) -> tuple[Edit, ...]:
+    """The changes that gave `root` other modules and parameters than its constructor makes, encodings aside."""
+    return vars(root).get(_STRUCTURE, ())  # type: ignore[no-any-return]
+
+
+def edits_of(root: nn.Module) -> list[Edit]:
+    """What leads from the constructor of `root` to what it is, values of its tensors aside."""
+    encoded: list[Edit] = [
+        EncodeTensor(paths, held.encoding, tuple(held.shape), str(held.dtype).removeprefix("torch."))
+        for paths, held in encoded_tensors(root)
+    ]
+    values = [EncodeValue(name, encoder.encoding) for name, encoder in value_encodings(root).items()]
+    return [*structure(root), *encoded, *values]
+
+
+def _under(prefix: str, names: Iterable[str]) -> dict[str, str]:
+    return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
 
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -221,11 +229,6 @@ class State:
 
     def after(self, step: Step) -> State:
         return State(self.base, (*self.steps, step), self.digest)
-
-    def settled(self) -> tuple[Step, ...]:
-        """The steps that later ones have not superseded, in order."""
-        last = {step.edit.slot: i for i, step in enumerate(self.steps)}
-        return tuple(step for i, step in enumerate(self.steps) if last[step.edit.slot] == i)
 
 
 def check_encodable(encoding: Encoding, path: str, x: Tensor) -> None:

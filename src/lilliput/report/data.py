@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,27 +12,28 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding
 from lilliput.engine.evidence import Built, Closeness, Judged
 from lilliput.engine.run import Driver
-from lilliput.measure import Latencies, Measurement, artifact, macs
+from lilliput.measure import Latencies, Measurement, macs
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 
 SCHEMA = 1
+LOADED = "lilliput.load"  # what opens the file to store and send
 NO_SPEED_UP = 1.05  # less than this many times faster counts as none
 
 
 def side(
-    model: nn.Module, driver: Driver, files: Mapping[str, Path], metric: Measurement | None, ms: Measurement
+    model: nn.Module, driver: Driver, weighed: Sequence[Mapping[str, Any]], metric: Measurement | None, ms: Measurement
 ) -> dict[str, Any]:
-    """The figures of one side, before or after."""
+    """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes."""
     cost = macs(model, driver.example.args, driver.example.kwargs)
     return {
         "metric": None if metric is None else metric.to_json(),
         "latency_ms": ms.to_json(),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors(model).values()),
         "macs": cost.total,
-        "artifacts": [artifact(path, path.suffix.removeprefix("."), runs_on) for runs_on, path in files.items()],
+        "artifacts": list(weighed),
     }
 
 
@@ -109,11 +109,10 @@ def assemble(
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole report."""
-    sizes = {side: {a["format"]: a["bytes"] for a in data["artifacts"]} for side, data in (("b", before), ("a", after))}
+    was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
     faster = taken.ratio("before", "after")
     target_format = driver.target.format
-    smaller = sizes["b"][target_format] / sizes["a"][target_format]
-    stored = sizes["b"]["lil"] / sizes["a"]["lil"]
+    smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
     return {
         "schema": SCHEMA,
         "name": name,

@@ -43,9 +43,9 @@ def _section(title: str, *inside: object) -> Html:
 
 def _sizes(data: Data) -> list[tuple[str, str, int, int]]:
     """Format, what opens it, bytes before and after of each file; what the target runs comes first."""
-    before = {item["format"]: item["bytes"] for item in data["before"]["artifacts"]}
+    before = {item["runs_on"]: item["bytes"] for item in data["before"]["artifacts"]}
     after = sorted(data["after"]["artifacts"], key=lambda item: item["runs_on"] != data["target"])
-    return [(x["format"], x["runs_on"], before[x["format"]], x["bytes"]) for x in after]
+    return [(x["format"], x["runs_on"], before[x["runs_on"]], x["bytes"]) for x in after]
 
 
 def _what_runs(data: Data) -> str:

@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.errors import ExportError
+from lilliput.errors import ExportError, reason
 from lilliput.export.onnx import export
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.fold import fold_norms
+from lilliput.model.signature import Signature
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.target import Runner, Target
@@ -86,27 +86,28 @@ class OnnxRuntime(Target):
     ) -> None:
         export(path, model, example, dynamic, self.opset)
 
-    def open(self, path: Path, like: Any) -> Runner:
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads_used
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails comes as an error, and is reported as one
         # threads that spin on after a run would steal time from the session that it is compared with
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        where = "graph" if isinstance(built, bytes) else str(built)
+        given = built if isinstance(built, bytes) else str(built)
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many kinds
-            raise ExportError(
-                "ONNX Runtime does not load the export", where=str(path), why=str(error).splitlines()[0]
-            ) from error
-        names = [given.name for given in session.get_inputs()]
-        _, structure = tree_flatten(like)
+            raise ExportError("ONNX Runtime does not load the export", where=where, why=reason(error)) from error
+        names = [value.name for value in session.get_inputs()]
+        if len(names) != len(signature.inputs) or len(session.get_outputs()) != signature.count:
+            raise ExportError("has other inputs or outputs than the module", where=where)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = Inputs(args, kwargs).tensors()
-            feed = {name: x.detach().numpy() for name, x in zip(names, given.values(), strict=True)}
-            return tree_unflatten([torch.from_numpy(np.asarray(out)) for out in session.run(None, feed)], structure)
+            tensors = signature.arguments(Inputs(args, kwargs))
+            feed = {name: x.detach().numpy() for name, x in zip(names, tensors, strict=True)}
+            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in session.run(None, feed)])
 
         return run
 

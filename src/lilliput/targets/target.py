@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding, Int
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
+from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.techniques.technique import Placement
@@ -62,5 +63,5 @@ class Target(ABC):
         """Write the file that the runtime loads."""
 
     @abstractmethod
-    def open(self, path: Path, like: Any) -> Runner:
-        """What was built, as a callable; `like` is an output of the module, whose structure the answers take."""
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        """What was built, in a file or in memory, as a callable that is called and answers as the module does."""

@@ -1,0 +1,284 @@
+"""The ONNX graph of a module inside its `.lil`: without its tensors, which it takes from the file's own.
+
+An initializer becomes a reference where some tensor of the file gives the same elements: as it is, converted,
+transposed, as a product of scales, or as a bias divided by one. Each is found by trying and comparing, so it does not
+matter how the graph came about. What has no such origin is stored with the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from lilliput.entropy import Array
+from lilliput.errors import FormatError, reason
+from lilliput.file.container import Reader
+
+GRAPH = ":graph"
+_INLINE = 16  # bytes of an initializer that stays in the graph whatever it is
+_SMALL = 4096  # … that stays where nothing gives it
+_LARGEST = 2**31 - 1  # bytes of a protobuf
+_DOMAINS = ("", "ai.onnx")
+_TYPES = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in (
+        *("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "BOOL", "INT4", "UINT4"),
+        *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    )
+)
+_NARROW = {np.dtype(ml_dtypes.int4): np.int8, np.dtype(ml_dtypes.uint4): np.uint8}
+
+Reference = dict[str, Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a module was built into: the ONNX file, how it is called, and for whom it was made."""
+
+    path: Path
+    target: str
+    inputs: tuple[str | int, ...]
+    outputs: Any
+    departure: Mapping[str, float | None] = field(default_factory=dict)  # from the module, on the example
+
+
+def stripped(graph: Graph, tensors: Arrays) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What the header says of a graph, and the tensors to store for it besides `tensors`, those of the module."""
+    model = onnx.load(graph.path)
+    check(model, str(graph.path))
+    origins, references, more = _Origins(tensors), {}, {}
+    products: dict[str, Reference] = {}
+    given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    scale_of = _scales(model)
+    for tensor in model.graph.initializer:
+        x = given[tensor.name]
+        if x.nbytes <= _INLINE:
+            continue
+        found = origins.of(x) or origins.product(x)
+        if found and "product" in found:
+            products[tensor.name] = found
+        if not found and x.dtype == np.int32:
+            scale = scale_of.get(tensor.name, "")
+            found = origins.quotient(x, products.get(scale) or origins.product(given.get(scale)))
+        if not found and x.nbytes > _SMALL:
+            name = f"{GRAPH}:{tensor.name}"
+            more[name], found = _plain(x), {"tensor": name}
+        if found:
+            references[tensor.name] = found
+            _empty(tensor)
+    described = {
+        "format": "onnx",
+        "target": graph.target,
+        "tensor": GRAPH,
+        "initializers": references,
+        "inputs": list(graph.inputs),
+        "outputs": graph.outputs,
+        "departure": {key: x if x is None or np.isfinite(x) else None for key, x in graph.departure.items()},
+    }
+    more[GRAPH] = np.frombuffer(model.SerializeToString(deterministic=True), np.uint8)
+    return described, more
+
+
+def restored(reader: Reader) -> bytes:
+    """The ONNX file whose graph is inside, with all its tensors."""
+    where = f"{reader.where}: graph"
+    described = reader.header.get("graph")
+    if described is None:
+        reason_why = str(reader.header.get("no_graph", ""))
+        raise FormatError("has no graph", where=reader.where, why=reason_why, next="load it into its module")
+    try:
+        references, held = dict(described["initializers"]), reader.read(described["tensor"])
+        model = onnx.load_from_string(held.tobytes())
+    except FormatError:
+        raise
+    except Exception as error:  # protobuf's own
+        raise FormatError("cannot be read", where=where, why=reason(error)) from None
+    try:
+        _fill(model, references, reader)
+        check(model, where)
+        return bytes(model.SerializeToString(deterministic=True))
+    except FormatError:
+        raise
+    except Exception as error:  # a forged file can ask for anything
+        raise FormatError("does not fit together", where=where, why=reason(error)) from None
+
+
+def _fill(model: onnx.ModelProto, references: dict[str, Any], reader: Reader) -> None:
+    total = sum(_bytes_of(tensor) for tensor in model.graph.initializer if tensor.name in references)
+    if total + model.ByteSize() > _LARGEST:
+        raise FormatError("a graph of over 2 GB", where=reader.where, next="load it into its module")
+    for tensor in model.graph.initializer:
+        reference = references.pop(tensor.name, None)
+        if reference is not None:
+            x = _resolved(reference, reader.read)
+            tensor.raw_data = _raw(x, tensor)
+    if references:
+        raise FormatError(f"no initializer {min(references)!r}", where=reader.where)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    return count * 8
+
+
+def _resolved(reference: Any, read: Callable[[str], Array]) -> Array:
+    if not isinstance(reference, dict) or len(reference) != 1:
+        raise FormatError("a reference of no known kind")
+    ((kind, of),) = reference.items()
+    if kind == "tensor":
+        return read(of)
+    if kind == "transposed":
+        return read(of).T
+    if kind == "product" and len(of) == 2:
+        return _product(*map(read, of))
+    if kind == "quotient" and len(of) == 3:
+        return _quotient(read(of[0]), _product(*map(read, of[1:])))
+    raise FormatError("a reference of no known kind")
+
+
+def _product(a: Array, b: Array) -> Array:
+    if a.dtype != np.float32 or b.dtype != np.float32:
+        raise FormatError("a product of other numbers than float32")
+    return np.asarray(a * b, np.float32)
+
+
+def _quotient(x: Array, by: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.round(x.astype(np.float64) / by)
+
+
+def _raw(x: Array, tensor: onnx.TensorProto) -> bytes:
+    """The elements of `x` as an initializer of this type and shape has them."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    whole = np.ascontiguousarray(x).reshape(shape)
+    converted = whole.astype(kind)
+    if not np.array_equal(converted.astype(whole.dtype), whole) and not np.isnan(whole.astype(np.float64)).any():
+        raise FormatError("an initializer that cannot hold its tensor", where=tensor.name)
+    return bytes(numpy_helper.from_array(converted).raw_data)
+
+
+def _plain(x: Array) -> Array:
+    return x.astype(_NARROW[x.dtype]) if x.dtype in _NARROW else x
+
+
+def _empty(tensor: onnx.TensorProto) -> None:
+    kept = (tensor.name, tensor.data_type, list(tensor.dims))
+    tensor.Clear()
+    tensor.name, tensor.data_type = kept[:2]
+    tensor.dims.extend(kept[2])
+
+
+def _scales(model: onnx.ModelProto) -> dict[str, str]:
+    """For each value that is dequantized, the name of its scale."""
+    return {node.input[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+
+
+class _Origins:
+    """The tensors of a file, to be found by what they hold."""
+
+    def __init__(self, tensors: Arrays) -> None:
+        self.tensors = tensors
+        self.by_content: dict[bytes, str] = {}
+        for name, x in tensors.items():
+            self.by_content.setdefault(_key(x), name)
+        floats = {name: x for name, x in tensors.items() if x.dtype == np.float32}
+        self.numbers = {name: x.reshape(()) for name, x in floats.items() if x.size == 1}
+        self.rows: dict[int, list[str]] = {}
+        for name, x in floats.items():
+            if x.ndim == 1:
+                self.rows.setdefault(x.size, []).append(name)
+
+    def of(self, x: Array) -> Reference | None:
+        """The tensor whose elements `x` has, converted or transposed perhaps."""
+        for like in _likenesses(x):
+            name = self.by_content.get(_key(like))
+            if name is not None:
+                return {"tensor": name}
+        name = self.by_content.get(_key(_plain(x).T)) if x.ndim == 2 else None
+        return {"transposed": name} if name is not None else None
+
+    def product(self, x: Array | None) -> Reference | None:
+        """The two tensors whose product `x` is: one of them a single number."""
+        if x is None or x.dtype != np.float32:
+            return None
+        names = list(self.numbers)
+        factors = np.array([self.numbers[name] for name in names], np.float32)
+        rows = [(name, self.tensors[name]) for name in self.rows.get(x.size, [])] if x.ndim == 1 else []
+        rows += self.numbers.items() if x.size == 1 else []
+        flat = x.reshape(-1)
+        for row_name, row in rows:
+            row = row.reshape(-1)
+            for i in np.flatnonzero(factors * row[0] == flat[0]) if flat.size else ():
+                if np.array_equal(factors[i] * row, flat):
+                    return {"product": [names[i], row_name]}
+        return None
+
+    def quotient(self, x: Array, product: Reference | None) -> Reference | None:
+        """The tensor that divided by `product` gives `x`."""
+        if product is None:
+            return None
+        by = _product(*(self.tensors[name] for name in product["product"]))
+        for name in self.rows.get(x.size, ()):
+            if np.array_equal(_quotient(self.tensors[name], by), x.reshape(-1)):
+                return {"quotient": [name, *product["product"]]}
+        return None
+
+
+def _likenesses(x: Array) -> Iterator[Array]:
+    """`x`, and in other types what has the same values."""
+    yield _plain(x)
+    for kind in (np.float16, ml_dtypes.bfloat16, np.float32) if x.dtype in (np.float32, np.float16) else ():
+        with np.errstate(over="ignore"):
+            other = x.astype(kind)
+        if other.dtype != x.dtype and np.array_equal(other.astype(x.dtype), x):
+            yield other
+
+
+def _key(x: Array) -> bytes:
+    """Type and elements; the shape is left to the initializer."""
+    whole = hashlib.sha256(f"{x.dtype}".encode())
+    whole.update(memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+    return whole.digest()
+
+
+def check(model: onnx.ModelProto, where: str) -> None:
+    """Refuse a graph that could do anything but compute: other files, other operators, loops, what the checker refuses.
+
+    A graph is trusted no more than the file it came in.
+    """
+    _refuse(any(entry.domain not in _DOMAINS for entry in model.opset_import), "operators of another domain", where)
+    _refuse(bool(model.functions), "functions of its own", where)
+    for node in model.graph.node:
+        _refuse(node.domain not in _DOMAINS, f"an operator of the domain {node.domain!r}", where)
+        for attribute in node.attribute:
+            inner = attribute.HasField("g") or len(attribute.graphs) > 0
+            _refuse(inner, f"a graph within an operator, {node.op_type}", where)
+            for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ():
+                _check_tensor(tensor, where)
+    _refuse(len(model.graph.sparse_initializer) > 0, "sparse initializers", where)
+    for tensor in model.graph.initializer:
+        _check_tensor(tensor, where)
+
+
+def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
+    outside = tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data) > 0
+    _refuse(outside, f"data in another file, {tensor.name!r}", where)
+    _refuse(tensor.data_type not in _TYPES, f"an initializer of type {tensor.data_type}", where)
+    _refuse(any(dim < 0 for dim in tensor.dims), f"an initializer of negative size, {tensor.name!r}", where)
+
+
+def _refuse(wrong: bool, what: str, where: str) -> None:
+    if wrong:
+        raise FormatError(f"a graph with {what}", where=where, next="only plain ONNX operators on its own tensors run")

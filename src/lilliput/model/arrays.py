@@ -1,0 +1,43 @@
+"""Tensors as NumPy arrays and back, with every bit and the type as they were."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from lilliput.entropy import Array
+
+_FOREIGN = {  # types that NumPy has from ml_dtypes, and torch does not hand over
+    torch.bfloat16: (torch.int16, np.dtype(ml_dtypes.bfloat16)),
+    torch.float8_e4m3fn: (torch.uint8, np.dtype(ml_dtypes.float8_e4m3fn)),
+    torch.float8_e5m2: (torch.uint8, np.dtype(ml_dtypes.float8_e5m2)),
+}
+_FROM = {foreign: (carrier, dtype) for dtype, (carrier, foreign) in _FOREIGN.items()}
+
+
+def to_array(x: Tensor) -> Array:
+    """A tensor as an array, without a copy where it lies in row-major order on the CPU.
+
+    >>> to_array(torch.tensor([1.5], dtype=torch.bfloat16)).dtype
+    dtype(bfloat16)
+    """
+    held = x.detach().cpu().contiguous()
+    if held.dtype not in _FOREIGN:
+        return held.numpy()
+    carrier, foreign = _FOREIGN[held.dtype]
+    return held.view(carrier).numpy().view(foreign)
+
+
+def to_tensor(x: Array) -> Tensor:
+    """An array as a tensor, without a copy where it is writable and lies in row-major order.
+
+    >>> to_tensor(np.array([1.5], ml_dtypes.bfloat16))
+    tensor([1.5000], dtype=torch.bfloat16)
+    """
+    held = np.require(x, requirements=("C", "W"))
+    if held.dtype not in _FROM:
+        return torch.from_numpy(held)
+    carrier, dtype = _FROM[held.dtype]
+    return torch.from_numpy(held.view(np.int16 if carrier == torch.int16 else np.uint8)).view(dtype)
