@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lilliput import __version__
-from lilliput.errors import LilliputError
-
-DONE, BAD_INPUT, NOT_MET, STOPPED = 0, 2, 3, 130
+from lilliput.cli.checkpoint import pack_command, unpack_command
+from lilliput.cli.exits import DONE, NOT_MET, leave
+from lilliput.cli.inspect import export_command, inspect_command, verify_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -96,17 +95,18 @@ def compress(
       2  bad input: the message says what, where, why and what to do
       3  written, but neither smaller nor faster: see the report
     """
-    try:
+
+    def run() -> int:
         from lilliput.cli import commands
 
         asked = commands.Asked(task, out, recipe, target, threads, seconds, json)
-        met = commands.dry_run(asked) if dry_run else commands.compress(asked)
-        code = DONE if met else NOT_MET
-    except LilliputError as error:
-        typer.echo(f"error: {error}", err=True)
-        code = BAD_INPUT
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; the same command goes on where it was (folder {out})", err=True)
-        code = STOPPED
-    sys.stdout.flush()
-    raise typer.Exit(code)
+        return DONE if (commands.dry_run(asked) if dry_run else commands.compress(asked)) else NOT_MET
+
+    leave(run, f"the same command goes on where it was (folder {out})")
+
+
+app.command("inspect")(inspect_command)
+app.command("verify")(verify_command)
+app.command("export")(export_command)
+app.command("pack")(pack_command)
+app.command("unpack")(unpack_command)

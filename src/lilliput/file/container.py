@@ -106,6 +106,14 @@ class Entry:
         """What the digest of a file takes in of this tensor besides its elements."""
         return _canonical([self.name, self.dtype, list(self.shape)])
 
+    def check(self, i: int) -> bytes:
+        """What the checksum of chunk `i` must be."""
+        return self.checks[i * _CHECK : (i + 1) * _CHECK]
+
+    def place(self, i: int) -> int:
+        """Where chunk `i` lies in the file."""
+        return self.offset + sum(self.chunks[:i])
+
     def spans(self) -> Iterator[tuple[int, int]]:
         """First and last element of each chunk."""
         return ((first, min(first + CHUNK, self.count)) for first in range(0, self.count, CHUNK))
@@ -277,7 +285,7 @@ class Reader:
         out = np.empty(max(0, last - first), kind)
         with self._open() as opened:
             for i in range(first // CHUNK, -(-last // CHUNK) if last > first else 0):
-                opened.seek(entry.offset + sum(entry.chunks[:i]))
+                opened.seek(entry.place(i))
                 begin, end = i * CHUNK, min((i + 1) * CHUNK, entry.count)
                 x = self._decode(entry, i, opened.read(entry.chunks[i]), end - begin)
                 kept = slice(max(first, begin), min(last, end))
@@ -285,23 +293,30 @@ class Reader:
         return out
 
     def _decode(self, entry: Entry, i: int, stored: bytes, count: int) -> Array:
-        where = f"{self.where}: {entry.name}, chunk {i}"
-        if check(stored) != entry.checks[i * _CHECK : (i + 1) * _CHECK]:
-            raise FormatError("the checksum does not match", where=where, next=_AGAIN)
         try:
-            return entropy.decode(stored, entry.dtype, entry.bits, count)
+            return decoded(stored, entry.check(i), entry.dtype, entry.bits, count)
         except LilliputError as error:
+            where = f"{self.where}: {entry.name}, chunk {i}"
             raise FormatError(error.what, where=where, why=error.why, next=_AGAIN) from None
 
-    def check_digest(self) -> None:
+    def check_digest(self, progress: Progress = lambda done, total: None) -> None:
         """Decode every tensor and compare all of them with the digest."""
-        digest = hashlib.sha256()
+        digest, done = hashlib.sha256(), 0
+        total = sum(entry.unfolded_bytes for entry in self.entries.values())
         for name, entry in self.entries.items():
             digest.update(entry.label())
             for x in self.chunks(name):
                 digest.update(memoryview(np.ascontiguousarray(x).view(np.uint8)))  # type: ignore[arg-type]
+                progress(done := done + x.nbytes, total)
         if digest.hexdigest() != self.digest:
             raise FormatError("the tensors are not those that were written", where=self.where, next=_AGAIN)
+
+
+def decoded(stored: bytes, expected: bytes, dtype: str, bits: int, count: int) -> Array:
+    """The elements of a chunk, whose checksum must be as expected."""
+    if check(stored) != expected:
+        raise FormatError("the checksum does not match")
+    return entropy.decode(stored, dtype, bits, count)
 
 
 def _entry(data: Any, offset: int) -> Entry:

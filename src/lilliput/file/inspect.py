@@ -1,0 +1,207 @@
+"""What is inside a `.lil`, as plain data, and whether all of it is as it was written; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lilliput.errors import FormatError, reason
+from lilliput.file.assets import PREFIX, asset_names
+from lilliput.file.container import VERSION, Entry, Reader
+from lilliput.file.graph import GRAPH, restored
+from lilliput.file.second import Second
+
+Progress = Callable[[int, int], None]
+_SECOND = 1 << 25  # elements that the second decoder reads when it is not asked for all
+
+
+def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, Any]:
+    """What a file holds: its tensors, how they are encoded, and a table of bytes that adds up to its size.
+
+    Raises FormatError for a file whose index is damaged; nothing else of it is read.
+
+    >>> import numpy as np, tempfile
+    >>> from lilliput.file.container import Part, write
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = write(f"{folder}/x.lil", {"kind": "answer"}, [Part.of("x", np.zeros(5))])
+    ...     found = inside(f"{folder}/x.lil")
+    >>> found["weights"][0]["path"], sum(found["sizes"].values()) == found["bytes"]
+    ('x', True)
+    """
+    reader = Reader(path, base)
+    header = reader.header
+    encoded = _encoded(reader)
+    parts = {part for row in encoded for part in row.pop("parts")}
+    plain = [_row(entry) for entry in reader.entries.values() if entry.name not in parts and not _apart(entry.name)]
+    sizes = {
+        "encoded tensors": sum(row["bytes"] for row in encoded),
+        "other tensors": sum(row["bytes"] for row in plain),
+        "graph": _bytes_under(reader, GRAPH),
+        "assets": _bytes_under(reader, PREFIX),
+        "index": reader.index_bytes,
+    }
+    return {
+        "path": reader.where,
+        "bytes": reader.size,
+        "version": VERSION,
+        "kind": header["kind"],
+        "digest": reader.digest,
+        "model": header.get("model", ""),
+        "sizes": sizes,
+        "weights": [*encoded, *plain],
+        "edits": header.get("edits", []),
+        "aliases": header.get("aliases", {}),
+        "buffers": header.get("buffers", []),
+        "attributes": header.get("attributes", {}),
+        "assets": {name: reader.entry(held).count for name, held in asset_names(reader).items()},
+        "files": [file.get("path") for file in header.get("files", [])],
+        "graph": _graph(header),
+        "base": header.get("base"),
+        "references": reader.references,
+        "provenance": header.get("provenance", {}),
+    }
+
+
+def _encoded(reader: Reader) -> list[dict[str, Any]]:
+    """A row for each encoded tensor and value, with the tensors of the file that it is made of."""
+    rows = []
+    for i, entry in enumerate(reader.header.get("edits", [])):
+        try:
+            edit, parts = entry["edit"], [reader.entry(name) for name in entry["tensors"].values()]
+            if edit["kind"] not in ("EncodeTensor", "EncodeValue"):
+                continue
+            value = edit["kind"] == "EncodeValue"
+            path, shape = ("value " + edit["value"], []) if value else (edit["paths"][0], list(edit["shape"]))
+            stored = sum(part.stored_bytes for part in parts)
+            rows.append(
+                {
+                    "path": path,
+                    "encoding": _label(edit["encoding"]),
+                    "shape": shape,
+                    "bits_per_weight": None if value else 8 * stored / max(1, prod(shape)),
+                    "bytes": stored,
+                    "parts": [part.name for part in parts],
+                }
+            )
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            raise FormatError(f"edit {i} is not sound", where=reader.where, why=reason(error)) from None
+    return rows
+
+
+def _label(encoding: Mapping[str, Any]) -> str:
+    """An encoding as it is written in Python."""
+    told = {"bits": 8, **encoding} if encoding["kind"] == "Int" else encoding  # a default worth reading
+    fields = (f"{key}={_label(x) if isinstance(x, dict) else repr(x)}" for key, x in told.items() if key != "kind")
+    return f"{encoding['kind']}({', '.join(fields)})"
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "path": entry.name,
+        "encoding": entry.dtype,
+        "shape": list(entry.shape),
+        "bits_per_weight": 8 * entry.stored_bytes / max(1, entry.count),
+        "bytes": entry.stored_bytes,
+    }
+
+
+def _apart(name: str) -> bool:
+    return name == GRAPH or name.startswith((f"{GRAPH}:", PREFIX))
+
+
+def _bytes_under(reader: Reader, prefix: str) -> int:
+    held = (entry for name, entry in reader.entries.items() if name == prefix or name.startswith(f"{prefix}"))
+    return sum(entry.stored_bytes for entry in held)
+
+
+def _graph(header: Mapping[str, Any]) -> dict[str, Any] | None:
+    described = header.get("graph")
+    if not isinstance(described, dict):
+        return None
+    kept = ("format", "target", "inputs", "outputs", "departure")
+    return {**{key: described.get(key) for key in kept}, "references": len(described.get("initializers", ()))}
+
+
+def verify(
+    path: str | Path | bytes,
+    base: Reader | None = None,
+    *,
+    thorough: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> list[tuple[str, str]]:
+    """Check everything that can be checked of a file; what was checked, and what was found, in words.
+
+    The index, every chunk and the digest of all tensors; the graph, with its tensors put back, as ONNX Runtime loads
+    it; and the whole again by a second decoder, which shares no code with the first (`thorough`: all chunks, otherwise
+    some of each tensor of a large file).
+
+    Raises FormatError for the first thing that is not as it should be.
+    """
+    reader = Reader(path, base)
+    count = sum(len(entry.chunks) for entry in reader.entries.values())
+    told = [("index", f"version {VERSION}, {len(reader.entries)} tensors in {count} chunks, a {reader.header['kind']}")]
+    inside(path, base)
+    _check_names(reader)
+    told.append(("header", "every tensor that it names is held"))
+    reader.check_digest(progress)
+    told.append(("tensors", f"checksums of all chunks, and the digest {reader.digest[:16]}…"))
+    told.append(("graph", _checked_graph(reader)))
+    told.append(("second decoder", _again(reader, path, thorough)))
+    return told
+
+
+def _check_names(reader: Reader) -> None:
+    """Every tensor that the header of a module or a checkpoint names must be there."""
+    header, held = reader.header, set(reader.names())
+    try:
+        aliases = dict(header.get("aliases", {}))
+        named = [*aliases.values(), *header.get("attributes", {})]
+        named += [name for name in header.get("buffers", []) if name not in aliases]
+        named += [name for file in header.get("files", []) for name in (file["head"], *file["tensors"])]
+        missing = [name for name in named if name not in held and name not in aliases]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise FormatError("the header is not sound", where=reader.where, why=reason(error)) from None
+    if missing:
+        raise FormatError(f"holds no tensor {missing[0]!r} that its header names", where=reader.where)
+
+
+def _checked_graph(reader: Reader) -> str:
+    if not isinstance(reader.header.get("graph"), dict):
+        return f"none: {reader.header.get('no_graph', 'this is no module')}"
+    built = restored(reader)
+    import onnx
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(built)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails comes as an error
+        onnxruntime.InferenceSession(built, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # both raise many kinds
+        raise FormatError("does not load", where=f"{reader.where}: graph", why=reason(error)) from None
+    return f"{len(built):,} bytes with its tensors; ONNX Runtime loads it"
+
+
+def _again(reader: Reader, path: str | Path | bytes, thorough: bool) -> str:
+    """Decode with the second decoder what the first has decoded, and compare."""
+    if reader.references:
+        return "left out: it knows of no base"
+    second = Second(path)
+    if second.header != reader.header or second.digest != reader.digest:
+        raise FormatError("two decoders read two headers", where=reader.where, next="please report this file")
+    whole = sum(entry.count for entry in reader.entries.values())
+    every = 1 if thorough else max(1, -(-whole // _SECOND))
+    done = total = 0
+    for name, entry in reader.entries.items():
+        for i, (first, last) in enumerate(entry.spans()):
+            total += 1
+            if i % every:
+                continue
+            done += 1
+            if second.chunk(name, i) != reader.read(name, first, last).tobytes():
+                raise FormatError(
+                    "two decoders read two things", where=f"{reader.where}: {name}", next="please report this file"
+                )
+    return f"reads the same in {done} of {total} chunks" + ("" if done == total else " (all with --thorough)")
