@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.disk import whole_file
+from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
-from lilliput.engine.resume import check_same, clear_parts
+from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver, Progress, silent
 from lilliput.engine.store import Store
 from lilliput.errors import FormatError, InputError, nearest
@@ -125,7 +125,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
             "example": "" if task.example is None else fingerprint(driver.example),
             "dynamic axes": "" if task.dynamic is None else str(driver.dynamic),
             "assets": digest({name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}),
-            "environment": driver.environment,
+            "environment": conditions(driver.target),
         },
     )
     follow(recipe, driver)
@@ -221,11 +221,14 @@ def open(path: str | Path, *, threads: int | None = None) -> Runner:
 
 def _deliver(source: Path, path: Path) -> None:
     """Give `source` the name `path` as well, without a second copy where the disk can do that."""
-    path.unlink(missing_ok=True)
+    beside = path.with_name(f".{path.name}.link")
     try:
-        os.link(source, path)
+        beside.unlink(missing_ok=True)
+        os.link(source, beside)
+        os.replace(beside, path)
     except OSError:
         _copy(source, path)
+    beside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
 
 
 def exact_tensors(original: Driver) -> dict[str, Tensor]:

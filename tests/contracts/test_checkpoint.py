@@ -387,7 +387,7 @@ def test_paths_of_assets_are_as_strict(path: str, tmp_path: Path) -> None:
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a module": (lambda h: h.update(kind="module"), "lp.load"),
     "an answer": (lambda h: h.update(kind="answer"), "'answer', no checkpoint"),
-    "no kind": (lambda h: h.pop("kind"), "no checkpoint"),
+    "no kind": (lambda h: h.pop("kind"), "no checkpoint|of kind None"),
     "no files": (lambda h: h.pop("files"), "list of files"),
     "files of another kind": (lambda h: h.update(files={}), "list of files"),
     "a file of another kind": (lambda h: h.update(files=["a"]), "list of files"),
@@ -545,7 +545,8 @@ def test_the_commands_as_json(lilliput: Callable[..., Any], folder: Path, tmp_pa
 def test_the_commands_do_not_import_torch(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from lilliput.cli.checkpoint import pack, unpack; "
-        "at = Path(sys.argv[1]); pack(at / 'net', at / 'x.lil'); unpack(at / 'x.lil', at / 'out'); assert 'torch' not in sys.modules"
+        "at = Path(sys.argv[1]); pack(at / 'net', at / 'x.lil'); unpack(at / 'x.lil', at / 'out'); "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
     assert contents(tmp_path / "out") == contents(folder)
@@ -566,3 +567,16 @@ def test_megabytes_are_shown_once_each() -> None:
     for done in (10, 2_000_000, 2_000_001, 3_000_000, 3_600_000, 3_700_000):
         told(done, 3_700_000)
     assert shown == [("packing", n, 3) for n in (0, 2, 3)]
+
+
+def test_what_killed_runs_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "net.lil")
+    (folder / ".net.lil.0a1b2c3d.part").write_bytes(b"half of it")
+    pack(folder, folder / "net.lil")
+    assert (folder / "net.lil").read_bytes() == (tmp_path / "net.lil").read_bytes()
+    left = tmp_path / "out" / ".folder.0a1b2c3d.part"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "0").write_bytes(b"half of it")
+    unpack(tmp_path / "net.lil", tmp_path / "out")
+    assert not [*folder.glob(".*.part"), *(tmp_path / "out").glob(".*.part")]

@@ -14,6 +14,7 @@ from lilliput.entropy.model import Model, fit, size
 from lilliput.entropy.planes import field_of, join, pack, split, unpack
 from lilliput.errors import FormatError
 from lilliput.file.container import CHUNK, Part, Reader, write
+from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 
 ANSWER = {"kind": "answer"}
@@ -182,3 +183,22 @@ def test_what_cannot_be_stored_leaves_no_file(tmp_path: Path) -> None:
             tmp_path / "x", {}, [Part("x", "uint8", (1 << 30,), lambda first, last: np.zeros(last - first, np.uint8))]
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_read_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {str(i): np.round(rng.normal(0, 9, (i, CHUNK // 3))).astype(np.int8) for i in (0, 1, 4)}
+    write(tmp_path / "x", ANSWER, [Part.of(name, x) for name, x in arrays.items()])
+    read = read_all(Reader(tmp_path / "x"), ["4", "0", "1"], workers=2)
+    assert list(read) == ["4", "0", "1"]
+    assert all(np.array_equal(read[name], x) and read[name].shape == x.shape for name, x in arrays.items())
+
+
+def test_what_a_process_finds_damaged_is_told_with_its_place(tmp_path: Path) -> None:
+    write(tmp_path / "x", ANSWER, [Part.of("x", np.arange(2 * CHUNK, dtype=np.int32))])
+    reader = Reader(tmp_path / "x")
+    data = bytearray((tmp_path / "x").read_bytes())
+    data[reader.entries["x"].place(1) + 5] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(FormatError, match="x, chunk 1: the checksum does not match"):
+        read_all(reader, ["x"], workers=2)

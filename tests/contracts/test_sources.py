@@ -145,7 +145,7 @@ def test_encoded_tensors_come_as_they_are_stored() -> None:
 def test_types_that_a_module_may_not_have() -> None:
     net = nn.Linear(1, 1)
     net.register_buffer("odd", torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(FormatError, match="odd: tensors of torch[.]complex64"):
+    with pytest.raises(FormatError, match=r"odd: tensors of torch\.complex64"):
         source(net)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
+from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver, Progress, check_runs
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.measure import environment
 from lilliput.model.edits import EncodeTensor
 from lilliput.plain import digest
 from lilliput.recipe import Recipe
@@ -23,7 +21,6 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         for name, source in (("calibrate", task.calibrate), ("evaluate", task.evaluate))
     }
     check_clusters(task.clusters, checked["evaluate"])
-    conditions = {**environment(target.threads_used), "torch_threads": torch.get_num_threads()}
     driver = Driver.start(
         task.model,
         example=example,
@@ -31,7 +28,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         calibrate=checked["calibrate"],
         target=target,
         store=store,
-        environment=digest(conditions, repr(target)),
+        environment=digest(conditions(target)),
         progress=progress,
     )
     if task.example is not None or driver.calibrate is None:

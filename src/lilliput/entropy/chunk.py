@@ -22,7 +22,11 @@ CODERS: tuple[str, ...] = get_args(Coder)
 
 VERBATIM, ZSTD, ANS, CONSTANT = range(4)
 _WHOLE, _PLANES = range(2)
-_LEVEL = 3  # of zstd
+_QUICK = zstandard.ZstdCompressionParameters.from_level(1)  # higher levels find matches by chance, which cost more
+_HARD = zstandard.ZstdCompressionParameters.from_level(  # weighs each match against none
+    16, min_match=7, search_log=2, chain_log=16, hash_log=15, window_log=17
+)
+_LOOSE = 1.012  # times the entropy, above which it pays to try hard
 _WORTH = 2  # bytes that ANS must gain over zstd, for it decodes more slowly
 
 
@@ -78,15 +82,27 @@ def _stream(symbols: Symbols, bits: int, coder: Coder) -> bytes:
         return bytes((CONSTANT, symbols[0]))
     plain = pack(symbols, bits)
     best = bytes((VERBATIM,)) + plain
-    squeezed = zstandard.ZstdCompressor(level=_LEVEL).compress(plain)
+    squeezed = _deflated(plain, _QUICK)
+    if coder == "fast" and len(squeezed) > _LOOSE * _entropy(counts):
+        squeezed = min(squeezed, _deflated(plain, _HARD), key=len)
     if len(squeezed) < len(plain):
         best = bytes((ZSTD,)) + squeezed
-    if coder == "dense":
+    if coder == "dense" and _entropy(counts) < len(best):
         model = fit(counts)
         if size(model, counts) < len(best):
             coded = bytes((ANS,)) + model.to_bytes() + _ans(symbols, model)
             best = coded if len(coded) + _WORTH <= len(best) else best
     return best
+
+
+def _deflated(plain: bytes, how: zstandard.ZstdCompressionParameters) -> bytes:
+    return zstandard.ZstdCompressor(compression_params=how).compress(plain)
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Bytes below which no code for single symbols can go."""
+    held = counts[counts > 0]
+    return float(held @ (np.log2(held.sum()) - np.log2(held))) / 8
 
 
 def _ans(symbols: Symbols, model: Model) -> bytes:

@@ -42,7 +42,7 @@ def asset_names(reader: Reader) -> dict[str, str]:
         raise FormatError("has no sound list of assets", where=reader.where)
     for name, held in listed.items():
         check_name(name, reader.where)
-        if not isinstance(held, str) or reader.entry(held).dtype != "uint8":
+        if held != PREFIX + name or reader.entry(held).dtype != "uint8":
             raise FormatError("an asset that no bytes hold", where=f"{reader.where}: {name}")
     return listed
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lilliput import entropy
+from lilliput.disk import clear_parts, unfinished_folder
 from lilliput.errors import FormatError, InputError, LilliputError, nearest
 from lilliput.file.assets import PREFIX as ASSET
 from lilliput.file.assets import check_name
@@ -29,7 +28,7 @@ from lilliput.file.sources import Folder, Safetensors, is_safetensors, read_elem
 
 KIND = "checkpoint"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-_HEAD = ":head:"
+HEAD = ":head:"  # how the names of the first bytes of files begin
 _BYTE = np.dtype(np.uint8)
 _COMPARED = 1 << 20  # bytes in one go
 _FEW = 5  # names in a message
@@ -89,6 +88,7 @@ def pack(
         raise InputError(f"a coder called {coder!r}", next=nearest(str(coder), entropy.CODERS))
     if out.is_dir():
         raise InputError("is a folder", where=str(out), next="name the file to write, for example net.lil")
+    clear_parts(out.parent, of=out.name)  # or it would be packed, where the output lies in the folder
     found, left = _found(place, out, without)
     _check_names(found, str(place))
     tensors = Folder({name: file for name, file in found.items() if is_safetensors(name)}, str(place))
@@ -96,7 +96,7 @@ def pack(
     sizes = {name: os.path.getsize(file) for name, file in found.items()}
     header = {
         "kind": KIND,
-        "files": [{"path": name, "head": _HEAD + name, "tensors": listed} for name, listed in tensors.listed.items()],
+        "files": [{"path": name, "head": HEAD + name, "tensors": listed} for name, listed in tensors.listed.items()],
         "assets": {name: ASSET + name for name in others},
     }
     written = write(out, header, _parts(tensors, others, sizes), coder, progress)
@@ -149,7 +149,7 @@ def _check_names(names: Iterable[str], where: str) -> None:
 
 def _parts(tensors: Folder, others: Mapping[str, Path], sizes: Mapping[str, int]) -> Iterator[Part]:
     for path, file in tensors.files.items():
-        yield _raw(_HEAD + path, file.path, file.head_bytes)
+        yield _raw(HEAD + path, file.path, file.head_bytes)
         for name in tensors.listed[path]:
             dtype = entropy.name_of(tensors.dtype(name))
             assert dtype is not None  # a source gives no others
@@ -298,17 +298,14 @@ def _in_the_way(place: Path) -> InputError:
 def _beside(target: Path) -> Iterator[Path]:
     """A folder inside `target`, on the same disk, gone afterwards; and so is `target` if it was new and stays empty."""
     new = not target.exists()
-    staged: Path | None = None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target))
-        yield staged
+        with unfinished_folder(target) as staged:
+            yield staged
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError("cannot be written", where=str(target), why=reason, next="choose another place") from error
     finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
         if new:
             with contextlib.suppress(OSError):
                 target.rmdir()

@@ -33,11 +33,13 @@ CHUNK = 1 << 20  # elements
 _START = struct.Struct("<8sII")  # HEAD, version, nothing yet
 _END = struct.Struct("<Q32s8s")  # length of the index, SHA-256 of start and index, TAIL
 _CHECK = 8  # bytes of a chunk's SHA-256 that are kept
-_LARGEST_INDEX = 1 << 25  # bytes, decompressed
+_LARGEST_INDEX = 1 << 25  # bytes, compressed or not
+_DEEPEST = 128  # structures within structures of the header
 _LARGEST_NAME, _MOST_AXES, _MOST_ELEMENTS = 1 << 12, 64, 1 << 48
 _HEXADECIMAL = re.compile("[0-9a-f]*")
 KINDS = ("module", "checkpoint", "answer")  # of headers
 _FREE, _RATIO = 1 << 28, 1 << 10  # what a file may unfold to: so many bytes, and so many times its own size
+_FREE_INDEX, _RATIO_INDEX = 1 << 20, 1 << 6  # what an index may unfold to, likewise
 _LEVEL = 9  # of zstd, for the index
 _AGAIN = "the file is damaged: get it again"
 
@@ -154,10 +156,17 @@ def write(
             entries.append(entry)
             done += entry.unfolded_bytes
         index = {"header": header, "tensors": [entry.plain() for entry in entries], "digest": digest.hexdigest()}
-        data = zstandard.ZstdCompressor(level=_LEVEL).compress(_canonical(index))
+        text = _canonical(index)
+        data = zstandard.ZstdCompressor(level=_LEVEL).compress(text)
+        if len(text) > _most_index(len(data)):
+            raise FormatError(
+                f"an index of {len(text):,} bytes, more than readers will unfold",
+                where=str(path),
+                next="store fewer tensors, or under shorter names",
+            )
         file.write(data + _END.pack(len(data), hashlib.sha256(start + data).digest(), TAIL))
         size = file.tell()
-        if total > _most(size):
+        if total > most(size):
             raise FormatError(
                 f"{total:,} bytes of tensors in a file of {size:,}, more than readers will unfold",
                 where=str(path),
@@ -188,8 +197,14 @@ def check(stored: bytes) -> bytes:
     return hashlib.sha256(stored).digest()[:_CHECK]
 
 
-def _most(size: int) -> int:
+def most(size: int) -> int:
+    """Bytes of tensors that a file of `size` may unfold to."""
     return _FREE + _RATIO * size
+
+
+def _most_index(size: int) -> int:
+    """Bytes that an index of `size`, compressed, may unfold to: JSON takes many times its bytes in memory."""
+    return min(_LARGEST_INDEX, _FREE_INDEX + _RATIO_INDEX * size)
 
 
 class Reader:
@@ -233,7 +248,7 @@ class Reader:
         if at != data_end:
             raise FormatError("tensors and index do not fill the file", where=self.where, next=_AGAIN)
         total = sum(entry.unfolded_bytes for entry in entries.values())
-        if total > _most(self.size):
+        if total > most(self.size):
             raise FormatError(
                 f"declares {total:,} bytes of tensors in a file of {self.size:,}", where=self.where, next=_AGAIN
             )
@@ -249,8 +264,9 @@ class Reader:
             raise FormatError("refers to another file in no sound way", where=self.where, next=_AGAIN)
         if self.base is None or self.base.digest != wanted:
             raise FormatError("needs the file that it was made from", where=self.where, next=f"give base=, of {wanted}")
-        for name in listed.values():
-            self.base.entry(name)
+        total = sum(self.base.entry(name).unfolded_bytes for name in listed.values())
+        if total > most(self.size + self.base.size):  # one tensor may be asked for under any number of names
+            raise FormatError(f"refers to {total:,} bytes of tensors elsewhere", where=self.where, next=_AGAIN)
         return dict(listed)
 
     def names(self) -> list[str]:
@@ -272,7 +288,7 @@ class Reader:
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Array:
         """A tensor, checked; or, flattened, its elements `first` to `last`, for which only their chunks are read."""
-        if name in self.references:
+        if isinstance(name, str) and name in self.references:
             assert self.base is not None
             return self.base.read(self.references[name], first, last)
         entry = self.entry(name)
@@ -324,6 +340,8 @@ def _entry(data: Any, offset: int) -> Entry:
     known = {"name", "dtype", "shape", "bits", "chunks", "checks"}
     if set(data) - known:
         raise ValueError("unknown fields")
+    if type(data["shape"]) is not list or type(data["chunks"]) is not list:
+        raise ValueError("shape or chunks are no list")
     name, dtype, shape, chunks = data["name"], data["dtype"], tuple(data["shape"]), tuple(data["chunks"])
     kind = entropy.dtype_called(dtype)
     if type(name) is not str or len(name) > _LARGEST_NAME or kind is None:
@@ -371,18 +389,20 @@ def _read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any],
         raise FormatError(
             f"format version {version}", where=where, why=f"this library reads up to {VERSION}", next="update lilliput"
         )
-    if tail != TAIL or zero or not 0 < length <= size - _START.size - _END.size:
+    if tail != TAIL or zero or not 0 < length <= min(_LARGEST_INDEX, size - _START.size - _END.size):
         raise damaged
     file.seek(size - _END.size - length)
     data = file.read(length)
     if hashlib.sha256(start + data).digest() != digest:
         raise damaged
-    index = _parsed(data)
+    index = _parsed(data, where)
     known = {"header": dict, "tensors": list, "digest": str}
     if not isinstance(index, dict) or index.keys() != known.keys():
         raise damaged
     if version != VERSION or not all(type(index[key]) is kind for key, kind in known.items()):
         raise damaged
+    if not _shallow(index["header"], _DEEPEST):
+        raise FormatError("has a header of structures within structures without end", where=where, next=_AGAIN)
     if len(index["digest"]) != 64 or not _HEXADECIMAL.fullmatch(index["digest"]):
         raise damaged
     if index["header"].get("kind") not in KINDS:
@@ -390,15 +410,27 @@ def _read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any],
     return index, size - _END.size - length
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes, where: str) -> Any:
     """The JSON in a zstd frame, or None for anything that is not."""
     try:
-        if not 0 < zstandard.frame_content_size(data) <= _LARGEST_INDEX:
+        size = zstandard.frame_content_size(data)
+        if size > _most_index(len(data)):
+            raise FormatError(f"an index of {size:,} bytes in {len(data):,}", where=where, next=_AGAIN)
+        if size <= 0:
             return None
-        text = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        text = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False).decode("utf-8")
+        index = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        if "\\ud" in text.lower():  # half of a pair is no text, and cannot be printed
+            json.dumps(index, ensure_ascii=False).encode("utf-8")
+        return index
     except (ValueError, RecursionError, zstandard.ZstdError):
         return None
+
+
+def _shallow(data: Any, left: int) -> bool:
+    """Whether nothing lies deeper than `left` structures, so that whoever walks through them comes back."""
+    inner = data.values() if type(data) is dict else data if type(data) is list else ()
+    return left > 0 and all(_shallow(item, left - 1) for item in inner if type(item) in (dict, list))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

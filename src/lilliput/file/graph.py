@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from onnx import numpy_helper
 
 from lilliput.entropy import Array
 from lilliput.errors import FormatError, reason
-from lilliput.file.container import Reader
+from lilliput.file.container import Reader, most
 
 GRAPH = ":graph"
 _INLINE = 16  # bytes of an initializer that stays in the graph whatever it is
@@ -34,6 +35,9 @@ _TYPES = frozenset(
         *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
     )
 )
+_PASSED = _TYPES - {  # in and out of a runtime, through NumPy
+    getattr(onnx.TensorProto, name) for name in ("BFLOAT16", "INT4", "UINT4", "UINT64")
+}
 _NARROW = {np.dtype(ml_dtypes.int4): np.int8, np.dtype(ml_dtypes.uint4): np.uint8}
 
 Reference = dict[str, Any]
@@ -102,9 +106,9 @@ def restored(reader: Reader) -> bytes:
         raise
     except Exception as error:  # protobuf's own
         raise FormatError("cannot be read", where=where, why=reason(error)) from None
+    check(model, where)
     try:
         _fill(model, references, reader)
-        check(model, where)
         return bytes(model.SerializeToString(deterministic=True))
     except FormatError:
         raise
@@ -116,6 +120,8 @@ def _fill(model: onnx.ModelProto, references: dict[str, Any], reader: Reader) ->
     total = sum(_bytes_of(tensor) for tensor in model.graph.initializer if tensor.name in references)
     if total + model.ByteSize() > _LARGEST:
         raise FormatError("a graph of over 2 GB", where=reader.where, next="load it into its module")
+    if total > most(reader.size):  # one tensor may be asked for under any number of names
+        raise FormatError(f"a graph of {total:,} bytes in a file of {reader.size:,}", where=reader.where)
     for tensor in model.graph.initializer:
         reference = references.pop(tensor.name, None)
         if reference is not None:
@@ -126,10 +132,8 @@ def _fill(model: onnx.ModelProto, references: dict[str, Any], reader: Reader) ->
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    return count * 8
+    each: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return each * int(prod(tensor.dims))
 
 
 def _resolved(reference: Any, read: Callable[[str], Array]) -> Array:
@@ -139,17 +143,23 @@ def _resolved(reference: Any, read: Callable[[str], Array]) -> Array:
     if kind == "tensor":
         return read(of)
     if kind == "transposed":
-        return read(of).T
+        x = read(of)
+        if x.ndim == 2:
+            return x.T
     if kind == "product" and len(of) == 2:
         return _product(*map(read, of))
     if kind == "quotient" and len(of) == 3:
-        return _quotient(read(of[0]), _product(*map(read, of[1:])))
+        x, by = read(of[0]), _product(*map(read, of[1:]))
+        if by.size == 1 or by.shape == x.shape:
+            return _quotient(x, by)
     raise FormatError("a reference of no known kind")
 
 
 def _product(a: Array, b: Array) -> Array:
     if a.dtype != np.float32 or b.dtype != np.float32:
         raise FormatError("a product of other numbers than float32")
+    if a.shape != b.shape and 1 not in (a.size, b.size):  # or NumPy would lay one out along the other
+        raise FormatError("a product of tensors of different shapes")
     return np.asarray(a * b, np.float32)
 
 
@@ -260,12 +270,18 @@ def check(model: onnx.ModelProto, where: str) -> None:
     """
     _refuse(any(entry.domain not in _DOMAINS for entry in model.opset_import), "operators of another domain", where)
     _refuse(bool(model.functions), "functions of its own", where)
+    _refuse(bool(model.training_info), "graphs for training", where)
+    for value in (*model.graph.input, *model.graph.output):
+        _refuse(value.type.WhichOneof("value") != "tensor_type", f"something else than tensors, {value.name!r}", where)
+        _refuse(value.type.tensor_type.elem_type not in _PASSED, f"tensors of a type of its own, {value.name!r}", where)
     for node in model.graph.node:
         _refuse(node.domain not in _DOMAINS, f"an operator of the domain {node.domain!r}", where)
         for attribute in node.attribute:
             inner = attribute.HasField("g") or len(attribute.graphs) > 0
             _refuse(inner, f"a graph within an operator, {node.op_type}", where)
-            for tensor in (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ():
+            sparse = attribute.HasField("sparse_tensor") or len(attribute.sparse_tensors) > 0
+            _refuse(sparse, f"a sparse tensor within an operator, {node.op_type}", where)
+            for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                 _check_tensor(tensor, where)
     _refuse(len(model.graph.sparse_initializer) > 0, "sparse initializers", where)
     for tensor in model.graph.initializer:

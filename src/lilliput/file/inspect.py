@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.errors import FormatError, reason
-from lilliput.file.assets import PREFIX, asset_names
+from lilliput.file.assets import PREFIX as ASSET
+from lilliput.file.assets import asset_names
+from lilliput.file.checkpoint import HEAD
 from lilliput.file.container import VERSION, Entry, Reader
 from lilliput.file.graph import GRAPH, restored
 from lilliput.file.second import Second
@@ -39,7 +41,8 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
         "encoded tensors": sum(row["bytes"] for row in encoded),
         "other tensors": sum(row["bytes"] for row in plain),
         "graph": _bytes_under(reader, GRAPH),
-        "assets": _bytes_under(reader, PREFIX),
+        "files inside": _bytes_under(reader, ASSET),
+        "heads of safetensors files": _bytes_under(reader, HEAD),
         "index": reader.index_bytes,
     }
     return {
@@ -108,11 +111,11 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _apart(name: str) -> bool:
-    return name == GRAPH or name.startswith((f"{GRAPH}:", PREFIX))
+    return name == GRAPH or name.startswith((f"{GRAPH}:", ASSET, HEAD))
 
 
 def _bytes_under(reader: Reader, prefix: str) -> int:
-    held = (entry for name, entry in reader.entries.items() if name == prefix or name.startswith(f"{prefix}"))
+    held = (entry for name, entry in reader.entries.items() if name.startswith(prefix))
     return sum(entry.stored_bytes for entry in held)
 
 

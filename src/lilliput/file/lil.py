@@ -6,7 +6,7 @@ stored once however many names it has. `docs/format.md` is the specification.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Int
 from lilliput.entropy import Coder
-from lilliput.errors import EncodingError, FormatError, LilliputError
+from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph, stripped
+from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
 from lilliput.model.edits import EDITS, Edit, edits_of
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
-from lilliput.plain import from_plain, to_plain
+from lilliput.plain import check_types, from_plain, to_plain
 
 Module = TypeVar("Module", bound=nn.Module)
 ATTRIBUTE = ":attribute"  # how the names of tensors begin that are attributes of a module
@@ -134,10 +135,14 @@ def read_into(reader: Reader, into: Module) -> Module:
         )
     fold_parametrizations(into)
     edits = [_edit(entry, where) for entry in _of_kind(header, "edits", list, where)]
+    _check_once(edits, where)
     aliases = _of_kind(header, "aliases", dict, where)
     buffers = _of_kind(header, "buffers", list, where)
     places = _of_kind(header, "attributes", dict, where)
-    own = {name: to_tensor(reader.read(name)) for name in reader.names() if not _apart(name, places)}
+    names = [name for name in reader.names() if not _apart(name, places)]
+    own = {name: to_tensor(x) for name, x in read_all(reader, names).items()}
+    for name in aliases.keys() & own.keys():
+        raise FormatError(f"holds {name!r} as a tensor and as the name of another", where=where)
     named = {**own, **{alias: _tensor(own, name, where) for alias, name in aliases.items()}}
     try:
         for edit, parts in edits:
@@ -153,7 +158,7 @@ def read_into(reader: Reader, into: Module) -> Module:
     except LilliputError:
         raise
     except Exception as error:  # a forged file can ask for anything
-        raise FormatError("does not fit together", where=where, why=f"{type(error).__name__}: {error}") from error
+        raise FormatError("does not fit together", where=where, why=reason(error)) from error
     return into.eval()
 
 
@@ -184,11 +189,22 @@ def _place(place: Any, where: str) -> tuple[str | int, ...]:
 def _edit(entry: Any, where: str) -> tuple[Edit, dict[str, str]]:
     try:
         edit, parts = from_plain(entry["edit"], EDITS), entry["tensors"]
+        if isinstance(edit, Edit) and isinstance(parts, dict):
+            check_types(edit, type(edit).__name__)
+            return edit, parts
     except (LilliputError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError("an edit cannot be read", where=where, why=str(error)) from error
-    if not isinstance(edit, Edit) or not isinstance(parts, dict):
-        raise FormatError("an edit cannot be read", where=where)
-    return edit, parts
+        raise FormatError("an edit cannot be read", where=where, why=reason(error)) from error
+    raise FormatError("an edit cannot be read", where=where)
+
+
+def _check_once(edits: Iterable[tuple[Edit, Any]], where: str) -> None:
+    """Refuse edits that change again what one like them changes: a few bytes of file could ask for hours of work."""
+    found: set[tuple[type, str]] = set()
+    for edit, _ in edits:
+        for place in edit.places():
+            if (type(edit), place) in found:
+                raise FormatError("is changed twice in the same way", where=f"{where}: {place}")
+            found.add((type(edit), place))
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def _worker(path: str) -> Iterator[_Worker]:
     code = "from lilliput.file.parallel import serve; serve()"
     search = os.pathsep.join(filter(None, sys.path))
     process = subprocess.Popen(
-        [sys.executable, "-c", code, path],
+        [sys.executable, "-P", "-c", code, path],  # -P: modules that lie beside a file are not imported
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": search},

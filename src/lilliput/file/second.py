@@ -29,6 +29,7 @@ Symbols = npt.NDArray[np.uint8]
 VERSION = 2
 HEAD, TAIL = 16, 8 + 32 + 8
 INDEX = 1 << 25  # bytes of the index at most
+DEEPEST = 128  # structures of the header within one another
 CHUNK = 1 << 20  # elements of a chunk
 STORED = 9 << 20  # bytes of a chunk at most
 SIZES = {
@@ -36,6 +37,7 @@ SIZES = {
     **{"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "float8_e4m3fn": 1, "float8_e5m2": 1},
 }
 TURNED = {"float16", "bfloat16", "float32", "float64"}
+UNSAFE = re.compile(r'[\\:*?"<>|\x00-\x1f\x7f]')  # in the name of a file
 TOTAL = 1 << 24  # the frequencies of a model sum to this
 
 
@@ -145,7 +147,7 @@ def _index(data: bytes | mmap.mmap) -> tuple[bytes, int]:
     frame = data[end:-TAIL]
     _need(hashlib.sha256(data[:HEAD] + frame).digest() == data[8 - TAIL : -8], "the index is damaged")
     length = zstd.content_size(frame)
-    _need(length <= INDEX, "the index is too large")
+    _need(length <= min(INDEX, (1 << 20) + (size << 6)), "the index is too large")
     return zstd.decompress(frame, length), end
 
 
@@ -364,18 +366,24 @@ def _ans(data: bytes, count: int, entry: Entry) -> Symbols:
 # The header
 
 
+def _shallow(value: object, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left > 0 and all(_shallow(item, left - 1) for item in inner if isinstance(item, dict | list))
+
+
 def _header(value: object, entries: dict[str, Entry]) -> dict[str, Any]:
     """The header, with the fields of every kind checked; the others are for who makes a module of it."""
     if not isinstance(value, dict):
         _refuse("not an object", "header")
+    _need(_shallow(value, DEEPEST), "structures within structures without end", "header")
     _need(value.get("kind") in ("module", "checkpoint", "answer"), "a file of an unknown kind", "header")
     _need(not value.get("base") and not value.get("references"), "parts of the file are in another one", "base")
     assets = value.get("assets", {})
     if not isinstance(assets, dict):
         _refuse("not an object", "assets")
     for name, tensor in assets.items():
-        parts = name.split("/")
-        _need(not {"", ".", ".."} & set(parts) and not re.search(r"[\\:\x00-\x1f]", name), "an unsafe name", "assets")
+        odd = any(part == "" or part != part.strip(" ") or part.endswith(".") for part in name.split("/"))
+        _need(not odd and len(name) <= 1024 and not UNSAFE.search(name), "an unsafe name", "assets")
         _need(tensor == f":asset:{name}" and tensor in entries, f"not the tensor of {name!r}", "assets")
         _need(entries[tensor].dtype == "uint8", "not of bytes", tensor)
     return value

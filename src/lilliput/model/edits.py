@@ -9,15 +9,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
-from lilliput.errors import EncodingError, FormatError
+from lilliput.encodings import ENCODINGS, Encoded, Encoding, Int, tensor_digest
+from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
-from lilliput.model.values import VALUES, attach_value, child_name, value_encodings
+from lilliput.model.values import (
+    VALUES,
+    ValueEncoder,
+    ValueEncodings,
+    attach_value,
+    child_name,
+    value_encodings,
+)
 from lilliput.plain import digest, short_repr
 
 
@@ -37,6 +45,10 @@ class Edit(ABC):
     @abstractmethod
     def stored(self, names: Iterable[str]) -> dict[str, str]:
         """Under which of `names`, those of the changed model's tensors, each of this edit's tensors is held."""
+
+    @abstractmethod
+    def places(self) -> tuple[str, ...]:
+        """What it changes: paths, or the name of a value."""
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -60,17 +72,18 @@ class EncodeTensor(Edit):
         try:
             encoded = _assemble(self.encoding, self.shape, dtype, tensors)
             _check_shape(encoded.decode(), self.shape, self.paths[0])
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise FormatError(
-                f"parts of {self.encoding} that do not fit together",
-                where=self.paths[0],
-                why=f"{type(error).__name__}: {error}",
+                f"parts of {self.encoding} that do not fit together", where=self.paths[0], why=reason(error)
             ) from error
         attach(root, self.paths, encoded)
         return False
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:
         return _under(f"{self.paths[0]}{SUFFIX}.", names)
+
+    def places(self) -> tuple[str, ...]:
+        return self.paths
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,11 +94,15 @@ class EncodeValue(Edit):
     encoding: Encoding
 
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        _check_value(self.encoding, tensors, self.value)
         attach_value(root, self.value, self.encoding, tensors)
         return False
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:
         return _under(f"{VALUES}.{child_name(self.value)}.", names)
+
+    def places(self) -> tuple[str, ...]:
+        return (self.value,)
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,7 +126,13 @@ class SetTensor(Edit):
     def stored(self, names: Iterable[str]) -> dict[str, str]:
         return {"value": self.path}
 
+    def places(self) -> tuple[str, ...]:
+        return (self.path,)
 
+
+_CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = {str(kind).removeprefix("torch."): kind for kind in _FLOATS}
 _STRUCTURE = "_lilliput_structure"  # attribute of a root: the edits that `structure` tells
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 
@@ -125,13 +148,16 @@ class Replace(Edit):
         if self.by not in _REPLACEMENTS:
             raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
         owner, name = _owner(root, self.path)
-        if name not in owner._modules:
+        if name not in owner._modules or isinstance(owner._modules[name], _CARRIERS):
             raise FormatError("there is no such module", where=self.path)
         owner._modules[name] = _REPLACEMENTS[self.by]()
         return True
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:
         return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (self.path,)
 
 
 EDITS: dict[str, type] = {
@@ -161,11 +187,14 @@ def _under(prefix: str, names: Iterable[str]) -> dict[str, str]:
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     try:
-        return owner_of(root, path)
+        owner, name = owner_of(root, path)
     except AttributeError:
         raise FormatError(
             "the model has no such module", where=path, next="give the constructor used for saving"
         ) from None
+    if isinstance(owner, _CARRIERS):
+        raise FormatError("leads into an encoding", where=path, next="edits change what the model itself holds")
+    return owner, name
 
 
 def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
@@ -191,14 +220,33 @@ def _assemble(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, te
     for name, inner in encoding.nested().items():
         held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
         parts[name] = _assemble(inner, tuple(held["codes"].shape), torch.float32, held)
+    _check_parts(encoding, tuple(shape), parts)
     return Encoded(encoding, tuple(shape), dtype, parts)
 
 
+def _check_parts(encoding: Encoding, shape: tuple[int, ...], parts: Mapping[str, Any]) -> None:
+    """Refuse parts that decoding would lay out over more elements than the tensor has."""
+    shapes = {name: tuple(part.shape) for name, part in parts.items()}
+    if any(shapes.get(name, shape) != shape for name in ("codes", "values")):
+        raise ValueError(f"parts of {shapes} for a tensor of {shape}")
+    if isinstance(encoding, Int):
+        blocks = len(encoding.blocks(torch.empty(shape, device="meta")))
+        if any(prod(shapes[name]) != blocks for name in ("scale", "offset") if name in shapes):
+            raise ValueError(f"parts of {shapes} for {blocks} blocks")
+
+
+def _check_value(encoding: Encoding, parts: Mapping[str, Tensor], value: str) -> None:
+    """Refuse parameters with which a value cannot be encoded: it would only fail in a run."""
+    calibrated = isinstance(encoding, Int) and not encoding.dynamic
+    wanted = {"scale"} | ({"offset"} & parts.keys()) if calibrated else set()
+    if parts.keys() != wanted or any(x.dim() for x in parts.values()):
+        raise FormatError(f"{encoding} with the parts {', '.join(sorted(parts)) or 'none'}", where=value)
+
+
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"{name!r} is no type of tensor")
-    return dtype
+    if name not in _DTYPES:
+        raise FormatError(f"{name!r} is no type of a tensor that can be encoded", next=nearest(name, _DTYPES))
+    return _DTYPES[name]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import FormatError
 from lilliput.model.carrier import EncodedTensor
+from lilliput.model.values import ValueEncoder, ValueEncodings
 
 Place = tuple[str | int, ...]  # of an attribute: module path, attribute, then indices and keys within it
 
@@ -44,6 +45,7 @@ def attributes(root: nn.Module) -> dict[Place, Tensor]:
 
 
 _OF_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights"}
+_OURS = frozenset(("_lilliput_structure", "_order_of_tensors"))  # what is noted in modules besides
 
 
 def _inside(value: Any, place: Place) -> Iterator[tuple[Place, Tensor]]:
@@ -74,6 +76,8 @@ def give_attribute(root: nn.Module, place: Sequence[Any], x: Tensor) -> None:
     path, name, *inner = place
     owner, where = _module(root, path), ".".join(map(str, place))
     held = vars(owner)
+    if isinstance(owner, EncodedTensor | ValueEncoder | ValueEncodings):
+        raise FormatError("leads into an encoding", where=where)
     if name not in held and not inner and _free(owner, name):
         held[name] = x
         return
@@ -102,7 +106,7 @@ def _exchanged(value: Any, place: Sequence[Any], x: Tensor, where: str) -> Any:
 
 def _free(owner: nn.Module, name: str) -> bool:
     """Whether an attribute called so hides nothing of the class or of torch."""
-    taken = {*owner._parameters, *owner._buffers, *owner._modules}
+    taken = {*owner._parameters, *owner._buffers, *owner._modules, *_OF_TORCH, *_OURS}
     return name.isidentifier() and not name.startswith("__") and not hasattr(type(owner), name) and name not in taken
 
 

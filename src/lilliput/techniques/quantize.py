@@ -20,7 +20,8 @@ class Quantize(Technique):
     """Represent weights, and values that flow, by fewer bits, without training.
 
     Weights alone: ``Quantize(weights=Int(8))``. With activations whose ranges come from calibration (static):
-    ``activations=Int(8)``; with ranges found at each run (dynamic): ``activations=Int(8, dynamic=True)``.
+    ``activations=Int(8)``; with ranges found at each run (dynamic): ``activations=Int(8, dynamic=True)``. What flows
+    into weights that an earlier step has encoded is encoded with the rest, so that bits may differ from layer to layer.
 
     >>> Quantize(weights=Int(8), activations=Int(8))
     Quantize(activations=Int())
@@ -51,7 +52,7 @@ class Quantize(Technique):
         run.prepare()
         chosen_weights = self._choose(run)
         encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
-        places = [] if self.activations is None else self._places(run, encodings)
+        places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
         wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
         wanted |= {
@@ -81,7 +82,8 @@ class Quantize(Technique):
             if len(shapes[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if path in shapes and chosen(path, self.where)}
-        for path in [path for path in weights if path in shapes and path not in picked]:
+        earlier = _encoded(run)
+        for path in [path for path in weights if path in shapes and path not in picked and path not in earlier]:
             run.skip(path, f"left out by where={self.where!r}")
         return picked
 
@@ -114,6 +116,12 @@ class Quantize(Technique):
             and len(readers[f"tensor {calls[0].bias}"]) == 1
             and not calls[0].op.startswith("conv_transpose")
         }
+
+
+def _encoded(run: Run) -> dict[str, Encoding]:
+    """The weights that earlier steps have encoded: what flows into them is encoded with the rest."""
+    found = {path: run.encoding(path) for path in run.view().weights}
+    return {path: encoding for path, encoding in found.items() if encoding is not None}
 
 
 def _why_not(view: View, path: str) -> str:
