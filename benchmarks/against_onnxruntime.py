@@ -27,6 +27,7 @@ from table import write
 import lilliput as lp
 from lilliput.measure import DistanceSoFar, interleaved
 from lilliput.model.capture import Inputs
+from lilliput.model.signature import Signature
 from lilliput.targets import OnnxRuntime
 
 FASTER, CLOSER_DB = 1.03, 0.3
@@ -119,9 +120,9 @@ def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
     target = OnnxRuntime(threads=threads)
     small = lp.compress(task, target=target, folder=folder)
     example = Inputs.of(task.example)
-    reference = example.call(task.model)
-    original = target.open(folder / "work" / "original.onnx", reference)
-    ours = target.open(folder / "net.onnx", reference)
+    called = Signature.of(example, example.call(task.model))
+    original = target.open(folder / "work" / "original.onnx", called)
+    ours = target.open(folder / "net.onnx", called)
     our_db = _sqnr(task, original, ours)
     yield {
         "network": name,
@@ -136,7 +137,7 @@ def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
             yield {**row, "failed": path}
             continue
         try:
-            run = target.open(path, reference)
+            run = target.open(path, called)
             db = _sqnr(task, original, run)
         except Exception as error:
             yield {**row, "failed": str(error).splitlines()[0]}

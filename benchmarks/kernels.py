@@ -21,6 +21,7 @@ from lilliput.encodings import Encoding
 from lilliput.measure import interleaved
 from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import attach
+from lilliput.model.signature import Signature
 from lilliput.model.values import attach_value
 
 INT8 = lp.Int(8, symmetric=True, per="channel")
@@ -92,7 +93,7 @@ def measure(case: Case, target: lp.OnnxRuntime) -> dict[str, Any]:
         path = OUT / f"kernel-{name}.onnx"
         target.build(path, subject, example, axes)
         sizes[name] = path.stat().st_size
-        runs[name] = functools.partial(example.call, target.open(path, subject(x).detach()))
+        runs[name] = functools.partial(example.call, target.open(path, Signature.of(example, subject(x))))
     taken = interleaved(runs, rounds=15, round_s=0.05, settle_s=0.05)
     faster = taken.ratio("float", "ours")
     return {

@@ -6,7 +6,14 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
+    "Response": "techniques.distill",
+    "Relation": "techniques.distill",
+    "Hint": "techniques.distill",
+    "Decoupled": "techniques.distill",
+    "Correlation": "techniques.distill",
+    "Attention": "techniques.distill",
     "BFloat16": "encodings",
+    "Finetune": "techniques.finetune",
     "Float16": "encodings",
     "Int": "encodings",
     "Sparse": "encodings",
@@ -26,6 +33,7 @@ _PLACES = {
     "open": "verbs",
     "save": "file.lil",
     "to_dense": "model.carrier",
+    "train": "verbs",
     "unfreeze": "model.carrier",
 }
 _MODULES = ("metrics",)

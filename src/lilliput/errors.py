@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 600  # characters of a part of a message
+
 
 class LilliputError(Exception):
     """Something the user can act on.
@@ -16,11 +18,18 @@ class LilliputError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", why: str = "", next: str = "") -> None:
+        what, where, why, next = map(_printable, (what, where, why, next))
         self.what, self.where, self.why, self.next = what, where, why, next
         place = f"{where}: " if where else ""
         reason = f" ({why})" if why else ""
         remedy = f"; {next}" if next else ""
         super().__init__(f"{place}{what}{reason}{remedy}")
+
+
+def _printable(text: str) -> str:
+    """`text` as a terminal may be given it: a file's own words may be in it, of any length and with any character."""
+    short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+    return short if short.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 class InputError(LilliputError):

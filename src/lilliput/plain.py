@@ -8,6 +8,7 @@ imported or called by name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def from_plain(data: Any, kinds: Mapping[str, type], where: str = "") -> Any:
 
 def check_types(thing: Any, where: str) -> None:
     """Refuse a dataclass, or one inside it, whose fields hold something else than they are declared to hold."""
-    hints = get_type_hints(type(thing))
+    hints = _hints(type(thing))  # type: ignore[arg-type]  # classes are hashable
     for field in dataclasses.fields(thing):
         value, place = getattr(thing, field.name), f"{where}.{field.name}"
         if not _fits(value, hints[field.name]):
@@ -77,6 +78,11 @@ def check_types(thing: Any, where: str) -> None:
             raise RecipeError(f"is {value!r}", where=place, next=f"give what it takes: {declared}")
         if dataclasses.is_dataclass(value):
             check_types(value, place)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -11,13 +11,15 @@ from typing import Any
 from lilliput.encodings import ENCODINGS
 from lilliput.errors import RecipeError
 from lilliput.plain import check_types, from_plain, to_plain
+from lilliput.techniques.distill import TERMS
+from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
 from lilliput.techniques.technique import Technique
 
-TECHNIQUES: dict[str, type[Technique]] = {"Prune": Prune, "Quantize": Quantize}
-KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES}
+TECHNIQUES: dict[str, type[Technique]] = {"Finetune": Finetune, "Prune": Prune, "Quantize": Quantize}
+KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **TERMS}
 
 
 @dataclass(frozen=True, init=False)

@@ -33,6 +33,10 @@ class Task:
     clusters: Sequence[Any] | None = None  # for each sample of `evaluate`, its source (photograph, speaker, document)
     metric: Callable[[Any], Any] | None = None  # metric(model) -> one score a sample
     dynamic: Dynamic | None = None  # axes that vary, {input: {axis: name}}; None: axis 0 of every input is "batch"
+    train: Iterable[Any] | None = None  # batches, whatever `loss` takes; shuffled by torch's random numbers if at all
+    loss: Callable[[Any, Any], Tensor] | None = None  # loss(model, batch) -> the mean over the batch
+    validate: Iterable[Any] | None = None  # batches as `train`, to stop training by; never those to judge by
+    teacher: nn.Module | Sequence[nn.Module] | None = None  # for distillation; None: the model as it is given
     name: str = ""
     assets: Mapping[str, str | Path | bytes] | None = None  # files to travel in the .lil: name there -> path, or bytes
 

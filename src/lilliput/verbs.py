@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -13,20 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
+from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, Progress, silent
+from lilliput.engine.run import Driver, Progress, model_digest, silent
 from lilliput.engine.store import Store
 from lilliput.errors import FormatError, InputError, nearest
 from lilliput.file.container import Reader
 from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import save
 from lilliput.measure import artifact, cpu, environment
+from lilliput.model.carrier import fold_parametrizations
 from lilliput.model.edits import State
 from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
@@ -37,6 +41,7 @@ from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
 from lilliput.targets.target import Runner
 from lilliput.task import Batches, Task, fingerprint, read_assets
+from lilliput.techniques.finetune import Finetune
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +112,43 @@ def compress(
         raise
     weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)  # the folder lives as long as the result
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model after training, and the losses of each epoch."""
+
+    model: nn.Module
+    history: list[dict[str, float]]  # loss, and validation_loss where there are validation batches
+
+
+def train(
+    task: Task, step: Finetune | None = None, *, folder: str | Path | None = None, progress: Progress = silent
+) -> Trained:
+    """Train a copy of the task's model: one that was compressed, a student of `task.teacher`, or any other.
+
+    The task gives `train` batches and a `loss`. With a `folder`, a killed run goes on there when it is begun again.
+    Under `accelerate launch` or `torchrun`, every process calls this alike.
+
+    >>> import torch
+    >>> net, batches = nn.Linear(4, 2), [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(4)]
+    >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    >>> trained = train(Task(net, train=batches, loss=loss), Finetune(epochs=3, lr=0.1))
+    >>> len(trained.history), trained.history[0]["loss"] > trained.history[-1]["loss"]
+    (3, True)
+    """
+    model = fold_parametrizations(copy.deepcopy(task.model))
+    store = Store(None if folder is None else Path(folder))
+    done = learn(
+        model,
+        step or Finetune(),
+        Lessons.of(task, task.model),
+        store,
+        (digest(environment(torch.get_num_threads())), model_digest(model)),
+        progress,
+    )
+    model.load_state_dict(dict(done.tensors))
+    return Trained(model, done.history)
 
 
 def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:

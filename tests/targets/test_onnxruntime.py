@@ -17,6 +17,7 @@ import lilliput as lp
 from lilliput.engine.run import Driver, model_digest
 from lilliput.engine.store import Store
 from lilliput.model.capture import Inputs, dynamic_axes
+from lilliput.model.signature import Signature
 from lilliput.report.data import layers
 from lilliput.task import Batches
 from lilliput.techniques.technique import Technique
@@ -94,7 +95,7 @@ def fused(path: Path) -> Counter[str]:
 def close(driver: Driver, path: Path, inputs: Sequence[Tensor], tolerance: float) -> None:
     """What was built computes what the module computes, on more samples than it was traced with."""
     expected = driver.model(inputs[0]).detach()
-    run = driver.target.open(path, expected)
+    run = driver.target.open(path, Signature.of(Inputs.of(inputs[0]), expected))
     for x in (*inputs, torch.cat(list(inputs))):
         torch.testing.assert_close(run(x), driver.model(x).detach(), atol=tolerance, rtol=0)
 
@@ -214,7 +215,7 @@ def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
     torch.manual_seed(0)
     driver, path = built(tmp_path, Returned(), sentences(), [lp.Quantize()])
     x = sentences()[1]
-    run = driver.target.open(path, driver.model(x))
+    run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
     for ours, theirs in zip(run(x), driver.model(x), strict=True):
         torch.testing.assert_close(ours, theirs.detach(), atol=1e-6, rtol=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lilliput.engine.lessons import Lessons
 from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver, Progress, check_runs
 from lilliput.engine.store import Store
@@ -30,6 +31,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         store=store,
         environment=digest(conditions(target)),
         progress=progress,
+        lessons=Lessons.of(task, task.model),
     )
     if task.example is not None or driver.calibrate is None:
         check_runs(driver.model, example, "example")

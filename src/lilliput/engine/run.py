@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int
 from lilliput.encodings.encoding import tensor_digest
+from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, fold_parametrizations, tensors
-from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, check_encodable
+from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.values import Interception
 from lilliput.model.view import View
-from lilliput.plain import digest
+from lilliput.plain import digest, short_repr
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size
+from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
 
@@ -49,7 +51,9 @@ class Driver:
     store: Store
     environment: str  # digest of what results may depend on: versions, threads, processor
     progress: Progress = silent
+    lessons: Lessons | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
     _layers: int = 0  # that multiply or look up, as last captured
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
@@ -175,6 +179,12 @@ class Driver:
             )
             for name, observe in wanted.items()
         }
+
+    def train(self, step: Finetune) -> None:
+        conditions = (self.environment, self.state.digest)
+        learnt = learn(self.model, step, self.lessons, self.store, conditions, self.progress)
+        self.trainings.append({"step": short_repr(step), "epochs": learnt.history})
+        self._edit(Train(learnt.how), learnt.tensors)
 
     # how it is done
 

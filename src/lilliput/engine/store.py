@@ -55,6 +55,6 @@ class Store:
             reader = Reader(path)
             data = json.loads(reader.header["data"])
             return Answer(data, {name: to_tensor(reader.read(name)) for name in reader.names()})
-        except FormatError:  # damaged, by a full disk say: compute it again
+        except (FormatError, KeyError, TypeError, ValueError):  # damaged, by a full disk say: compute it again
             path.unlink()
             return None

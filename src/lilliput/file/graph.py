@@ -99,6 +99,9 @@ def restored(reader: Reader) -> bytes:
     if described is None:
         reason_why = str(reader.header.get("no_graph", ""))
         raise FormatError("has no graph", where=reader.where, why=reason_why, next="load it into its module")
+    known = isinstance(described, dict) and described.get("format") == "onnx"
+    if not known or not isinstance(described.get("target"), str):
+        raise FormatError("is described in no known way", where=where, next="a newer lilliput may know it")
     try:
         references, held = dict(described["initializers"]), reader.read(described["tensor"])
         model = onnx.load_from_string(held.tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lilliput.file.graph import GRAPH, restored
 from lilliput.file.second import Second
 
 Progress = Callable[[int, int], None]
+_FIELDS = {"edits": list, "aliases": dict, "buffers": list, "attributes": dict, "files": list, "provenance": dict}
 _SECOND = 1 << 25  # elements that the second decoder reads when it is not asked for all
 
 
@@ -33,7 +34,7 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
     ('x', True)
     """
     reader = Reader(path, base)
-    header = reader.header
+    header = _sound(reader)
     encoded = _encoded(reader)
     parts = {part for row in encoded for part in row.pop("parts")}
     plain = [_row(entry) for entry in reader.entries.values() if entry.name not in parts and not _apart(entry.name)]
@@ -60,23 +61,44 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
         "attributes": header.get("attributes", {}),
         "assets": {name: reader.entry(held).count for name, held in asset_names(reader).items()},
         "files": [file.get("path") for file in header.get("files", [])],
-        "graph": _graph(header),
+        "graph": _graph(reader),
         "base": header.get("base"),
         "references": reader.references,
         "provenance": header.get("provenance", {}),
     }
 
 
+def _sound(reader: Reader) -> dict[str, Any]:
+    """The header, if its fields are of the types that they must be."""
+    for key, kind in _FIELDS.items():
+        if not isinstance(reader.header.get(key, kind()), kind):
+            raise FormatError(f"has no {kind.__name__} of {key}", where=reader.where)
+    if not all(isinstance(file, dict) for file in reader.header.get("files", [])):
+        raise FormatError("has no sound list of files", where=reader.where)
+    if not all(isinstance(name, str) for name in reader.header.get("buffers", [])):
+        raise FormatError("has no sound list of buffers", where=reader.where)
+    return reader.header
+
+
+def _text(data: Any) -> str:
+    if not isinstance(data, str):
+        raise TypeError(f"a {type(data).__name__} in place of a text")
+    return data
+
+
 def _encoded(reader: Reader) -> list[dict[str, Any]]:
     """A row for each encoded tensor and value, with the tensors of the file that it is made of."""
     rows = []
+    taken: set[str] = set()
     for i, entry in enumerate(reader.header.get("edits", [])):
         try:
-            edit, parts = entry["edit"], [reader.entry(name) for name in entry["tensors"].values()]
+            edit, parts = entry["edit"], _parts(reader, entry["tensors"].values(), taken)
             if edit["kind"] not in ("EncodeTensor", "EncodeValue"):
+                _text(edit["path"]), _text(edit["kind"])
                 continue
             value = edit["kind"] == "EncodeValue"
-            path, shape = ("value " + edit["value"], []) if value else (edit["paths"][0], list(edit["shape"]))
+            path = "value " + edit["value"] if value else _text(edit["paths"][0])
+            shape = [] if value else list(edit["shape"])
             stored = sum(part.stored_bytes for part in parts)
             rows.append(
                 {
@@ -88,9 +110,20 @@ def _encoded(reader: Reader) -> list[dict[str, Any]]:
                     "parts": [part.name for part in parts],
                 }
             )
-        except (TypeError, KeyError, AttributeError, IndexError) as error:
+        except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise FormatError(f"edit {i} is not sound", where=reader.where, why=reason(error)) from None
     return rows
+
+
+def _parts(reader: Reader, names: Iterable[Any], taken: set[str]) -> list[Entry]:
+    """The tensors of the file called so, or so by another name; each is counted where it is first used."""
+    aliases, found = reader.header.get("aliases", {}), []
+    for name in names:
+        held = aliases.get(name, name)
+        if held not in taken and held not in reader.references:
+            found.append(reader.entry(held))
+            taken.add(held)
+    return found
 
 
 def _label(encoding: Mapping[str, Any]) -> str:
@@ -119,12 +152,15 @@ def _bytes_under(reader: Reader, prefix: str) -> int:
     return sum(entry.stored_bytes for entry in held)
 
 
-def _graph(header: Mapping[str, Any]) -> dict[str, Any] | None:
-    described = header.get("graph")
+def _graph(reader: Reader) -> dict[str, Any] | None:
+    described = reader.header.get("graph")
     if not isinstance(described, dict):
         return None
+    references = described.get("initializers", {})
+    if not isinstance(references, dict):
+        raise FormatError("has no dict of initializers", where=f"{reader.where}: graph")
     kept = ("format", "target", "inputs", "outputs", "departure")
-    return {**{key: described.get(key) for key in kept}, "references": len(described.get("initializers", ()))}
+    return {**{key: described.get(key) for key in kept}, "references": len(references)}
 
 
 def verify(
@@ -148,6 +184,8 @@ def verify(
     inside(path, base)
     _check_names(reader)
     told.append(("header", "every tensor that it names is held"))
+    if base is not None and reader.references:
+        base.check_digest()
     reader.check_digest(progress)
     told.append(("tensors", f"checksums of all chunks, and the digest {reader.digest[:16]}…"))
     told.append(("graph", _checked_graph(reader)))

@@ -139,8 +139,11 @@ def read_into(reader: Reader, into: Module) -> Module:
     aliases = _of_kind(header, "aliases", dict, where)
     buffers = _of_kind(header, "buffers", list, where)
     places = _of_kind(header, "attributes", dict, where)
+    if reader.base is not None and reader.references:
+        reader.base.check_digest()  # which is all that the file says of what it takes from there
     names = [name for name in reader.names() if not _apart(name, places)]
-    own = {name: to_tensor(x) for name, x in read_all(reader, names).items()}
+    arrays = read_all(reader, names)
+    own = {name: to_tensor(x) for name, x in arrays.items()}
     for name in aliases.keys() & own.keys():
         raise FormatError(f"holds {name!r} as a tensor and as the name of another", where=where)
     named = {**own, **{alias: _tensor(own, name, where) for alias, name in aliases.items()}}
@@ -155,6 +158,7 @@ def read_into(reader: Reader, into: Module) -> Module:
             give_buffer(into, name, x)
         for place, x in plain.items():
             give_attribute(into, place, x)
+        reader.check_digest(read=arrays)
     except LilliputError:
         raise
     except Exception as error:  # a forged file can ask for anything

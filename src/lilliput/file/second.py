@@ -156,7 +156,10 @@ def _index(data: bytes | mmap.mmap) -> tuple[bytes, int]:
 
 def _json(text: bytes) -> object:
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_float=_float, parse_constant=_float)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_float=_float, parse_constant=_float)
+        if b"\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails on halves of surrogate pairs
+        return value
     except (ValueError, RecursionError) as error:  # also what is no UTF-8
         raise FormatError("the index is not JSON", why=str(error)) from error
 

@@ -133,6 +133,28 @@ class SetTensor(Edit):
 _CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {str(kind).removeprefix("torch."): kind for kind in _FLOATS}
+
+
+@dataclass(frozen=True, repr=False)
+class Train(Edit):
+    """All tensors get the values that training gave them; the digest of what was trained with tells how."""
+
+    how: str
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        try:
+            root.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise FormatError("trained weights that do not fit the model", why=reason(error)) from error
+        return False
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: name for name in names}
+
+    def places(self) -> tuple[str, ...]:
+        return ()
+
+
 _STRUCTURE = "_lilliput_structure"  # attribute of a root: the edits that `structure` tells
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 

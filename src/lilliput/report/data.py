@@ -144,6 +144,7 @@ def assemble(
         "layers": rows,
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "recipe": to_plain(list(recipe.steps)),
+        "training": list(driver.trainings),
         "environment": {**environment, "others_cores": taken.others_cores},
     }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.errors import ExportError, reason
+from lilliput.errors import ExportError, InputError, reason
 from lilliput.export.onnx import export
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
@@ -107,7 +107,16 @@ class OnnxRuntime(Target):
         def run(*args: Any, **kwargs: Any) -> Any:
             tensors = signature.arguments(Inputs(args, kwargs))
             feed = {name: x.detach().numpy() for name, x in zip(names, tensors, strict=True)}
-            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in session.run(None, feed)])
+            try:
+                found = session.run(None, feed)
+            except Exception as error:  # onnxruntime raises many kinds
+                raise InputError(
+                    "ONNX Runtime fails on this input",
+                    where=where,
+                    why=reason(error),
+                    next="give inputs as the example's",
+                ) from error
+            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in found])
 
         return run
 

@@ -6,7 +6,7 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -80,6 +80,10 @@ class Run(Protocol):
 
     def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         """The values that the target wants encoded if `weights` are."""
+        ...
+
+    def train(self, step: Any) -> None:
+        """Train the model by the knobs of a `Finetune`."""
         ...
 
     def skip(self, path: str, reason: str) -> None:

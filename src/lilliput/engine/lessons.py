@@ -1,0 +1,126 @@
+"""What a task gives to train with, and training by it, remembered like every other answer."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lilliput.encodings import tensor_digest
+from lilliput.engine.store import Answer, Store
+from lilliput.errors import InputError
+from lilliput.model.capture import Inputs
+from lilliput.plain import digest
+from lilliput.task import Task
+from lilliput.techniques.finetune import Finetune
+from lilliput.training.data import Feed
+from lilliput.training.loop import Loss, Material, Progress, train
+from lilliput.training.teachers import Live, save_answers
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Batches to train with, a loss, batches to stop by, and teachers."""
+
+    train: Iterable[Any]
+    loss: Loss | None
+    validate: Iterable[Any] | None
+    teachers: Sequence[nn.Module]
+
+    @classmethod
+    def of(cls, task: Task, default: nn.Module | None = None) -> Lessons | None:
+        """Those of a task; `default` teaches where the task names no teacher."""
+        if task.train is None:
+            return None
+        named = [task.teacher] if isinstance(task.teacher, nn.Module) else list(task.teacher or ())
+        return cls(task.train, task.loss, task.validate, named or ([] if default is None else [default]))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What identifies a training, the losses of each epoch, and the tensors it led to."""
+
+    how: str
+    history: list[dict[str, float]]
+    tensors: Mapping[str, Tensor]
+
+
+def learn(
+    model: nn.Module,
+    step: Finetune,
+    lessons: Lessons | None,
+    store: Store,
+    conditions: Sequence[Any],
+    progress: Progress,
+) -> Learnt:
+    """Train a copy of `model`."""
+    if lessons is None:
+        raise InputError("this recipe trains, and the task has nothing to train with", next="give train= and loss=")
+    feed = Feed.known(lessons.train, "train", step.seed)
+    validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed)
+    teachers = [_digest(teacher) for teacher in lessons.teachers] if step.distill else []
+    loss = "" if lessons.loss is None else getattr(lessons.loss, "__qualname__", type(lessons.loss).__name__)
+    question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss)
+    how = digest(*question)
+
+    def compute() -> Answer:
+        with tempfile.TemporaryDirectory() as passing:
+            folder = store.folder or Path(passing)
+            answers, key = None, digest(teachers, feed.digest)
+            if step.save_teacher and step.distill:
+                answers = folder / f"{key}.teachers"
+                _save_teachers(answers, key, step, lessons, feed, progress)
+            material = Material(feed, lessons.loss, validate, tuple(lessons.teachers), answers, key)
+            place = None if store.folder is None else folder / f"{how}.training"
+            work = copy.deepcopy(model)
+            history = train(work, step, material, place=place, progress=progress)
+        return Answer(history, work.state_dict())
+
+    answer = store.answer(question, compute)
+    return Learnt(how, answer.data, answer.tensors)
+
+
+def _digest(model: nn.Module) -> str:
+    return digest(str(model), {name: tensor_digest(x) for name, x in model.state_dict().items()})
+
+
+def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed: Feed, progress: Progress) -> None:
+    """Ask the teachers for every sample of the training batches, unless that was done before."""
+    if path.exists():
+        return
+    save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, progress))
+
+
+def _calls(loss: Loss | None, feed: Feed, progress: Progress) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    """The arguments that the loss calls the model with, for every batch of an epoch."""
+    for i, batch in enumerate(feed.epoch(0)):
+        progress("asking the teachers", i, feed.batches)
+        if loss is None:
+            inputs = Inputs.of(batch)
+            yield inputs.args, inputs.kwargs
+            continue
+        try:
+            loss(_Called(), batch)
+        except _Arguments as found:
+            yield found.given, found.named
+    progress("asking the teachers", feed.batches, feed.batches)
+
+
+class _Arguments(Exception):
+    """What a model was called with."""
+
+    def __init__(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.given, self.named = given, named
+
+
+class _Called(nn.Module):
+    """Stands for the model: it only tells what it is called with."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Arguments(args, kwargs)

@@ -1,0 +1,422 @@
+"""The training loop, on accelerate: one process or many, interruptible, and the same again when it is run again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+from lilliput.errors import InputError, LilliputError, reason
+from lilliput.model.capture import Inputs
+from lilliput.model.carrier import freeze, unfreeze
+from lilliput.modes import eval_mode
+from lilliput.techniques.distill import Seen, check_taps
+from lilliput.techniques.finetune import Finetune
+from lilliput.training import checkpoint
+from lilliput.training.data import Feed, check_classes, fingerprint, share
+from lilliput.training.optimizers import Average, factor, norm_of, optimizer
+from lilliput.training.teachers import Live, Saved, Watcher
+
+Loss = Callable[[Any, Any], Tensor]
+Progress = Callable[[str, int, int], None]
+SAVE_S = 60.0  # seconds between two checkpoints within an epoch
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to train with."""
+
+    train: Feed
+    loss: Loss | None  # loss(model, batch), a mean over the samples; None: only teachers are followed
+    validate: Feed | None = None
+    teachers: Sequence[nn.Module] = ()
+    answers: Path | None = None  # of the teachers, saved beforehand
+    answers_key: str = ""
+
+
+@dataclass
+class Standing:
+    """Where training stands: with the model and the optimizer all that a checkpoint holds."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    read: str = ""  # digest of them
+    summed: float = 0.0  # of their losses
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None  # validation loss
+    waited: int = 0  # epochs since it was reached
+
+
+def train(
+    model: nn.Module,
+    step: Finetune,
+    material: Material,
+    *,
+    place: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> list[dict[str, float]]:
+    """Train `model` in place; returns the mean loss, and the validation loss if there is one, of each epoch.
+
+    Encoded tensors are trained through and frozen again. With a `place` for checkpoints, a training that was killed
+    goes on there when it is begun again. Under `accelerate launch` or `torchrun` every process calls this alike, and
+    has the same model in the end.
+
+    Raises InputError for a loss that is no number (the model is then as it was last well), for data that changes, and
+    for want of memory.
+    """
+    trainer = _Trainer(model, step, material, place, progress)
+    trainer.run()
+    return trainer.standing.history
+
+
+class _Trainer:
+    def __init__(
+        self, model: nn.Module, step: Finetune, material: Material, place: Path | None, progress: Progress
+    ) -> None:
+        self.original, self.step, self.material, self.progress = model, step, material, progress
+        if material.loss is None and not step.distill:
+            raise InputError("has nothing to train by", where="task", next="give loss=, or distill= in Finetune")
+        if material.validate is not None and step.patience is not None:
+            check_classes(material.train, material.validate)
+        if step.patience is not None and material.validate is None:
+            raise InputError("patience without validation batches", where="Finetune", next="give validate= in the task")
+        self._check_terms()
+        self.accelerator = _accelerator(step)
+        self.single = not str(self.accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED"))
+        self.place = place if self.single else None  # parts of a model lie in other processes
+        self.model = unfreeze(copy.deepcopy(model)).to(self.accelerator.device).train()
+        self.watcher = Watcher(self.model, [tap for term in step.distill for tap in term.student_taps])
+        self.teachers = self._teachers()
+        self.projections = self._projections()
+        trained = [p for p in (*self.model.parameters(), *self.projections.parameters()) if p.requires_grad]
+        if not trained:
+            raise InputError("no parameter is trainable", where="model", next="set requires_grad")
+        self.optimizer = optimizer(step, trained)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if any(True for _ in self.projections.parameters()):
+            self.projections = self.accelerator.prepare(self.projections)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.steps = -(-material.train.batches // step.accumulate)  # an epoch
+        self.factor = factor(step, self.steps * step.epochs)
+        self.average = Average(self.model, step.ema) if step.ema else None
+        self.standing, self.good = Standing(), self._weights()
+        self.best: dict[str, Tensor] | None = None
+        self.whole = hashlib.sha256()  # over the batches of this epoch
+        self.saved_at = time.monotonic()
+
+    # before
+
+    def _check_terms(self) -> None:
+        for term in self.step.distill:
+            if not 0 <= term.teacher < len(self.material.teachers):
+                raise InputError(
+                    f"{type(term).__name__} names teacher {term.teacher}",
+                    where="Finetune",
+                    why=f"there are {len(self.material.teachers)}, counted from 0",
+                )
+            check_taps(self.original, term.student_taps, f"{type(term).__name__}, student")
+            check_taps(self.material.teachers[term.teacher], term.teacher_taps, f"{type(term).__name__}, teacher")
+            if self.material.answers is not None and term.teacher_taps:
+                raise InputError(
+                    f"{type(term).__name__} looks inside the teacher",
+                    next="only outputs are saved: leave save_teacher=",
+                )
+
+    def _teachers(self) -> Live | Saved | None:
+        if not self.step.distill:
+            return None
+        if self.material.answers is not None:
+            return Saved(self.material.answers, self.material.answers_key)
+        device = self.accelerator.device
+        return Live([teacher.to(device) for teacher in self.material.teachers], self.step.distill)
+
+    def _projections(self) -> nn.ModuleList:
+        """What the terms learn besides the student, made for the shapes of the first batch."""
+        held = nn.ModuleList()
+        if self.teachers is None:
+            return held
+        batch = self._moved(next(self.material.train.epoch(0)), 0)
+        with torch.no_grad(), eval_mode(self.model), self.watcher.watching():
+            self._own_loss(self.model, batch)
+            student, teachers = self.watcher.seen("train[0]"), self._taught()
+        torch.manual_seed(self.step.seed)
+        for term in self.step.distill:
+            held.append(term.projection(student, teachers[term.teacher]) or nn.Identity())
+        return held.to(self.accelerator.device).train()
+
+    # the loop
+
+    def run(self) -> None:
+        try:
+            self._resume()
+            with self.watcher.watching():
+                while self.standing.epoch < self.step.epochs and not self._patient():
+                    self._epoch()
+            self._finish()
+        except torch.OutOfMemoryError as error:
+            size = self.material.train.samples // self.material.train.batches
+            raise InputError(
+                "out of memory",
+                where=self._where(),
+                why=reason(error),
+                next=f"halve the batches of about {size} samples, and give accumulate={2 * self.step.accumulate}",
+            ) from error
+
+    def _patient(self) -> bool:
+        return self.step.patience is not None and self.standing.waited >= self.step.patience
+
+    def _epoch(self) -> None:
+        standing, feed, done = self.standing, self.material.train, self.standing.batch
+        self.whole = hashlib.sha256()
+        for i, batch in enumerate(feed.epoch(standing.epoch)):
+            self.whole.update(fingerprint(batch).encode())
+            if i < done:  # before the run was ended: read, so that the rest comes in the same order
+                if i == done - 1:
+                    self._go_on()
+                continue
+            self._batch(i, batch)
+            standing.batch = i + 1
+            self.progress("training", standing.epoch * feed.batches + i + 1, self.step.epochs * feed.batches)
+            if time.monotonic() - self.saved_at > SAVE_S and (i + 1) % self.step.accumulate == 0:
+                self._save()
+        standing.history.append({"loss": standing.summed / feed.batches})
+        standing.epoch, standing.batch, standing.summed = standing.epoch + 1, 0, 0.0
+        self._validate()
+        self.good = self._weights()
+        self._save()
+
+    def _go_on(self) -> None:
+        """From the batch on at which the run was ended, with the random numbers of then."""
+        if self.whole.hexdigest() != self.standing.read:
+            raise InputError(
+                f"gave other batches in epoch {self.standing.epoch + 1} than before the run was ended",
+                where=self.material.train.field,
+                next="give a source that is the same each time, shuffled by torch's random numbers alone",
+            )
+        checkpoint.set_random_state(self.random)
+
+    def _batch(self, i: int, batch: Any) -> None:
+        moved = self._moved(batch, i)
+        last = (i + 1) % self.step.accumulate == 0 or i + 1 == self.material.train.batches
+        begun = i - i % self.step.accumulate
+        together = min(self.step.accumulate, self.material.train.batches - begun)
+        if last:
+            self._backward(moved, together)
+            self._step(self.standing.epoch * self.steps + i // self.step.accumulate)
+        else:
+            with self.accelerator.no_sync(self.wrapped):
+                self._backward(moved, together)
+
+    def _backward(self, batch: Any, together: int) -> None:
+        loss = self._loss(self.wrapped, batch)
+        found = float(loss.detach())
+        if not math.isfinite(found):
+            self._restore(self.good)
+            self._give_back()
+            raise InputError(
+                f"the loss is {found}",
+                where=self._where(),
+                why="the model is kept as it was after the last epoch that went well",
+                next="lower lr, clip the gradients (clip=1.0), or look at this batch",
+            )
+        self.standing.summed += found
+        self.accelerator.backward(loss / together)
+
+    def _step(self, number: int) -> None:
+        if self.step.clip is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+            held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(held, self.step.clip, norm_of(self.step))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(number)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def _loss(self, model: Any, batch: Any) -> Tensor:
+        own = self._own_loss(model, batch)
+        if self.teachers is None:
+            assert own is not None
+            return own
+        student, teachers = self.watcher.seen(self._where()), self._taught()
+        total = student.output.new_zeros(()) if own is None else self.step.labels * own
+        for term, projection in zip(self.step.distill, _inner(self.projections), strict=True):
+            given = None if isinstance(projection, nn.Identity) else projection
+            total = total + term.weight * term.loss(student, teachers[term.teacher], given, _labels(batch))
+        return total
+
+    def _own_loss(self, model: Any, batch: Any) -> Tensor | None:
+        """The task's loss; without one, the model is run and only watched."""
+        try:
+            if self.material.loss is None:
+                Inputs.of(batch).call(model)
+                return None
+            loss = self.material.loss(model, batch)
+        except (LilliputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the user's own code
+            raise InputError("the loss failed", where=self._where(), why=reason(error)) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise InputError(f"the loss is {type(loss).__name__}", where="loss", next="return one number, as a tensor")
+        return loss.reshape(())
+
+    def _taught(self) -> list[Seen]:
+        assert self.teachers is not None and self.watcher.called is not None
+        found = self.teachers.answer(*self.watcher.called)
+        device = self.accelerator.device
+        return [replace(seen, output=seen.output.to(device)) for seen in found]
+
+    def _moved(self, batch: Any, i: int) -> Any:
+        processes, part = self.accelerator.num_processes, self.accelerator.process_index
+        own = share(batch, part, processes, f"{self.material.train.field}[{i}]")
+        device = self.accelerator.device
+        return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, own)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        feed, standing = self.material.validate, self.standing
+        if feed is None:
+            return
+        state, total = checkpoint.random_state(), 0.0
+        with eval_mode(self.model):
+            for i, batch in enumerate(feed.epoch(0)):
+                total += float(self._loss(self.wrapped, self._moved(batch, i)))
+        checkpoint.set_random_state(state)
+        loss = self._mean(total / feed.batches)
+        standing.history[-1]["validation_loss"] = loss
+        if standing.best is None or loss < standing.best:
+            standing.best, standing.waited = loss, 0
+            self.best = self._weights() if self.step.patience is not None else None
+        else:
+            standing.waited += 1
+
+    def _mean(self, number: float) -> float:
+        """Over all processes."""
+        held = torch.tensor(number, device=self.accelerator.device)
+        return float(self.accelerator.reduce(held, "mean"))
+
+    # after
+
+    def _finish(self) -> None:
+        if self.best is not None:
+            self._restore(self.best)
+        elif self.average is not None:
+            self.average.give(self.model)
+        if self.step.reestimate:
+            self._reestimate()
+        self._give_back()
+        for entry in self.standing.history:
+            entry["loss"] = self._mean(entry["loss"])
+        if self.place is not None and self.accelerator.is_main_process:
+            self.place.unlink(missing_ok=True)
+
+    def _give_back(self) -> None:
+        """The trained weights into the model that was given, frozen."""
+        whole = _whole_state(self.wrapped, self.single)
+        unfreeze(self.original)
+        self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
+        freeze(self.original)
+
+    @torch.no_grad()
+    def _reestimate(self) -> None:
+        """Means and variances of batch normalisations as plain averages over one epoch of training batches."""
+        norms = [part for part in self.model.modules() if isinstance(part, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        with eval_mode(self.model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True
+            for i, batch in enumerate(self.material.train.epoch(0) if norms else ()):
+                self._own_loss(self.wrapped, self._moved(batch, i))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    # checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def _save(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.place is None or not self.accelerator.is_main_process:
+            return
+        standing = {**vars(self.standing), "read": self.whole.hexdigest()}
+        checkpoint.save(
+            self.place,
+            {
+                "standing": standing,
+                "model": self.model.state_dict(),
+                "projections": _inner(self.projections).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "average": None if self.average is None else [self.average.updates, self.average.held],
+                "best": self.best,
+                "good": self.good,
+                "random": checkpoint.random_state(),
+            },
+        )
+
+    def _resume(self) -> None:
+        state = None if self.place is None else checkpoint.load(self.place)
+        if state is None:
+            return
+        self.standing, self.random = Standing(**state["standing"]), state["random"]
+        self.model.load_state_dict(state["model"])
+        _inner(self.projections).load_state_dict(state["projections"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.updates, self.average.held = state["average"]
+        self.best, self.good = state["best"], state["good"]
+
+    def _where(self) -> str:
+        return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
+
+
+def _accelerator(step: Finetune) -> Any:
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise InputError(
+            "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
+        ) from error
+    AcceleratorState._reset_state()  # an earlier step may have had another precision
+    return Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
+
+
+def _inner(module: Any) -> Any:
+    """A module without what data parallelism wrapped around it."""
+    return getattr(module, "module", module)
+
+
+def _whole_state(model: nn.Module, single: bool) -> dict[str, Tensor]:
+    """The tensors of a model, gathered where each process holds a part."""
+    if single:
+        return dict(_inner(model).state_dict())
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return whole
+
+
+def _labels(batch: Any) -> Tensor | None:
+    """The labels of a batch that ends in them: one integer a sample."""
+    last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    fits = isinstance(last, Tensor) and last.dtype == torch.int64 and last.dim() == 1
+    return last if fits else None

@@ -1,0 +1,155 @@
+"""Teachers beside a student: what both show for the same inputs, and answers that were saved once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lilliput.encodings.encoding import tensor_bytes
+from lilliput.errors import FormatError, InputError
+from lilliput.file.container import Part, Reader, write
+from lilliput.model.arrays import to_array, to_tensor
+from lilliput.modes import eval_mode
+from lilliput.techniques.distill import Seen, Term, attention_of
+
+
+class Watcher:
+    """Remembers the last call of a module: its arguments, its first output, and those of the tapped modules in it."""
+
+    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+        self.model, self.paths = model, tuple(dict.fromkeys(taps))
+        self.called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.output: Tensor | None = None
+        self.taps: dict[str, Tensor] = {}
+        self.attention: dict[str, Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        with ExitStack() as stack:
+            hook = self.model.register_forward_hook(self._root, with_kwargs=True)
+            stack.callback(hook.remove)
+            for path in self.paths:
+                stack.callback(self.model.get_submodule(path).register_forward_hook(self._tap(path)).remove)
+            yield self
+
+    def seen(self, where: str) -> Seen:
+        """What the last call showed."""
+        if self.output is None:
+            raise InputError(
+                "the loss did not call the model", where=where, next="call the model that loss(model, batch) is given"
+            )
+        return Seen(self.output, dict(self.taps), dict(self.attention))
+
+    def _root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.called, self.output = (args, kwargs), first_output(output)
+
+    def _tap(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.taps[path] = first_output(output)
+            attention = attention_of(output)
+            if attention is not None:
+                self.attention[path] = attention
+
+        return hook
+
+
+def first_output(output: Any) -> Tensor:
+    """The first tensor of what a module returned, with its graph."""
+    if isinstance(output, Tensor):
+        return output
+    for leaf in tree_leaves(output if not isinstance(output, Mapping) else list(output.values())):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise InputError(f"an output of type {type(output).__name__} holds no tensor")
+
+
+class Live:
+    """Teachers that are asked at every step."""
+
+    def __init__(self, teachers: Sequence[nn.Module], terms: Sequence[Term]) -> None:
+        self.watchers = [
+            Watcher(model, [path for term in terms if term.teacher == i for path in term.teacher_taps])
+            for i, model in enumerate(teachers)
+        ]
+
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Seen]:
+        """What each shows for these arguments."""
+        seen = []
+        for watcher in self.watchers:
+            with torch.no_grad(), eval_mode(watcher.model), watcher.watching():
+                watcher.model(*args, **kwargs)
+            seen.append(watcher.seen("teacher"))
+        return seen
+
+
+class Saved:
+    """First outputs of teachers, read from a file: each sample's is found by the sample's content, in any order.
+
+    The file belongs to the teachers and the data it was made with: their digests stand in it, and a sample that it does
+    not know is an error.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        reader = Reader(path)
+        if json.loads(reader.header.get("data", "{}")).get("key") != key:
+            raise FormatError(
+                "holds answers of other teachers, or to other data", where=str(path), next="delete it: it is made again"
+            )
+        reader.check_digest()
+        self.rows = {bytes(row): i for i, row in enumerate(reader.read("samples"))}
+        self.outputs = [to_tensor(reader.read(f"outputs.{i}")) for i in range(len(reader.entries) - 1)]
+
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Seen]:
+        try:
+            rows = torch.tensor([self.rows[sample] for sample in samples(args, kwargs)])
+        except KeyError:
+            raise InputError(
+                "the teachers' saved answers have none for a sample of this batch",
+                where=str(self.path),
+                why="the data changes from epoch to epoch, or is not that which they were saved for",
+                next="leave save_teacher=False where samples are changed at random, or delete the file",
+            ) from None
+        return [Seen(outputs[rows]) for outputs in self.outputs]
+
+
+def save_answers(path: Path, key: str, live: Live, calls: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> None:
+    """Ask the teachers once for every sample, and keep their first outputs."""
+    known: dict[bytes, None] = {}
+    outputs: list[list[Tensor]] = [[] for _ in live.watchers]
+    for args, kwargs in calls:
+        keys = samples(args, kwargs)
+        fresh = [i for i, key_ in enumerate(keys) if key_ not in known]
+        known.update(dict.fromkeys(keys))
+        for held, seen in zip(outputs, live.answer(args, kwargs), strict=True):
+            if len(seen.output) != len(keys):
+                raise InputError(
+                    f"a teacher answers {len(keys)} samples with {len(seen.output)} rows",
+                    next="its first output must have one row a sample to be saved",
+                )
+            held.append(seen.output[fresh].detach().clone())
+    names = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
+    parts = [Part.of(f"outputs.{i}", to_array(torch.cat(held))) for i, held in enumerate(outputs)]
+    write(path, {"kind": "answer", "data": json.dumps({"key": key})}, [Part.of("samples", names), *parts], "fast")
+
+
+def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
+    """For each sample of a call what identifies it: 16 bytes of the SHA-256 of its part of every tensor."""
+    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.dim()]
+    size = len(tensors[0]) if tensors else 0
+    found = [hashlib.sha256() for _ in range(size)]
+    for x in tensors:
+        whole = tensor_bytes(x)
+        each = len(whole) // size
+        for i, one in enumerate(found):
+            one.update(whole[i * each : (i + 1) * each])
+    return [one.digest()[:16] for one in found]

@@ -1,0 +1,125 @@
+"""Write the golden files and what must come out of them: `python tests/golden/make.py [--again]`.
+
+They stand for every file of this version that was ever written, so they are made once. Only while a version is not
+published may they be made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from golden import ANSWER, DTYPES, EXPECTED, FILES, MODULE, Net, drawn, example
+
+from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
+from lilliput.entropy import dtype_called, encode
+from lilliput.file.container import Part, Reader, write
+from lilliput.file.graph import Graph
+from lilliput.file.lil import save
+from lilliput.model.capture import Inputs
+from lilliput.model.edits import EncodeTensor, EncodeValue, Replace, SetTensor
+from lilliput.model.signature import Signature
+from lilliput.targets import OnnxRuntime
+
+ASSETS = {"words.txt": b"one two three " * 20, "folder/config.json": b'{"classes": 4}'}
+
+
+def main() -> None:
+    if any(path.exists() for path in FILES) and "--again" not in sys.argv[1:]:
+        sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
+    torch.set_num_threads(1)
+    expected = {MODULE.name: module(MODULE), ANSWER.name: answer(ANSWER)}
+    EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for path in FILES:
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+def module(path: Path) -> dict[str, Any]:
+    """Write the file of a module; what must come out."""
+    net = compressed()
+    x = example()
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        built, out = Path(folder) / "net.onnx", net(x)
+        OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})
+        signature = Signature.of(Inputs.of(x), out)
+        graph = Graph(built, "onnxruntime", signature.inputs, signature.outputs, {"largest": 0.0})
+        save(path, net, graph=graph, assets=ASSETS, provenance={"why": "a golden file"})
+    return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}
+
+
+def compressed() -> Net:
+    """The net with an edit of every kind and encodings of many."""
+    net = Net().eval()
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=i) / 2)
+        net.gain.copy_(1 + drawn(16, seed=50) / 4)
+        net.shift.copy_(torch.arange(16) % 4 / 8)
+    SetTensor("conv.bias").apply(net, {"value": drawn(8, seed=51)})
+    Replace("norm").apply(net, {})
+    encoded(net, Int(8), "conv.weight")
+    encoded(net, Int(4, group=8, scale=Float16()), "up.weight", "down.weight")
+    encoded(net, Sparse(Int(8)), "thin.weight")
+    encoded(net, Int(5, symmetric=False, per="tensor"), "fc.weight")
+    encoded(net, BFloat16(), "last.weight")
+    grid = {"scale": torch.tensor(0.03125), "offset": torch.tensor(96, dtype=torch.uint8)}
+    for value in ("conv:conv2d#0@0", ":relu#0"):
+        EncodeValue(value, Int(8, symmetric=False, per="tensor")).apply(net, grid)
+    EncodeValue("thin:linear#0@0", Int(8, dynamic=True)).apply(net, {})
+    return net
+
+
+def encoded(net: Net, encoding: Encoding, *paths: str) -> None:
+    x = net.get_parameter(paths[0]).detach()
+    if isinstance(encoding, Sparse):
+        x = x * (x.abs() > 0.4)
+    EncodeTensor(paths, encoding, tuple(x.shape), "float32").apply(net, encoding.represent(x).tensors())
+
+
+def answer(path: Path) -> dict[str, Any]:
+    """Write a file with every type under both coders; what must come out."""
+    parts = [Part.of("nothing", np.zeros((0, 3), np.float32)), *(twins := list(types()))]
+    for part in twins:
+        parts.append(dataclasses.replace(part, name=f"{part.name}, fast"))
+    coders = iter(["dense"] * len(twins) + ["fast"] * len(twins))  # a file has one coder; this one has both
+    with mock.patch("lilliput.entropy.encode", lambda x, bits, coder: encode(x, bits, next(coders))):
+        write(path, {"kind": "answer", "data": json.dumps({"every": "type"})}, parts)
+    return told(path)
+
+
+def types() -> Iterator[Part]:
+    """Of every type a tensor, and codes of few bits."""
+    for i, name in enumerate(DTYPES):
+        x = drawn(3, 6, seed=i).numpy() * 8
+        kind = dtype_called(name)
+        yield Part.of(name, (x > 2 if name == "bool" else np.abs(x) if name.startswith("uint") else x).astype(kind))
+    for bits in (1, 4, 7):
+        codes = (drawn(96, seed=bits).numpy() * 2**bits / 3).astype(np.int64) & ((1 << bits) - 1)
+        yield Part.of(f"uint8 of {bits} bits", codes.astype(np.uint8), bits)
+        yield Part.of(f"int8 of {bits} bits", (codes - (1 << (bits - 1))).astype(np.int8), bits)
+    yield Part.of("pattern", np.tile(np.arange(20, dtype=np.uint8), 8))
+    yield Part.of("number", np.array(2.5))
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What is in a file, by its digests."""
+    reader = Reader(path)
+    reader.check_digest()
+    tensors = {
+        name: [entry.dtype, list(entry.shape), hashlib.sha256(reader.read(name).tobytes()).hexdigest()]
+        for name, entry in reader.entries.items()
+    }
+    return {"digest": reader.digest, "tensors": tensors, "file": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+if __name__ == "__main__":
+    main()

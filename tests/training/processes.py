@@ -1,0 +1,74 @@
+"""Run by test_processes.py under torchrun: train in several processes, and save what came of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.techniques.finetune import Finetune
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def task(compressed: bool) -> lp.Task:
+    torch.manual_seed(0)
+    net = Net()
+    x = torch.randn(64, 20)
+    y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    if compressed:
+        for layer in (0, 3):
+            lp_encode(net, f"layers.{layer}.weight")
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
+    return lp.Task(net, train=batches, loss=loss, validate=batches[:2], teacher=teacher)
+
+
+def lp_encode(net: nn.Module, path: str) -> None:
+    from lilliput.model.edits import EncodeTensor
+
+    x = net.get_parameter(path)
+    encoding = lp.Sparse(lp.Int(6))
+    parts = encoding.represent((x * (x.abs() > 0.1)).detach()).tensors()
+    EncodeTensor((path,), encoding, tuple(x.shape), "float32").apply(net, parts)
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def step(distilled: bool) -> Finetune:
+    from lilliput.techniques.distill import Response
+
+    return Finetune(
+        epochs=3,
+        optimizer="SGD",
+        lr=0.1,
+        momentum=0.9,
+        schedule="cosine",
+        clip=1.0,
+        accumulate=2,
+        ema=0.8,
+        distill=(Response(temperature=2.0),) if distilled else (),
+    )
+
+
+def main(compressed: bool, out: Path) -> None:
+    torch.set_num_threads(1)
+    trained = lp.train(task(compressed), step(distilled=True))
+    lp.save(out / f"{torch.distributed.get_rank() if torch.distributed.is_initialized() else 'one'}.lil", trained.model)
+    print(trained.history)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] == "compressed", Path(sys.argv[2]))
