@@ -336,6 +336,8 @@ def fuzz(name: str, arguments: list[str]) -> None:
     target = TARGETS[name]
     with atheris.instrument_imports(include=target.instrumented):
         one = target.one()
+        for data in target.seeds():  # whatever it loads is loaded now, and no input waits for it
+            one(data)
     more = {"custom_mutator": target.mutate()} if target.mutate else {}
     atheris.Setup([sys.argv[0], *arguments], one, **more)
     atheris.Fuzz()

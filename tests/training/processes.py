@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
 
 
@@ -28,13 +30,13 @@ def task(compressed: bool) -> lp.Task:
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
     if compressed:
         for layer in (0, 3):
-            lp_encode(net, f"layers.{layer}.weight")
+            encode(net, f"layers.{layer}.weight")
     batches = list(zip(x.split(16), y.split(16), strict=True))
     teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
     return lp.Task(net, train=batches, loss=loss, validate=batches[:2], teacher=teacher)
 
 
-def lp_encode(net: nn.Module, path: str) -> None:
+def encode(net: nn.Module, path: str) -> None:
     from lilliput.model.edits import EncodeTensor
 
     x = net.get_parameter(path)
@@ -47,9 +49,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def step(distilled: bool) -> Finetune:
-    from lilliput.techniques.distill import Response
-
+def step(shard: bool = False) -> Finetune:
     return Finetune(
         epochs=3,
         optimizer="SGD",
@@ -59,16 +59,23 @@ def step(distilled: bool) -> Finetune:
         clip=1.0,
         accumulate=2,
         ema=0.8,
-        distill=(Response(temperature=2.0),) if distilled else (),
+        distill=(Response(temperature=2.0), Hint("layers.1", teacher_layers="1")),
+        shard=shard,
     )
 
 
-def main(compressed: bool, out: Path) -> None:
+def main(sharing: str, compressed: str, out: Path) -> None:
     torch.set_num_threads(1)
-    trained = lp.train(task(compressed), step(distilled=True))
-    lp.save(out / f"{torch.distributed.get_rank() if torch.distributed.is_initialized() else 'one'}.lil", trained.model)
-    print(trained.history)
+    held: set[str] = set()
+
+    def look(stage: str, done: int, total: int) -> None:
+        nets = [x for x in gc.get_objects() if issubclass(type(x), Net)]
+        held.update(type(p).__name__ for net in nets for p in net.parameters())
+
+    trained = lp.train(task(compressed == "compressed"), step(shard=sharing == "shards"), progress=look)
+    assert torch.distributed.get_world_size() == 2 and ("DTensor" in held) == (sharing == "shards"), held
+    lp.save(out / f"{torch.distributed.get_rank()}.lil", trained.model)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "compressed", Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -43,6 +43,7 @@ class Finetune(Technique):
     labels: float = 1.0  # weight of the task's loss beside `distill`; 0 leaves it out
     distill: tuple[Term, ...] = ()
     save_teacher: bool = False  # ask the teachers once, and read their outputs afterwards; not with random changes
+    shard: bool = False  # of several processes each holds a part of the model (FSDP2); then no checkpoints are kept
     seed: int = 0
 
     def __post_init__(self) -> None:

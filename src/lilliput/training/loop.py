@@ -92,19 +92,23 @@ class _Trainer:
             raise InputError("patience without validation batches", where="Finetune", next="give validate= in the task")
         self._check_terms()
         self.accelerator = _accelerator(step)
-        self.single = not str(self.accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED"))
-        self.place = place if self.single else None  # parts of a model lie in other processes
+        self.sharded = step.shard and self.accelerator.num_processes > 1
+        self.place = None if self.sharded else place  # parts of the model lie in other processes
         self.model = unfreeze(copy.deepcopy(model)).to(self.accelerator.device).train()
         self.watcher = Watcher(self.model, [tap for term in step.distill for tap in term.student_taps])
         self.teachers = self._teachers()
         self.projections = self._projections()
+        if self.sharded:
+            _shard(self.model, self.accelerator)
+            for part in self.projections.modules():
+                if isinstance(part, nn.Linear):
+                    _shard(part, self.accelerator)
         trained = [p for p in (*self.model.parameters(), *self.projections.parameters()) if p.requires_grad]
         if not trained:
             raise InputError("no parameter is trainable", where="model", next="set requires_grad")
         self.optimizer = optimizer(step, trained)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        if any(True for _ in self.projections.parameters()):
-            self.projections = self.accelerator.prepare(self.projections)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.wrapped = self.model if self.sharded else self.accelerator.prepare(self.model)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = -(-material.train.batches // step.accumulate)  # an epoch
         self.factor = factor(step, self.steps * step.epochs)
@@ -233,6 +237,9 @@ class _Trainer:
         self.accelerator.backward(loss / together)
 
     def _step(self, number: int) -> None:
+        if self.accelerator.num_processes > 1 and not self.sharded:
+            for p in self.projections.parameters():  # which no wrapper keeps alike in all processes
+                p.grad = None if p.grad is None else self.accelerator.reduce(p.grad, "mean")
         if self.step.clip is not None:
             self.accelerator.unscale_gradients(self.optimizer)
             held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -251,7 +258,7 @@ class _Trainer:
             return own
         student, teachers = self.watcher.seen(self._where()), self._taught()
         total = student.output.new_zeros(()) if own is None else self.step.labels * own
-        for term, projection in zip(self.step.distill, _inner(self.projections), strict=True):
+        for term, projection in zip(self.step.distill, self.projections, strict=True):
             given = None if isinstance(projection, nn.Identity) else projection
             total = total + term.weight * term.loss(student, teachers[term.teacher], given, _labels(batch))
         return total
@@ -259,10 +266,11 @@ class _Trainer:
     def _own_loss(self, model: Any, batch: Any) -> Tensor | None:
         """The task's loss; without one, the model is run and only watched."""
         try:
-            if self.material.loss is None:
-                Inputs.of(batch).call(model)
-                return None
-            loss = self.material.loss(model, batch)
+            with self.accelerator.autocast():
+                if self.material.loss is None:
+                    Inputs.of(batch).call(model)
+                    return None
+                loss = self.material.loss(model, batch)
         except (LilliputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the user's own code
@@ -323,7 +331,7 @@ class _Trainer:
 
     def _give_back(self) -> None:
         """The trained weights into the model that was given, frozen."""
-        whole = _whole_state(self.wrapped, self.single)
+        whole = _whole_state(self.model) if self.sharded else self.model.state_dict()
         unfreeze(self.original)
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
@@ -360,7 +368,7 @@ class _Trainer:
             {
                 "standing": standing,
                 "model": self.model.state_dict(),
-                "projections": _inner(self.projections).state_dict(),
+                "projections": self.projections.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "average": None if self.average is None else [self.average.updates, self.average.held],
@@ -376,7 +384,7 @@ class _Trainer:
             return
         self.standing, self.random = Standing(**state["standing"]), state["random"]
         self.model.load_state_dict(state["model"])
-        _inner(self.projections).load_state_dict(state["projections"])
+        self.projections.load_state_dict(state["projections"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -397,18 +405,29 @@ def _accelerator(step: Finetune) -> Any:
             "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
         ) from error
     AcceleratorState._reset_state()  # an earlier step may have had another precision
-    return Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
+    if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
+        raise InputError(
+            f"accelerate is set up for {accelerator.distributed_type}",
+            next="launch plain processes, and give Finetune(shard=True) for a model that does not fit one of them",
+        )
+    return accelerator
 
 
-def _inner(module: Any) -> Any:
-    """A module without what data parallelism wrapped around it."""
-    return getattr(module, "module", module)
+def _shard(model: nn.Module, accelerator: Any) -> None:
+    """Let each process hold a part of every block in a list of blocks, and of the rest (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in list(model.modules()):
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # also after one that no gradients follow
 
 
-def _whole_state(model: nn.Module, single: bool) -> dict[str, Tensor]:
-    """The tensors of a model, gathered where each process holds a part."""
-    if single:
-        return dict(_inner(model).state_dict())
+def _whole_state(model: nn.Module) -> dict[str, Any]:
+    """The tensors of a model of which each process holds a part, gathered."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     whole: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
