@@ -206,6 +206,16 @@ def test_integer_kernels_answer_alike(small: lp.Result, tmp_path: Path) -> None:
     assert float((run(x) - expected).abs().max() / expected.abs().max()) < 0.02
 
 
+def test_a_last_layer_on_integers_leaves_an_output_with_a_type(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, recipe = nn.Linear(32, 8), lp.Recipe([lp.Quantize(activations=lp.Int(8, dynamic=True))])
+    small = lp.compress(net, recipe, calibrate=[torch.randn(4, 32)], target=QUICK)
+    (out,) = onnx.load(small.export(tmp_path / "net.onnx")).graph.output
+    assert out.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(lp.open(small.save(tmp_path / "net.lil"))(x), small.model(x).detach(), atol=1e-4, rtol=0)
+
+
 def test_the_graph_inside_is_the_file_that_runs(small: lp.Result, tmp_path: Path) -> None:
     reader = Reader(small.save(tmp_path / "net.lil"))
     inside, outside = onnx.load_from_string(restored(reader)), onnx.load(small.export(tmp_path / "net.onnx"))

@@ -71,7 +71,7 @@ class _Lowering:
                 user.replace_input_with(position, self._scaled(node, user))
         if node.outputs[0].is_graph_output():
             out = self._scaled(node, node)
-            ir.convenience.replace_all_uses_with(node.outputs[0], out, replace_graph_outputs=True)
+            _give_way(node.outputs[0], out)
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then their scales."""
@@ -90,7 +90,7 @@ class _Lowering:
                     "Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather
                 )
             decoded = self._new("Mul", [decoded, self._rows(table, rows, gather)], before=gather)
-        ir.convenience.replace_all_uses_with(gather.outputs[0], decoded, replace_graph_outputs=True)
+        _give_way(gather.outputs[0], decoded)
 
     def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node) -> ir.Value:
         if table.ndim == 0:
@@ -190,7 +190,7 @@ class _Lowering:
         out = self._new("Mul", [cast, factor], before=multiply)
         if multiply.op_type == "Gemm" and len(multiply.inputs) > 2 and multiply.inputs[2] is not None:
             out = self._new("Add", [out, multiply.inputs[2]], before=multiply)
-        ir.convenience.replace_all_uses_with(multiply.outputs[0], out, replace_graph_outputs=True)
+        _give_way(multiply.outputs[0], out)
 
     # values
 
@@ -205,7 +205,7 @@ class _Lowering:
             if key not in self.projected:
                 self.projected[key] = self._pair(x, scale, offset, node)
             out = self.projected[key]
-        ir.convenience.replace_all_uses_with(node.outputs[0], out, replace_graph_outputs=True)
+        _give_way(node.outputs[0], out)
 
     def _pair(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray, node: ir.Node) -> ir.Value:
         low, high = _attribute(node, "low"), _attribute(node, "high")
@@ -265,6 +265,12 @@ class _Lowering:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+
+def _give_way(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` is, and be what it was: an output of a graph has a type and a shape."""
+    new.type, new.shape = new.type or old.type, new.shape or old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _scaled_by_output(node: ir.Node) -> bool:
