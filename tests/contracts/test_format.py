@@ -182,7 +182,6 @@ SOUND = {
     "whole": (lone(WHOLE), b"abc"),
     "planes": (lone(b"\1\0abc"), b"abc"),
     "zstd": (lone(b"\1\1" + FRAME), b"abc"),
-    "zstd with a checksum": (lone(b"\1\1" + zstandard.ZstdCompressor(write_checksum=True).compress(b"abc")), b"abc"),
     "constant": (lone(b"\1\3a"), b"aaa"),
     "words left out": (lone(MODEL), b"\0\0\0"),
     "int8": (lone(b"\0\x00\x80\xff", dtype="int8"), b"\x80\x00\x7f"),
@@ -257,6 +256,7 @@ REFUSED = {
     "plane without a size": lone(b"\1\x80\x80\x80\x80\x80\0\3\1\3\2", dtype="uint16"),
     "zstd without its size": lone(b"\1\1" + zstandard.ZstdCompressor(write_content_size=False).compress(b"abc")),
     "zstd of another size": lone(b"\1\1" + FRAME, shape=[4]),
+    "zstd with a checksum": lone(b"\1\1" + zstandard.ZstdCompressor(write_checksum=True).compress(b"abc")),
     "two frames": lone(b"\1\1" + FRAME + FRAME),
     "no model": lone(b"\1\2"),
     "model without exceptions": lone(MODEL[:-1]),
@@ -339,10 +339,9 @@ CONTENTS = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_zstd_content_comes_back(name: str, level: int) -> None:
     content = CONTENTS[name]
-    for checksum in (False, True):
-        frame = zstandard.ZstdCompressor(level=level, write_checksum=checksum).compress(content)
-        assert zstd.content_size(frame) == len(content)
-        assert zstd.decompress(frame, len(content)) == content
+    frame = zstandard.ZstdCompressor(level=level).compress(content)
+    assert zstd.content_size(frame) == len(content)
+    assert zstd.decompress(frame, len(content)) == content
 
 
 def test_zstd_windows_and_headers() -> None:
@@ -370,7 +369,7 @@ def test_zstd_windows_and_headers() -> None:
         b"\x28\xb5\x2f\xfd\x20\x03\x1f\0\0abc",  # a reserved type of block
         b"\x28\xb5\x2f\xfd\x20\x03\x18\0\0abc",  # no last block
         b"\x28\xb5\x2f\xfd\xe0" + bytes([255] * 8) + b"\xfb\xff\xffa",  # sizes past all measure
-        zstandard.ZstdCompressor(write_checksum=True).compress(b"abc")[:-4],
+        zstandard.ZstdCompressor(write_checksum=True).compress(b"abc"),
     ],
 )
 @pytest.mark.parametrize("size", [3, 2**64 - 1])

@@ -167,7 +167,7 @@ def _in_range(symbols: Symbols, bits: int) -> Symbols:
 def _inflated(data: bytes, largest: int) -> bytes:
     """A zstd frame of exactly `largest` bytes; what it declares is looked at before anything is allocated."""
     try:
-        if zstandard.frame_content_size(data) != largest:
+        if frame_size(data) != largest:
             raise FormatError("a compressed stream holds another number of bytes than declared")
         inflated = zstandard.ZstdDecompressor().decompressobj()
         plain = inflated.decompress(data)
@@ -176,6 +176,16 @@ def _inflated(data: bytes, largest: int) -> bytes:
     if len(plain) != largest or not inflated.eof or inflated.unused_data:
         raise FormatError("a compressed stream is cut short, or goes on")
     return plain
+
+
+def frame_size(data: bytes) -> int:
+    """Bytes that a zstd frame says it holds; -1 where it says none, or is none as a `.lil` has them.
+
+    Raises ZstdError for what is no frame.
+    """
+    told = zstandard.get_frame_parameters(data)
+    odd = told.has_checksum or told.dict_id  # every chunk has a checksum of its own
+    return -1 if odd else int(zstandard.frame_content_size(data))
 
 
 def _varint(number: int) -> bytes:

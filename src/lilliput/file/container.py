@@ -24,6 +24,7 @@ import zstandard
 from lilliput import entropy
 from lilliput.disk import whole_file
 from lilliput.entropy import Array
+from lilliput.entropy.chunk import frame_size
 from lilliput.entropy.planes import CODES, whole_bits
 from lilliput.errors import FormatError, LilliputError
 
@@ -416,7 +417,7 @@ def _read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any],
 def _parsed(data: bytes, where: str) -> Any:
     """The JSON in a zstd frame, or None for anything that is not."""
     try:
-        size = zstandard.frame_content_size(data)
+        size = frame_size(data)
         if size > _most_index(len(data)):
             raise FormatError(f"an index of {size:,} bytes in {len(data):,}", where=where, next=_AGAIN)
         if size <= 0:

@@ -1,7 +1,7 @@
 """One zstd frame (RFC 8878), decoded with the standard library alone.
 
-As `.lil` files have them: the frame declares the size of its content and uses no dictionary. A checksum of the content
-is passed over; what a `.lil` file holds has been checked by its SHA-256 before.
+As `.lil` files have them: the frame declares the size of its content, uses no dictionary and has no checksum, for what
+a `.lil` file holds has been checked by its SHA-256 before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def decompress(frame: bytes, size: int) -> bytes:
     """The content of `frame`, which must be of `size` bytes; more than that is never allocated."""
     source = _Source(frame)
     declared, limit = _frame_header(source)
-    checked = frame[4] & 4
+    _need(not frame[4] & 4, "a frame with a checksum of its own")
     _need(declared == size, f"the frame declares {declared} bytes, {size} are expected")
     out, memory, last = bytearray(), _Memory(), False
     while not last:
@@ -47,7 +47,6 @@ def decompress(frame: bytes, size: int) -> bytes:
         else:
             _refuse("a block of a reserved type")
     _need(len(out) == size, f"the content is of {len(out)} bytes, {size} were declared")
-    source.take(4 if checked else 0)
     _need(not source.left, "bytes after the frame")
     return bytes(out)
 

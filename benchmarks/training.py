@@ -1,0 +1,129 @@
+"""What the training loop costs beside a bare loop, and what saved teacher outputs gain over a live teacher."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from table import write
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lilliput as lp
+
+ROUNDS = 5
+
+
+class Net(nn.Module):
+    """A small convolutional network; its cost grows with the square of `width`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = (1, width, 2 * width, 4 * width)
+        blocks = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(sizes)]
+        self.blocks, self.fc = nn.Sequential(*blocks), nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def loss(model: Any, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def batches() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4096, 1, 28, 28, generator=generator), torch.randint(10, (4096,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # steadier than two, on machines with other work
+    rows = [overhead(int(width)) for width in sys.argv[1:] or (24, 64)]
+    rows.append(saved())
+    write("training", rows, 1)
+
+
+def overhead(width: int) -> dict[str, Any]:
+    """Seconds of three epochs in the loop, which also reads the data once beforehand, and in a bare loop, in turns."""
+    torch.manual_seed(0)
+    net, step = Net(width), lp.Finetune(epochs=3, optimizer="SGD", lr=0.01, momentum=0.9)
+
+    def bare() -> None:
+        model = copy.deepcopy(net).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        for _ in range(3):
+            for batch in batches():
+                value = loss(model, batch)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def ours() -> None:
+        lp.train(lp.Task(net, train=batches(), loss=loss), step)
+
+    taken = in_turns({"bare": bare, "ours": ours})
+    ratios = [a / b for a, b in zip(taken["ours"], taken["bare"], strict=True)]
+    return {"figure": f"loop over a bare loop, width {width}", **told(ratios), **medians(taken)}
+
+
+def saved() -> dict[str, Any]:
+    """Seconds with a live teacher of about four times the student's cost, and with its saved outputs."""
+    torch.manual_seed(0)
+    student, teacher = Net(24), Net(50)
+    term = (lp.Response(temperature=4.0),)
+
+    def train(folder: Path, save: bool) -> None:
+        lr = 0.01 + 1e-6 * (time.time() % 10)  # another training each time, or the folder would answer
+        step = lp.Finetune(epochs=3, optimizer="SGD", lr=lr, distill=term, save_teacher=save)
+        lp.train(lp.Task(student, train=batches(), loss=loss, teacher=teacher), step, folder=folder)
+
+    with tempfile.TemporaryDirectory() as place:
+        train(Path(place), True)  # asks the teacher once
+        cost = forward_s(teacher) / forward_s(student)
+        taken = in_turns({"live": lambda: train(Path(place), False), "saved": lambda: train(Path(place), True)})
+    ratios = [a / b for a, b in zip(taken["live"], taken["saved"], strict=True)]
+    return {"figure": "live teacher over saved outputs", "teacher_cost": cost, **told(ratios), **medians(taken)}
+
+
+def forward_s(net: nn.Module) -> float:
+    x = torch.randn(128, 1, 28, 28)
+    with torch.no_grad():
+        taken = []
+        for _ in range(15):
+            began = time.perf_counter()
+            net.eval()(x)
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def in_turns(subjects: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Seconds of each, a round at a time, the first round thrown away."""
+    taken: dict[str, list[float]] = {name: [] for name in subjects}
+    for i in range(ROUNDS + 1):
+        for name in list(subjects) if i % 2 else list(subjects)[::-1]:
+            began = time.perf_counter()
+            subjects[name]()
+            if i:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def told(ratios: list[float]) -> dict[str, float]:
+    return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+
+
+def medians(taken: dict[str, list[float]]) -> dict[str, float]:
+    return {f"{name}_s": statistics.median(seconds) for name, seconds in taken.items()}
+
+
+if __name__ == "__main__":
+    main()
