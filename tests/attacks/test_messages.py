@@ -15,7 +15,7 @@ from lilliput.file.graph import restored
 from lilliput.file.inspect import inside
 from lilliput.file.lil import read_into
 
-LONGEST = 2000
+LONGEST = 2600  # four parts of 600, and what joins them
 TAKEN = forge.apart(golden.MODULE.read_bytes())
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x1b[31mall is well\r\n"  # what a terminal does when it is shown these
 NAMES = {"escapes": ESCAPES, "long": "x" * 4000, "right to left": "\u202egnp.exe", "two lines": "a\nb"}

@@ -15,6 +15,8 @@ from lilliput.errors import FormatError
 from lilliput.model.carrier import EncodedTensor
 from lilliput.model.values import ValueEncoder, ValueEncodings
 
+_LONGEST = 256  # characters of an attribute's name
+
 Place = tuple[str | int, ...]  # of an attribute: module path, attribute, then indices and keys within it
 
 
@@ -107,7 +109,13 @@ def _exchanged(value: Any, place: Sequence[Any], x: Tensor, where: str) -> Any:
 def _free(owner: nn.Module, name: str) -> bool:
     """Whether an attribute called so hides nothing of the class or of torch."""
     taken = {*owner._parameters, *owner._buffers, *owner._modules, *_OF_TORCH, *_OURS}
-    return name.isidentifier() and not name.startswith("__") and not hasattr(type(owner), name) and name not in taken
+    return (
+        len(name) <= _LONGEST
+        and name.isidentifier()
+        and not name.startswith("__")
+        and not hasattr(type(owner), name)
+        and name not in taken
+    )
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:
