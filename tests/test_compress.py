@@ -68,6 +68,17 @@ def test_sizes_are_those_of_the_files(result: lp.Result) -> None:
     assert before["tensors"] == sum(x.nbytes for x in net().state_dict().values())
 
 
+def test_a_result_is_saved_by_either_coder(result: lp.Result, tmp_path: Path) -> None:
+    dense, fast = (result.save(tmp_path / f"{coder}.lil", coder) for coder in ("dense", "fast"))
+    assert dense.read_bytes() == (result.folder / "net.lil").read_bytes()
+    assert 1 < fast.stat().st_size / dense.stat().st_size < 1.1
+    a, b = (lp.load(path, into=net()).state_dict() for path in (dense, fast))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(lp.LilliputError, match="a coder called 'quick'"):
+        result.save(tmp_path / "no.lil", "quick")  # type: ignore[arg-type]
+    assert not (tmp_path / "no.lil").exists()
+
+
 def test_what_was_left_out_is_listed_with_its_reason(result: lp.Result) -> None:
     assert [entry["path"] for entry in result.data["skipped"]] == ["7.weight"]
     assert "where" in result.data["skipped"][0]["reason"]

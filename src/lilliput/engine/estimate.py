@@ -75,7 +75,7 @@ def rehearse(driver: Driver, work: Callable[[], None], *, compared: int, begun_s
     return Estimate(
         seconds=sum(stages.values()),
         memory_bytes=_peak_bytes() + _BUILD_COPIES * original_bytes,
-        disk_bytes=2 * original_bytes + 3 * tensor_bytes(driver.model),
+        disk_bytes=original_bytes + 3 * tensor_bytes(driver.model),
         stages_s=stages,
     )
 

@@ -75,6 +75,15 @@ def _whole(data: bytes, dtype: str, kind: np.dtype[Any], width: int, count: int)
     return np.frombuffer(data, np.uint8).view(kind)
 
 
+def bound(x: Array) -> float:
+    """Bytes below which no code for the single symbols of `x`, a flat array, can go.
+
+    >>> bound(np.array([0, 1, 1, 0, 0, 1, 0, 1], np.int8))
+    1.0
+    """
+    return sum(_entropy(np.bincount(plane, minlength=256)) for plane in split(x, 8)) if x.size else 0.0
+
+
 def _stream(symbols: Symbols, bits: int, coder: Coder) -> bytes:
     """One plane in the fewest bytes."""
     counts = np.bincount(symbols, minlength=256)

@@ -20,7 +20,7 @@ import numpy as np
 
 from lilliput import entropy
 from lilliput.disk import clear_parts, unfinished_folder
-from lilliput.errors import FormatError, InputError, LilliputError, nearest
+from lilliput.errors import FormatError, InputError, LilliputError
 from lilliput.file.assets import PREFIX as ASSET
 from lilliput.file.assets import check_name
 from lilliput.file.container import Part, Progress, Reader, write
@@ -84,8 +84,6 @@ def pack(
     (('net.safetensors',), True, True)
     """
     place, out = Path(folder_or_file), Path(path)
-    if coder not in entropy.CODERS:
-        raise InputError(f"a coder called {coder!r}", next=nearest(str(coder), entropy.CODERS))
     if out.is_dir():
         raise InputError("is a folder", where=str(out), next="name the file to write, for example net.lil")
     clear_parts(out.parent, of=out.name)  # or it would be packed, where the output lies in the folder

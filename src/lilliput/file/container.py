@@ -6,6 +6,7 @@ than memory, on the way in and on the way out.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from lilliput.disk import whole_file
 from lilliput.entropy import Array
 from lilliput.entropy.chunk import frame_size
 from lilliput.entropy.planes import CODES, whole_bits
-from lilliput.errors import FormatError, LilliputError
+from lilliput.errors import FormatError, InputError, LilliputError, nearest
 
 HEAD, TAIL = b"LILLIPUT", b"lilliput"
 VERSION = 2
@@ -144,6 +145,8 @@ def write(
     progress: Progress = lambda done, total: None,
 ) -> Written:
     """Write a file whole or not at all; a chunk is in memory at a time."""
+    if coder not in entropy.CODERS:
+        raise InputError(f"a coder called {coder!r}", where=str(path), next=nearest(str(coder), entropy.CODERS))
     listed = list(parts)
     unfolded = [Entry(part.name, part.dtype, part.shape, part.bits_held, (), b"", 0) for part in listed]
     total = sum(entry.unfolded_bytes for entry in unfolded)
@@ -329,6 +332,16 @@ class Reader:
                 progress(done := done + x.nbytes, total)
         if digest.hexdigest() != self.digest:
             raise FormatError("the tensors are not those that were written", where=self.where, next=_AGAIN)
+
+
+def recoded(source: str | Path, path: str | Path, coder: entropy.Coder) -> Written:
+    """Write what the file `source` holds by another coder; nothing else of it changes."""
+    reader = Reader(source)
+    parts = (
+        Part(entry.name, entry.dtype, entry.shape, functools.partial(reader.read, entry.name), entry.bits)
+        for entry in reader.entries.values()
+    )
+    return write(path, reader.header, parts, coder)
 
 
 def decoded(stored: bytes, expected: bytes, dtype: str, bits: int, count: int) -> Array:

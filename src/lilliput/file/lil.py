@@ -6,15 +6,17 @@ stored once however many names it has. `docs/format.md` is the specification.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Int
-from lilliput.entropy import Coder
+from lilliput.entropy import Coder, bound
 from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
 from lilliput.file.container import Part, Reader, write
@@ -73,6 +75,12 @@ def save(
     written = write(path, header, [*parts, *held], coder)
     sizes = {entry.name: entry.stored_bytes for entry in written.entries}
     return {**sizes, "": written.bytes - sum(sizes.values())}
+
+
+def lossless_bytes(model: nn.Module) -> int:
+    """What the tensors of `model` come to by coding alone, to tell apart what a recipe gains and what coding does."""
+    named, _ = _contents(model)
+    return math.ceil(sum(bound(np.ascontiguousarray(to_array(named[name])).reshape(-1)) for name in _once(named)[0]))
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

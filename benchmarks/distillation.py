@@ -1,0 +1,153 @@
+"""What each distillation term adds to training alone: a ResNet-8 on Fashion-MNIST, taught by one twice as wide.
+
+The full training set, without random changes; bfloat16 autocast on one thread; the same seeds for every term, so that
+differences are paired. Settings are those of the papers. The test set is read once a training, at its end.
+
+    make bench NAME=distillation                                    every training that is not done yet, then the table
+    make bench NAME=distillation ARGS='--seeds 0 1 --only KD DKD'   some of them; several such commands may run beside
+                                                                    one another, and one that was killed goes on
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fashion
+import torch
+from table import write
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.measure import mean, paired_difference
+
+OUT = Path("out") / "bench" / "distillation"
+EPOCHS, TEACHER_EPOCHS, SEEDS = 4, 8, 6
+STAGES = ("stages.0", "stages.1", "stages.2")
+PLAIN = lp.Finetune(
+    epochs=EPOCHS,
+    optimizer="SGD",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup=0.1,
+    precision="bf16",
+)
+
+
+def taught(*terms: Any, labels: float = 1.0, saved: bool = False) -> lp.Finetune:
+    return replace(PLAIN, distill=terms, labels=labels, save_teacher=saved)
+
+
+METHODS = {
+    "alone": PLAIN,
+    "KD": taught(lp.Response(temperature=4.0, weight=0.9), labels=0.1, saved=True),
+    "DKD": taught(lp.Decoupled(alpha=1.0, beta=8.0, temperature=4.0), saved=True),
+    "DIST": taught(lp.Correlation(beta=2.0, gamma=2.0, temperature=4.0), saved=True),
+    "self": taught(lp.Response(temperature=4.0, weight=0.9), labels=0.1, saved=True),
+    "no labels": taught(lp.Response(temperature=4.0), labels=0.0, saved=True),
+    "hints": taught(lp.Hint(STAGES)),
+    "attention": taught(lp.Attention(STAGES, weight=1000.0 / 2)),
+    "distances, angles": taught(
+        lp.Relation("stages.2", by="distances", weight=25.0), lp.Relation("stages.2", by="angles", weight=50.0)
+    ),
+    "similarities": taught(lp.Relation("stages.2", by="similarities", weight=3000.0)),
+}
+
+
+def student() -> nn.Module:
+    return fashion.ResNet(1, 16).to(memory_format=torch.channels_last)
+
+
+def trained(
+    name: str, net: nn.Module, step: lp.Finetune, data: tuple[Tensor, Tensor], teacher: nn.Module | None = None
+) -> nn.Module:
+    """`net` after training, which goes on where it was killed."""
+    task = lp.Task(net, train=fashion.batches(*data), loss=fashion.loss, teacher=teacher)
+    return lp.train(task, step, folder=OUT / name).model.eval()
+
+
+def teacher_of(name: str, data: tuple[Tensor, Tensor]) -> nn.Module:
+    """A network twice as wide, four times the student's cost; of self-distillation: one like the student."""
+    torch.manual_seed(1000)
+    if name == "self":
+        return trained("teacher-self", student(), replace(PLAIN, seed=1000), data)
+    wide = fashion.ResNet(1, 32).to(memory_format=torch.channels_last)
+    return trained("teacher", wide, replace(PLAIN, epochs=TEACHER_EPOCHS, seed=1000), data)
+
+
+def study(name: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
+    """One training, told in a file."""
+    told = OUT / f"{name}-{seed}.json"
+    if told.exists():
+        return
+    step = replace(METHODS[name], seed=seed)
+    teacher = teacher_of(name, data) if step.distill else None
+    torch.manual_seed(seed)
+    net = student()
+    began = time.perf_counter()
+    model = trained(f"{name}-{seed}", net, step, data, teacher)
+    seconds = time.perf_counter() - began
+    accuracy = float(fashion.right(model, *test).mean())
+    told.write_text(json.dumps({"accuracy": accuracy, "epoch_s": seconds / EPOCHS}))
+    print(f"{name}, seed {seed}: {accuracy:.4f}, {seconds:.0f} s", flush=True)
+
+
+def found(name: str) -> dict[int, dict[str, float]]:
+    """Finished trainings by seed."""
+    files = [OUT / f"{name}-{seed}.json" for seed in range(SEEDS)]
+    return {seed: json.loads(path.read_text()) for seed, path in enumerate(files) if path.exists()}
+
+
+def table(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
+    alone, rows = found("alone"), []
+    for name, step in METHODS.items():
+        done = found(name)
+        if not done:
+            continue
+        accuracies = [100 * run["accuracy"] for run in done.values()]
+        both = sorted(set(done) & set(alone))
+        row = {
+            "method": name,
+            "distill": " ".join(map(str, step.distill)),
+            "labels": step.labels,
+            "epochs": EPOCHS,
+            "seeds": len(done),
+            "accuracy_percent": statistics.mean(accuracies),
+            "epoch_s": statistics.median(run["epoch_s"] for run in done.values()),
+            "accuracies": " ".join(f"{accuracy:.2f}" for accuracy in accuracies),
+        }
+        if name != "alone" and len(both) > 1:
+            gain = paired_difference(
+                [100 * alone[seed]["accuracy"] for seed in both], [100 * done[seed]["accuracy"] for seed in both]
+            )
+            row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+        rows.append(row)
+    for name in ("KD", "self"):
+        right = mean(fashion.right(teacher_of(name, data), *test).numpy())
+        who = "teacher of the same width" if name == "self" else "teacher"
+        rows.append({"method": who, "accuracy_percent": 100 * right.value})
+    write("distillation", rows, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    data, test = fashion.read("train"), fashion.read("t10k")
+    for seed in asked.seeds:
+        for name in asked.only:
+            study(name, seed, data, test)
+    table(data, test)
+
+
+if __name__ == "__main__":
+    main()
