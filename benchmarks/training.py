@@ -1,9 +1,11 @@
-"""What the training loop costs beside a bare loop, and what saved teacher outputs gain over a live teacher."""
+"""What the training loop costs beside a bare loop, what saved teacher outputs gain, and what a second process gains."""
 
 from __future__ import annotations
 
 import copy
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,15 +22,16 @@ from torch.utils.data import DataLoader, TensorDataset
 import lilliput as lp
 
 ROUNDS = 5
+TOGETHER = "--one-of-several"  # started by torchrun
 
 
 class Net(nn.Module):
     """A small convolutional network; its cost grows with the square of `width`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
         sizes = (1, width, 2 * width, 4 * width)
-        blocks = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(sizes)]
+        blocks = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), norm(b), nn.ReLU()) for a, b in pairwise(sizes)]
         self.blocks, self.fc = nn.Sequential(*blocks), nn.Linear(4 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,8 +50,10 @@ def batches() -> DataLoader[Any]:
 
 def main() -> None:
     torch.set_num_threads(1)  # steadier than two, on machines with other work
+    if sys.argv[1:2] == [TOGETHER]:
+        return one_of_several(Path(sys.argv[2]))
     rows = [overhead(int(width)) for width in sys.argv[1:] or (24, 64)]
-    rows.append(saved())
+    rows += [saved(), processes()]
     write("training", rows, 1)
 
 
@@ -72,7 +77,7 @@ def overhead(width: int) -> dict[str, Any]:
 
     taken = in_turns({"bare": bare, "ours": ours})
     ratios = [a / b for a, b in zip(taken["ours"], taken["bare"], strict=True)]
-    return {"figure": f"loop over a bare loop, width {width}", **told(ratios), **medians(taken)}
+    return {"figure": f"loop over a bare loop, width {width}", **told_of(ratios), **medians(taken)}
 
 
 def saved() -> dict[str, Any]:
@@ -91,7 +96,44 @@ def saved() -> dict[str, Any]:
         cost = forward_s(teacher) / forward_s(student)
         taken = in_turns({"live": lambda: train(Path(place), False), "saved": lambda: train(Path(place), True)})
     ratios = [a / b for a, b in zip(taken["live"], taken["saved"], strict=True)]
-    return {"figure": "live teacher over saved outputs", "teacher_cost": cost, **told(ratios), **medians(taken)}
+    return {"figure": "live teacher over saved outputs", "teacher_cost": cost, **told_of(ratios), **medians(taken)}
+
+
+def processes() -> dict[str, Any]:
+    """Seconds of an epoch in one process and in two of one thread each, which share every batch."""
+    taken: dict[str, list[float]] = {"one": [], "two": []}
+    weights = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(ROUNDS + 1):
+            for name in list(taken) if i % 2 else list(taken)[::-1]:
+                out = Path(folder) / name
+                count = 1 + (name == "two")
+                command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                subprocess.run([*command, __file__, TOGETHER, out], check=True, env=environment, capture_output=True)
+                told = torch.load(out, weights_only=True)
+                weights[name] = told["weights"]
+                if i:
+                    taken[name].append(told["seconds"])
+    ratios = [a / b for a, b in zip(taken["one"], taken["two"], strict=True)]
+    apart = float((weights["one"] - weights["two"]).abs().max() / weights["one"].abs().max())
+    return {"figure": "one process over two", "weights_apart": apart, **told_of(ratios), **medians(taken)}
+
+
+def one_of_several(out: Path) -> None:
+    """Train as one of the processes that torchrun starts; a normalisation that sees no batch keeps results equal."""
+    torch.manual_seed(0)
+    net, step = Net(48, lambda width: nn.GroupNorm(4, width)), lp.Finetune(epochs=2, optimizer="SGD", lr=0.01)
+    ends: list[float] = []
+    model = lp.train(
+        lp.Task(net, train=batches(), loss=loss),
+        step,
+        progress=lambda stage, done, total: ends.append(time.perf_counter()),
+    ).model
+    if os.environ["RANK"] == "0":
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        seconds = (ends[-1] - ends[0]) / (len(ends) - 1) * len(ends) / 2
+        torch.save({"weights": weights, "seconds": seconds}, out)
 
 
 def forward_s(net: nn.Module) -> float:
@@ -117,7 +159,7 @@ def in_turns(subjects: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
     return taken
 
 
-def told(ratios: list[float]) -> dict[str, float]:
+def told_of(ratios: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
 
 

@@ -62,6 +62,7 @@ def _report() -> dict[str, Any]:
         "capture": {"rung": "whole", "problems": {}},
         "layers": [_layer("body.0.weight"), _layer("head.weight", ties=["embed.weight"])],
         "skipped": [],
+        "training": [],
         "recipe": [{"kind": "Quantize", "activations": {"kind": "Int", "dynamic": True}, "where": "!x"}],
         "environment": {
             "cpu": "Some CPU", "machine": "x86_64", "flags": ["avx2"], "logical_cores": 4, "threads": 2,
@@ -174,6 +175,15 @@ def test_layers_are_shown_with_their_ties_and_counted_by_how_they_run() -> None:
     assert "int8 kernel: 2 of 3, 4.00 kB" in text and "size only: 1 of 3, 500 B" in text
     assert "These weights take 4,500 bytes of the .lil file; the other 4,448,145 hold" in text
     assert "Coding alone, without loss, would bring the original from 17.3 MB to 14.1 MB." in text
+
+
+def test_losses_are_shown_epoch_by_epoch() -> None:
+    data = _report()
+    assert "Training" not in _text(data)
+    epochs = [{"loss": 0.75, "validation_loss": 0.5}, {"loss": 0.25, "validation_loss": 0.4}, {"loss": 0.125}]
+    data["training"] = [{"step": "Finetune(epochs=3)", "epochs": epochs}]
+    text = _text(data)
+    assert "Finetune(epochs=3)epochlossvalidation loss10.75000.500020.25000.400030.1250–" in text
 
 
 def test_a_disturbed_timing_is_a_warning() -> None:

@@ -14,7 +14,7 @@ from lilliput.report.markup import Html, dotted, el, joined, table
 Data = Mapping[str, Any]
 
 _BUSY_CORES = 0.2  # of other processes while timing; above it the figures are called disturbed
-_MANY = 24  # layers; a longer table scrolls under its heading
+_MANY = 24  # rows; a longer table scrolls under its heading
 _RUNGS = {
     "whole": "The whole model was captured as one graph.",
     "submodule": "The model was captured in parts, one submodule at a time.",
@@ -32,7 +32,7 @@ def page(data: dict[str, Any]) -> str:
     """The page that shows `data`, the report; nothing is on it that is not in there."""
     style = files("lilliput.report").joinpath("page.css").read_text(encoding="utf-8")
     title = el("title", f"{data['name']} · Lilliput report")
-    sections = (_top, _figures, _bars, _layers, _skipped, _checks, _recipe, _environment)
+    sections = (_top, _figures, _bars, _layers, _skipped, _training, _checks, _recipe, _environment)
     body = el("body", el("main", *(section(data) for section in sections)))
     return f"{_HEAD}{title}\n<style>\n{style}</style>\n{body}\n</html>\n"
 
@@ -279,6 +279,37 @@ def _reasons(found: Iterable[tuple[str, str]]) -> Html:
         paths[reason].append(path)
     parts = (joined(el("dt", reason), *(el("dd", dotted(path)) for path in held)) for reason, held in paths.items())
     return el("dl", *parts, class_="reasons")
+
+
+# training
+
+
+def _training(data: Data) -> Html:
+    """The losses of each training, epoch by epoch; nothing where nothing was trained."""
+    if not data["training"]:
+        return joined()
+    parts = (part for training in data["training"] for part in _losses(training))
+    note = el("p", "Means over the batches of an epoch, distillation included.")
+    return _section("Training", *parts, note)
+
+
+def _losses(training: Data) -> Iterable[Html]:
+    epochs = training["epochs"]
+    columns = list(dict.fromkeys(name for epoch in epochs for name in epoch))
+    largest = {name: max(epoch.get(name, 0.0) for epoch in epochs) or 1.0 for name in columns}
+    rows = (
+        [_number(str(i + 1)), *(_loss(epoch.get(name), largest[name]) for name in columns)]
+        for i, epoch in enumerate(epochs)
+    )
+    heads = ["#epoch", *(f"#{name.replace('_', ' ')}" for name in columns)]
+    yield el("p", el("code", training["step"]))
+    yield table(heads, rows, "Training", class_="losses long" if len(epochs) > _MANY else "losses")
+
+
+def _loss(value: float | None, largest: float) -> Html:
+    if value is None:
+        return _number("–")
+    return _number(el("span", _track(max(0.0, value / largest)), class_="track"), digits(value, 4))
 
 
 # how far it can be trusted
