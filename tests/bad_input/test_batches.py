@@ -191,3 +191,12 @@ def test_neither_example_nor_calibration(net: nn.Module, refused: Callable[..., 
 def test_calibration_beside_a_task(task: Callable[..., lp.Task], batches: Batches) -> None:
     with pytest.raises(InputError, match="give them to the task"):
         lp.compress(task(), calibrate=batches)
+
+
+def test_a_validation_by_what_judges() -> None:
+    x, y = torch.randn(24, 6), torch.arange(24) % 3
+    labelled = list(zip(x.split(8), y.split(8), strict=True))
+    net, given = nn.Linear(6, 3), {"train": labelled, "loss": lambda model, batch: model(batch[0]).square().mean()}
+    with pytest.raises(InputError, match=r"^validate: holds 16 of the 16 samples of evaluate .*cannot judge it"):
+        lp.train(lp.Task(net, **given, validate=labelled, evaluate=[x[:8], x[16:]]))
+    lp.train(lp.Task(net, **given, validate=labelled[:1], evaluate=[x[4:16]]))  # a third by chance

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 
 from rich.console import Console
 
@@ -43,4 +45,17 @@ def test_plain_lines() -> None:
         "timing: 1 of 1",
         "calibrating",
         "calibrating: 8 of 8",
+    ]
+
+
+def test_the_time_left_of_a_long_stage() -> None:
+    stream = io.StringIO()
+    with Lines(Console(file=stream, width=100), every_s=0.02) as progress:
+        for done in range(5):
+            progress("training", done, 4)
+            time.sleep(0.03)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "training" and lines[-1].startswith("training: 4 of 4, ")
+    assert [re.sub(r"\d+ s", "0 s", line) for line in lines[1:-1]] == [
+        f"training: {i} of 4, 0 s left" for i in (1, 2, 3)
     ]

@@ -43,10 +43,11 @@ class Bars:
 
 
 class Lines:
-    """A line when a stage begins, and one when it is done."""
+    """A line when a stage begins, one when it is done, and on the way one a minute with the time left."""
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._stage, self._done, self._began = console, "", 0, 0.0
+    def __init__(self, console: Console, every_s: float = 60.0) -> None:
+        self._console, self._every_s = console, every_s
+        self._stage, self._done, self._first, self._began, self._told = "", 0, 0, 0.0, 0.0
 
     def __enter__(self) -> Lines:
         return self
@@ -57,11 +58,16 @@ class Lines:
         return None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        now = perf_counter()
         if stage != self._stage or done < self._done:
-            self._began = perf_counter()
+            self._first, self._began, self._told = done, now, now
             self._print(stage)
         if done == total:
-            self._print(f"{stage}: {total} of {total}, {perf_counter() - self._began:.1f} s")
+            self._print(f"{stage}: {total} of {total}, {now - self._began:.1f} s")
+        elif now - self._told >= self._every_s and done > self._first:
+            left = (now - self._began) / (done - self._first) * (total - done)
+            self._print(f"{stage}: {done} of {total}, {left:.0f} s left")
+            self._told = now
         self._stage, self._done = stage, done
 
     def _print(self, line: str) -> None:

@@ -18,7 +18,7 @@ from lilliput.model.capture import Inputs
 from lilliput.plain import digest
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
-from lilliput.training.data import Feed
+from lilliput.training.data import Feed, check_apart
 from lilliput.training.loop import Loss, Material, Progress, train
 from lilliput.training.teachers import Live, save_answers
 
@@ -31,6 +31,7 @@ class Lessons:
     loss: Loss | None
     validate: Iterable[Any] | None
     teachers: Sequence[nn.Module]
+    judged: Iterable[Any] | None = None  # inputs that the result is judged by
 
     @classmethod
     def of(cls, task: Task, default: nn.Module | None = None) -> Lessons | None:
@@ -38,7 +39,8 @@ class Lessons:
         if task.train is None:
             return None
         named = [task.teacher] if isinstance(task.teacher, nn.Module) else list(task.teacher or ())
-        return cls(task.train, task.loss, task.validate, named or ([] if default is None else [default]))
+        teachers = named or ([] if default is None else [default])
+        return cls(task.train, task.loss, task.validate, teachers, task.evaluate)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def learn(
         raise InputError("this recipe trains, and the task has nothing to train with", next="give train= and loss=")
     feed = Feed.known(lessons.train, "train", step.seed)
     validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed)
+    if validate is not None and lessons.judged is not None:
+        check_apart(validate, lessons.judged)
     teachers = [_digest(teacher) for teacher in lessons.teachers] if step.distill else []
     loss = "" if lessons.loss is None else getattr(lessons.loss, "__qualname__", type(lessons.loss).__name__)
     question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lilliput.encodings import tensor_digest
+from lilliput.encodings.encoding import tensor_bytes
 from lilliput.errors import InputError, reason
 
 
@@ -83,6 +84,37 @@ def check_classes(train: Feed, validate: Feed) -> None:
             why="a validation split without a class cannot tell when training harms it",
             next="split so that every class is in both, or leave patience= out",
         )
+
+
+def check_apart(validate: Feed, judged: Iterable[Any]) -> None:
+    """Refuse batches to stop training by that are those which judge it: what comes out would be flattered."""
+    judges = {one for batch in judged for one in samples(*_inputs(batch))}
+    met = {one for batch in validate.epoch(0) for one in samples(*_inputs(batch))}
+    if 2 * len(judges & met) > len(judges):
+        raise InputError(
+            f"holds {len(judges & met)} of the {len(judges)} samples of evaluate",
+            where=validate.field,
+            why="training stops where these fit best, so they cannot judge it",
+            next="validate with other samples, taken from the training data",
+        )
+
+
+def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
+    """For each sample of a call what identifies it: 16 bytes of the SHA-256 of its part of every tensor."""
+    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.dim()]
+    size = len(tensors[0]) if tensors else 0
+    found = [hashlib.sha256() for _ in range(size)]
+    for x in tensors:
+        whole = tensor_bytes(x)
+        each = len(whole) // size
+        for i, one in enumerate(found):
+            one.update(whole[i * each : (i + 1) * each])
+    return [one.digest()[:16] for one in found]
+
+
+def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first tensor of a batch as the arguments of a call: labels may follow it."""
+    return tuple(x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim())[:1], {}
 
 
 def seed_all(seed: int, epoch: int) -> None:

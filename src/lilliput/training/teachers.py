@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lilliput.encodings.encoding import tensor_bytes
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
 from lilliput.techniques.distill import Seen, Term, attention_of
+from lilliput.training.data import samples
 
 
 class Watcher:
@@ -142,14 +141,3 @@ def save_answers(path: Path, key: str, live: Live, calls: Iterable[tuple[tuple[A
     write(path, {"kind": "answer", "data": json.dumps({"key": key})}, [Part.of("samples", names), *parts], "fast")
 
 
-def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
-    """For each sample of a call what identifies it: 16 bytes of the SHA-256 of its part of every tensor."""
-    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.dim()]
-    size = len(tensors[0]) if tensors else 0
-    found = [hashlib.sha256() for _ in range(size)]
-    for x in tensors:
-        whole = tensor_bytes(x)
-        each = len(whole) // size
-        for i, one in enumerate(found):
-            one.update(whole[i * each : (i + 1) * each])
-    return [one.digest()[:16] for one in found]
