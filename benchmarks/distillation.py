@@ -27,7 +27,7 @@ import lilliput as lp
 from lilliput.measure import mean, paired_difference
 
 OUT = Path("out") / "bench" / "distillation"
-EPOCHS, TEACHER_EPOCHS, SEEDS = 4, 8, 6
+EPOCHS, TEACHER_EPOCHS, SEEDS = 3, 8, 6
 STAGES = ("stages.0", "stages.1", "stages.2")
 PLAIN = lp.Finetune(
     epochs=EPOCHS,
@@ -66,20 +66,20 @@ def student() -> nn.Module:
 
 
 def trained(
-    name: str, net: nn.Module, step: lp.Finetune, data: tuple[Tensor, Tensor], teacher: nn.Module | None = None
+    net: nn.Module, step: lp.Finetune, data: tuple[Tensor, Tensor], teacher: nn.Module | None = None
 ) -> nn.Module:
     """`net` after training, which goes on where it was killed."""
     task = lp.Task(net, train=fashion.batches(*data), loss=fashion.loss, teacher=teacher)
-    return lp.train(task, step, folder=OUT / name).model.eval()
+    return lp.train(task, step, folder=OUT).model.eval()
 
 
 def teacher_of(name: str, data: tuple[Tensor, Tensor]) -> nn.Module:
     """A network twice as wide, four times the student's cost; of self-distillation: one like the student."""
     torch.manual_seed(1000)
     if name == "self":
-        return trained("teacher-self", student(), replace(PLAIN, seed=1000), data)
+        return trained(student(), replace(PLAIN, seed=1000), data)
     wide = fashion.ResNet(1, 32).to(memory_format=torch.channels_last)
-    return trained("teacher", wide, replace(PLAIN, epochs=TEACHER_EPOCHS, seed=1000), data)
+    return trained(wide, replace(PLAIN, epochs=TEACHER_EPOCHS, seed=1000), data)
 
 
 def study(name: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
@@ -92,7 +92,7 @@ def study(name: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor,
     torch.manual_seed(seed)
     net = student()
     began = time.perf_counter()
-    model = trained(f"{name}-{seed}", net, step, data, teacher)
+    model = trained(net, step, data, teacher)
     seconds = time.perf_counter() - began
     accuracy = float(fashion.right(model, *test).mean())
     told.write_text(json.dumps({"accuracy": accuracy, "epoch_s": seconds / EPOCHS}))

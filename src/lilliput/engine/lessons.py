@@ -19,7 +19,7 @@ from lilliput.plain import digest
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed, check_apart
-from lilliput.training.loop import Loss, Material, Progress, train
+from lilliput.training.loop import Loss, Material, Progress, enough_memory, train
 from lilliput.training.teachers import Live, save_answers
 
 
@@ -97,7 +97,8 @@ def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed:
     """Ask the teachers for every sample of the training batches, unless that was done before."""
     if path.exists():
         return
-    save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, progress))
+    with enough_memory(step, feed, lambda: feed.field):
+        save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, progress))
 
 
 def _calls(loss: Loss | None, feed: Feed, progress: Progress) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:

@@ -35,9 +35,10 @@ class EncodedTensor(nn.Module):
 
     latent: nn.Parameter | None
 
-    def __init__(self, encoded: Encoded) -> None:
+    def __init__(self, encoded: Encoded, requires_grad: bool = True) -> None:
         super().__init__()
         self.encoding, self.shape, self.dtype = encoded.encoding, encoded.shape, encoded.dtype
+        self.requires_grad = requires_grad  # of the latent parameter, as of the one that the user's class made
         self.part_names = tuple(sorted(encoded.parts))  # one order, whether it was fitted or read from a file
         for name in self.part_names:
             part = encoded.parts[name]
@@ -87,14 +88,14 @@ class EncodedTensor(nn.Module):
 
     def unfreeze(self) -> None:
         if self.latent is None:
-            self.latent = nn.Parameter(self.encoded().decode().clone())
+            self.latent = nn.Parameter(self.encoded().decode().clone(), self.requires_grad)
 
     def freeze(self) -> None:
         if self.latent is not None:
             frozen, latent = self.encoded(), self.latent.detach()
             kept = self.encoding.enforce(latent, frozen)
             self._hold(self.encoding.represent(kept, self.encoding.parameters(frozen)))
-            self.latent = None
+            self.requires_grad, self.latent = self.latent.requires_grad, None
 
     def _hold(self, encoded: Encoded) -> None:
         for name, tensor in encoded.tensors().items():
@@ -215,7 +216,7 @@ def encoded_names(module: nn.Module) -> tuple[str, ...]:
 def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
     """Put one encoded tensor into `root` under all of `paths` (several when it is tied)."""
     _refuse_part_of_tie(root, paths)
-    child = EncodedTensor(encoded)
+    child = EncodedTensor(encoded, _requires_grad(root, paths[0]))
     for path in paths:
         owner, name = owner_of(root, path)
         parametrized = getattr(owner, "parametrizations", {})
@@ -240,6 +241,13 @@ def _refuse_part_of_tie(root: nn.Module, paths: tuple[str, ...]) -> None:
             raise EncodingError(
                 f"a tensor tied to {', '.join(left_out)}", where=paths[0], next="encode it once, under all of its paths"
             )
+
+
+def _requires_grad(root: nn.Module, path: str) -> bool:
+    """Whether the tensor that an encoded one takes the place of is trained."""
+    owner, name = owner_of(root, path)
+    held = owner._modules.get(name + SUFFIX, owner._parameters.get(name))
+    return held is None or bool(held.requires_grad)
 
 
 def owner_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -302,7 +310,7 @@ def to_dense(root: nn.Module) -> nn.Module:
             become(module, encoded_names(module), values=False)
     for paths, tensor in list(encoded_tensors(dense)):
         with torch.no_grad():
-            parameter = nn.Parameter(tensor().detach().clone())
+            parameter = nn.Parameter(tensor().detach().clone(), tensor.requires_grad)
         for path in paths:
             _give_back(*owner_of(dense, path), parameter)
     return dense

@@ -63,6 +63,8 @@ class Feed:
                     next="shuffle by torch's own random numbers: DataLoader(…, shuffle=True) without a generator",
                 )
             count += 1
+            if count > self.batches:  # before it is trained with
+                break
             yield batch
         if count != self.batches:
             raise InputError(

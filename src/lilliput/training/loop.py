@@ -6,7 +6,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lilliput.training.teachers import Live, Saved, Watcher
 Loss = Callable[[Any, Any], Tensor]
 Progress = Callable[[str, int, int], None]
 SAVE_S = 60.0  # seconds between two checkpoints within an epoch
+_STARVED = ("not enough memory", "DefaultCPUAllocator")  # in what torch says when a CPU's memory is used up
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,33 @@ def train(
     Raises InputError for a loss that is no number (the model is then as it was last well), for data that changes, and
     for want of memory.
     """
-    trainer = _Trainer(model, step, material, place, progress)
-    trainer.run()
+    with enough_memory(step, material.train, lambda: f"{material.train.field}[0]"):
+        trainer = _Trainer(model, step, material, place, progress)
+    with enough_memory(step, material.train, trainer.where):
+        trainer.run()
     return trainer.standing.history
+
+
+@contextmanager
+def enough_memory(step: Finetune, feed: Feed, where: Callable[[], str]) -> Iterator[None]:
+    """Inside, want of memory is an InputError that suggests smaller batches."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _starved(error):
+            raise
+        size = feed.samples // feed.batches
+        raise InputError(
+            "out of memory",
+            where=where(),
+            why=reason(error),
+            next=f"halve the batches of about {size} samples, and give accumulate={2 * step.accumulate}",
+        ) from error
+
+
+def _starved(error: Exception) -> bool:
+    """Whether memory was used up: of a GPU, which is an error of its own kind, or of a CPU, which only words tell."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _STARVED)
 
 
 class _Trainer:
@@ -139,20 +165,22 @@ class _Trainer:
     def _teachers(self) -> Live | Saved | None:
         if not self.step.distill:
             return None
-        if self.material.answers is not None:
-            return Saved(self.material.answers, self.material.answers_key)
         device = self.accelerator.device
-        return Live([teacher.to(device) for teacher in self.material.teachers], self.step.distill)
+        live = Live([teacher.to(device) for teacher in self.material.teachers], self.step.distill)
+        if self.material.answers is None:
+            return live
+        return Saved(self.material.answers, self.material.answers_key, live)
 
     def _projections(self) -> nn.ModuleList:
         """What the terms learn besides the student, made for the shapes of the first batch."""
         held = nn.ModuleList()
         if self.teachers is None:
             return held
-        batch = self._moved(next(self.material.train.epoch(0)), 0)
+        where = f"{self.material.train.field}[0]"
+        batch = self._moved(next(self.material.train.epoch(0)), where)
         with torch.no_grad(), eval_mode(self.model), self.watcher.watching():
-            self._own_loss(self.model, batch)
-            student, teachers = self.watcher.seen("train[0]"), self._taught()
+            self._own_loss(self.model, batch, where)
+            student, teachers = self.watcher.seen(where), self._taught()
         torch.manual_seed(self.step.seed)
         for term in self.step.distill:
             held.append(term.projection(student, teachers[term.teacher]) or nn.Identity())
@@ -161,20 +189,11 @@ class _Trainer:
     # the loop
 
     def run(self) -> None:
-        try:
-            self._resume()
-            with self.watcher.watching():
-                while self.standing.epoch < self.step.epochs and not self._patient():
-                    self._epoch()
-            self._finish()
-        except torch.OutOfMemoryError as error:
-            size = self.material.train.samples // self.material.train.batches
-            raise InputError(
-                "out of memory",
-                where=self._where(),
-                why=reason(error),
-                next=f"halve the batches of about {size} samples, and give accumulate={2 * self.step.accumulate}",
-            ) from error
+        self._resume()
+        with self.watcher.watching():
+            while self.standing.epoch < self.step.epochs and not self._patient():
+                self._epoch()
+        self._finish()
 
     def _patient(self) -> bool:
         return self.step.patience is not None and self.standing.waited >= self.step.patience
@@ -194,11 +213,19 @@ class _Trainer:
             self.progress("training", standing.epoch * feed.batches + i + 1, self.step.epochs * feed.batches)
             if time.monotonic() - self.saved_at > SAVE_S and (i + 1) % self.step.accumulate == 0:
                 self._save()
+        self._check_weights()
         standing.history.append({"loss": standing.summed / feed.batches})
         standing.epoch, standing.batch, standing.summed = standing.epoch + 1, 0, 0.0
         self._validate()
         self.good = self._weights()
         self._save()
+
+    def _check_weights(self) -> None:
+        """Refuse weights that a gradient which is no number has spoilt, before they are taken for good ones."""
+        for name, p in self.model.named_parameters():
+            if not bool(p.detach().isfinite().all()):
+                where = f"{self.material.train.field}, epoch {self.standing.epoch + 1}"
+                raise self._derailed(f"{name} has become NaN or infinite", where)
 
     def _go_on(self) -> None:
         """From the batch on at which the run was ended, with the random numbers of then."""
@@ -211,7 +238,7 @@ class _Trainer:
         checkpoint.set_random_state(self.random)
 
     def _batch(self, i: int, batch: Any) -> None:
-        moved = self._moved(batch, i)
+        moved = self._moved(batch, self.where())
         last = (i + 1) % self.step.accumulate == 0 or i + 1 == self.material.train.batches
         begun = i - i % self.step.accumulate
         together = min(self.step.accumulate, self.material.train.batches - begun)
@@ -223,19 +250,26 @@ class _Trainer:
                 self._backward(moved, together)
 
     def _backward(self, batch: Any, together: int) -> None:
-        loss = self._loss(self.wrapped, batch)
+        loss = self._loss(self.wrapped, batch, self.where())
+        self.standing.summed += self._finite(loss, self.where())
+        self.accelerator.backward(loss / together)
+
+    def _finite(self, loss: Tensor, where: str) -> float:
         found = float(loss.detach())
         if not math.isfinite(found):
-            self._restore(self.good)
-            self._give_back()
-            raise InputError(
-                f"the loss is {found}",
-                where=self._where(),
-                why="the model is kept as it was after the last epoch that went well",
-                next="lower lr, clip the gradients (clip=1.0), or look at this batch",
-            )
-        self.standing.summed += found
-        self.accelerator.backward(loss / together)
+            raise self._derailed(f"the loss is {found}", where)
+        return found
+
+    def _derailed(self, what: str, where: str) -> InputError:
+        """The error to stop with; the model is given back as it was last well."""
+        self._restore(self.good)
+        self._give_back()
+        return InputError(
+            what,
+            where=where,
+            why="the model is kept as it was after the last epoch that went well",
+            next="lower lr, clip the gradients (clip=1.0), or look at what was read there",
+        )
 
     def _step(self, number: int) -> None:
         if self.accelerator.num_processes > 1 and not self.sharded:
@@ -252,19 +286,19 @@ class _Trainer:
         if self.average is not None:
             self.average.update(self.model)
 
-    def _loss(self, model: Any, batch: Any) -> Tensor:
-        own = self._own_loss(model, batch)
+    def _loss(self, model: Any, batch: Any, where: str) -> Tensor:
+        own = self._own_loss(model, batch, where)
         if self.teachers is None:
             assert own is not None
             return own
-        student, teachers = self.watcher.seen(self._where()), self._taught()
+        student, teachers = self.watcher.seen(where), self._taught()
         total = student.output.new_zeros(()) if own is None else self.step.labels * own
         for term, projection in zip(self.step.distill, self.projections, strict=True):
             given = None if isinstance(projection, nn.Identity) else projection
             total = total + term.weight * term.loss(student, teachers[term.teacher], given, _labels(batch))
         return total
 
-    def _own_loss(self, model: Any, batch: Any) -> Tensor | None:
+    def _own_loss(self, model: Any, batch: Any, where: str) -> Tensor | None:
         """The task's loss; without one, the model is run and only watched."""
         try:
             with self.accelerator.autocast():
@@ -272,10 +306,12 @@ class _Trainer:
                     Inputs.of(batch).call(model)
                     return None
                 loss = self.material.loss(model, batch)
-        except (LilliputError, torch.OutOfMemoryError):
+        except LilliputError:
             raise
         except Exception as error:  # the user's own code
-            raise InputError("the loss failed", where=self._where(), why=reason(error)) from error
+            if _starved(error):
+                raise
+            raise InputError("the loss failed", where=where, why=reason(error)) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise InputError(f"the loss is {type(loss).__name__}", where="loss", next="return one number, as a tensor")
         return loss.reshape(())
@@ -286,9 +322,9 @@ class _Trainer:
         device = self.accelerator.device
         return [replace(seen, output=seen.output.to(device)) for seen in found]
 
-    def _moved(self, batch: Any, i: int) -> Any:
+    def _moved(self, batch: Any, where: str) -> Any:
         processes, part = self.accelerator.num_processes, self.accelerator.process_index
-        own = share(batch, part, processes, f"{self.material.train.field}[{i}]")
+        own = share(batch, part, processes, where)
         device = self.accelerator.device
         return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, own)
 
@@ -300,7 +336,8 @@ class _Trainer:
         state, total = checkpoint.random_state(), 0.0
         with eval_mode(self.model):
             for i, batch in enumerate(feed.epoch(0)):
-                total += float(self._loss(self.wrapped, self._moved(batch, i)))
+                where = f"{feed.field}[{i}]"
+                total += self._finite(self._loss(self.wrapped, self._moved(batch, where), where), where)
         checkpoint.set_random_state(state)
         loss = self._mean(total / feed.batches)
         standing.history[-1]["validation_loss"] = loss
@@ -347,7 +384,8 @@ class _Trainer:
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True
             for i, batch in enumerate(self.material.train.epoch(0) if norms else ()):
-                self._own_loss(self.wrapped, self._moved(batch, i))
+                where = f"{self.material.train.field}[{i}]"
+                self._own_loss(self.wrapped, self._moved(batch, where), where)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -393,7 +431,7 @@ class _Trainer:
             self.average.updates, self.average.held = state["average"]
         self.best, self.good = state["best"], state["good"]
 
-    def _where(self) -> str:
+    def where(self) -> str:
         return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Part, Reader, write
@@ -41,12 +41,14 @@ class Watcher:
             yield self
 
     def seen(self, where: str) -> Seen:
-        """What the last call showed."""
+        """What the last call showed; it is told once, so that no later one is taken for it."""
         if self.output is None:
             raise InputError(
                 "the loss did not call the model", where=where, next="call the model that loss(model, batch) is given"
             )
-        return Seen(self.output, dict(self.taps), dict(self.attention))
+        seen = Seen(self.output, self.taps, self.attention)
+        self.output, self.taps, self.attention = None, {}, {}
+        return seen
 
     def _root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.called, self.output = (args, kwargs), first_output(output)
@@ -93,32 +95,47 @@ class Live:
 class Saved:
     """First outputs of teachers, read from a file: each sample's is found by the sample's content, in any order.
 
-    The file belongs to the teachers and the data it was made with: their digests stand in it, and a sample that it does
-    not know is an error.
+    The file belongs to the teachers and the data it was made with: their digests stand in it. Samples that it does not
+    know, for the epoch that was saved left them out, are asked of the teachers one by one, so that an answer depends on
+    its sample alone; many of them are an error.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, key: str, live: Live) -> None:
+        self.path, self.live = path, live
         reader = Reader(path)
         if json.loads(reader.header.get("data", "{}")).get("key") != key:
             raise FormatError(
                 "holds answers of other teachers, or to other data", where=str(path), next="delete it: it is made again"
             )
         reader.check_digest()
-        self.rows = {bytes(row): i for i, row in enumerate(reader.read("samples"))}
-        self.outputs = [to_tensor(reader.read(f"outputs.{i}")) for i in range(len(reader.entries) - 1)]
+        outputs = [to_tensor(reader.read(f"outputs.{i}")) for i in range(len(reader.entries) - 1)]
+        names = map(bytes, reader.read("samples"))
+        self.known = dict(zip(names, zip(*outputs, strict=True), strict=True))  # of each sample, a row of each teacher
+        self.most = len(self.known) + len(self.known) // 2
 
     def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Seen]:
-        try:
-            rows = torch.tensor([self.rows[sample] for sample in samples(args, kwargs)])
-        except KeyError:
+        keys = samples(args, kwargs)
+        for i, key in enumerate(keys):
+            if key not in self.known:
+                self.known[key] = self._asked(i, len(keys), args, kwargs)
+        rows = zip(*(self.known[key] for key in keys), strict=True)
+        return [Seen(torch.stack(outputs)) for outputs in rows]
+
+    def _asked(self, i: int, size: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """What each teacher answers to sample `i` of so many."""
+        if len(self.known) >= self.most:
             raise InputError(
-                "the teachers' saved answers have none for a sample of this batch",
+                "the teachers' saved answers lack many samples of these batches",
                 where=str(self.path),
-                why="the data changes from epoch to epoch, or is not that which they were saved for",
-                next="leave save_teacher=False where samples are changed at random, or delete the file",
-            ) from None
-        return [Seen(outputs[rows]) for outputs in self.outputs]
+                why="the data changes from epoch to epoch",
+                next="leave save_teacher=False where samples are changed at random",
+            )
+
+        def one(x: Any) -> Any:
+            return x[i : i + 1] if isinstance(x, Tensor) and x.dim() and len(x) == size else x
+
+        one_args, one_kwargs = tree_map(one, (args, dict(kwargs)))
+        return tuple(seen.output[0].cpu() for seen in self.live.answer(one_args, one_kwargs))
 
 
 def save_answers(path: Path, key: str, live: Live, calls: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> None:
@@ -139,5 +156,3 @@ def save_answers(path: Path, key: str, live: Live, calls: Iterable[tuple[tuple[A
     names = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
     parts = [Part.of(f"outputs.{i}", to_array(torch.cat(held))) for i, held in enumerate(outputs)]
     write(path, {"kind": "answer", "data": json.dumps({"key": key})}, [Part.of("samples", names), *parts], "fast")
-
-
