@@ -27,7 +27,7 @@ import lilliput as lp
 from lilliput.measure import mean, paired_difference
 
 OUT = Path("out") / "bench" / "distillation"
-EPOCHS, TEACHER_EPOCHS, SEEDS = 3, 8, 6
+EPOCHS, TEACHER_EPOCHS, SEEDS = 4, 8, 5
 STAGES = ("stages.0", "stages.1", "stages.2")
 PLAIN = lp.Finetune(
     epochs=EPOCHS,
@@ -76,10 +76,14 @@ def trained(
 def teacher_of(name: str, data: tuple[Tensor, Tensor]) -> nn.Module:
     """A network twice as wide, four times the student's cost; of self-distillation: one like the student."""
     torch.manual_seed(1000)
-    if name == "self":
-        return trained(student(), replace(PLAIN, seed=1000), data)
-    wide = fashion.ResNet(1, 32).to(memory_format=torch.channels_last)
-    return trained(wide, replace(PLAIN, epochs=TEACHER_EPOCHS, seed=1000), data)
+    path = OUT / ("itself.lil" if name == "self" else "teacher.lil")
+    net = student() if name == "self" else fashion.ResNet(1, 32).to(memory_format=torch.channels_last)
+    if path.exists():
+        return lp.load(path, into=net).eval()
+    step = replace(PLAIN, seed=1000, epochs=EPOCHS if name == "self" else TEACHER_EPOCHS)
+    model = trained(net, step, data)
+    lp.save(path, model)
+    return model
 
 
 def study(name: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:

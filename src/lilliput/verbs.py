@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, Progress, model_digest, silent
+from lilliput.engine.run import Driver, Progress, model_digest, private_copy, silent
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
@@ -31,7 +30,6 @@ from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import lossless_bytes, save
 from lilliput.measure import artifact, cpu, environment
-from lilliput.model.carrier import fold_parametrizations
 from lilliput.model.edits import State
 from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
@@ -141,7 +139,13 @@ def train(
     >>> len(trained.history), trained.history[0]["loss"] > trained.history[-1]["loss"]
     (3, True)
     """
-    model = fold_parametrizations(copy.deepcopy(task.model))
+    if not isinstance(task, Task):
+        raise InputError(f"train of a {type(task).__name__}", next="give lp.Task(model, train=…, loss=…)")
+    if not isinstance(task.model, nn.Module):
+        raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
+    if not isinstance(step, Finetune | None):
+        raise InputError(f"train by a {type(step).__name__}", next="give lp.Finetune(…)")
+    model = private_copy(task.model)
     store = Store(None if folder is None else Path(folder))
     done = learn(
         model,

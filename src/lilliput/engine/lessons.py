@@ -15,9 +15,11 @@ from lilliput.encodings import tensor_digest
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.model.capture import Inputs
+from lilliput.model.carrier import tensors
 from lilliput.plain import digest
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
+from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
 from lilliput.training.loop import Loss, Material, Progress, enough_memory, train
 from lilliput.training.teachers import Live, save_answers
@@ -52,6 +54,7 @@ class Learnt:
     tensors: Mapping[str, Tensor]
 
 
+@random_state_kept()
 def learn(
     model: nn.Module,
     step: Finetune,
@@ -69,7 +72,8 @@ def learn(
         check_apart(validate, lessons.judged)
     teachers = [_digest(teacher) for teacher in lessons.teachers] if step.distill else []
     loss = "" if lessons.loss is None else getattr(lessons.loss, "__qualname__", type(lessons.loss).__name__)
-    question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss)
+    still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
+    question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss, still)
     how = digest(*question)
 
     def compute() -> Answer:

@@ -17,7 +17,7 @@ from lilliput.engine.store import Answer, Store
 from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
-from lilliput.model.carrier import EncodedTensor, fold_parametrizations, tensors
+from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze, tensors
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.values import Interception
 from lilliput.model.view import View
@@ -60,14 +60,8 @@ class Driver:
 
     @classmethod
     def start(cls, model: nn.Module, **rest: Any) -> Driver:
-        """A driver over a copy of `model`, parametrizations folded."""
-        try:
-            private = copy.deepcopy(model)
-        except Exception as error:  # whatever the model holds
-            raise InputError(
-                "the model cannot be copied", why=reason(error), next="give a model that copy.deepcopy takes"
-            ) from error
-        return cls(fold_parametrizations(private).eval(), State(model_digest(model)), **rest)
+        """A driver over a copy of `model`."""
+        return cls(private_copy(model).eval(), State(model_digest(model)), **rest)
 
     def afresh(self, model: nn.Module) -> Driver:
         """Another driver, over `model` as it is given, under the same conditions."""
@@ -219,6 +213,17 @@ def _or_leave_out(next: str, path: str) -> str:
     """A remedy, and the other one that always works."""
     left_out = f'where="!{path.rpartition(".")[0] or path}"'
     return f"{next}, or {left_out}" if next else f"leave it out with {left_out}"
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy of the user's model to make changes in, parametrizations folded, encoded tensors frozen."""
+    try:
+        private = copy.deepcopy(model)
+    except Exception as error:  # whatever the model holds
+        raise InputError(
+            "the model cannot be copied", why=reason(error), next="give a model that copy.deepcopy takes"
+        ) from error
+    return freeze(fold_parametrizations(private))
 
 
 def check_runs(model: nn.Module, inputs: Inputs, where: str) -> None:

@@ -340,12 +340,20 @@ def fold_parametrizations(root: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module):
             _fold(module)
         for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-                _forget_checkpoints(module)
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                _unhook(module, hook)
     return root
+
+
+def _unhook(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:
+    if isinstance(hook, WeightNorm):
+        trained = module.get_parameter(f"{hook.name}_v").requires_grad
+        remove_weight_norm(module, hook.name)
+    else:
+        trained = module.get_parameter(f"{hook.name}_orig").requires_grad
+        remove_spectral_norm(module, hook.name)
+        _forget_checkpoints(module)
+    module.get_parameter(hook.name).requires_grad_(trained)
 
 
 def _forget_checkpoints(module: nn.Module) -> None:
@@ -357,13 +365,13 @@ def _forget_checkpoints(module: nn.Module) -> None:
 
 def _fold(module: nn.Module) -> None:
     held: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[assignment,union-attr]
-    trainable = {name: any(True for _ in held[name].parameters(recurse=False)) for name in held}
+    trained = {name: [p.requires_grad for p in held[name].parameters(recurse=False)] for name in held}
     values = {name: getattr(module, name).detach().clone() for name in held}
     module.__class__ = type(module).__bases__[0]
     del module.parametrizations
     for name, value in values.items():
-        if trainable[name]:
-            module.register_parameter(name, nn.Parameter(value))
+        if trained[name]:
+            module.register_parameter(name, nn.Parameter(value, any(trained[name])))
         else:
             module.register_buffer(name, value)
     _list_again(module)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lilliput.encodings import ENCODINGS, Encoded, Encoding, Int, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
+from lilliput.model.carrier import tensors as tensors_of
 from lilliput.model.values import (
     VALUES,
     ValueEncoder,
@@ -118,7 +119,8 @@ class SetTensor(Edit):
         if name + SUFFIX in owner._modules:
             raise EncodingError("an encoded tensor is not set, but encoded anew", where=self.path)
         if parameter is None:
-            setattr(owner, name, nn.Parameter(value.clone()))
+            trained = any(held.requires_grad for held in tensors_of(owner).values())
+            setattr(owner, name, nn.Parameter(value.clone(), trained))
         else:
             parameter.data = value.clone()
         return parameter is None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
     }
     return {**held, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else held
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Inside, random numbers may be seeded and drawn: afterwards they go on as if nothing had been."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ class _Trainer:
         if not self.step.distill:
             return None
         device = self.accelerator.device
-        live = Live([teacher.to(device) for teacher in self.material.teachers], self.step.distill)
+        live = Live([_on(device, teacher) for teacher in self.material.teachers], self.step.distill)
         if self.material.answers is None:
             return live
         return Saved(self.material.answers, self.material.answers_key, live)
@@ -212,6 +212,7 @@ class _Trainer:
             standing.batch = i + 1
             self.progress("training", standing.epoch * feed.batches + i + 1, self.step.epochs * feed.batches)
             if time.monotonic() - self.saved_at > SAVE_S and (i + 1) % self.step.accumulate == 0:
+                self._check_weights()
                 self._save()
         self._check_weights()
         standing.history.append({"loss": standing.summed / feed.batches})
@@ -221,7 +222,7 @@ class _Trainer:
         self._save()
 
     def _check_weights(self) -> None:
-        """Refuse weights that a gradient which is no number has spoilt, before they are taken for good ones."""
+        """Refuse weights that a gradient which is no number has spoilt, before they are kept as good ones."""
         for name, p in self.model.named_parameters():
             if not bool(p.detach().isfinite().all()):
                 where = f"{self.material.train.field}, epoch {self.standing.epoch + 1}"
@@ -333,12 +334,11 @@ class _Trainer:
         feed, standing = self.material.validate, self.standing
         if feed is None:
             return
-        state, total = checkpoint.random_state(), 0.0
-        with eval_mode(self.model):
+        total = 0.0
+        with eval_mode(self.model), checkpoint.random_state_kept():
             for i, batch in enumerate(feed.epoch(0)):
                 where = f"{feed.field}[{i}]"
                 total += self._finite(self._loss(self.wrapped, self._moved(batch, where), where), where)
-        checkpoint.set_random_state(state)
         loss = self._mean(total / feed.batches)
         standing.history[-1]["validation_loss"] = loss
         if standing.best is None or loss < standing.best:
@@ -451,6 +451,13 @@ def _accelerator(step: Finetune) -> Any:
             next="launch plain processes, and give Finetune(shard=True) for a model that does not fit one of them",
         )
     return accelerator
+
+
+def _on(device: torch.device, teacher: nn.Module) -> nn.Module:
+    """A teacher on `device`: itself, or a copy of it, for it is the user's."""
+    here = torch.empty(0, device=device).device  # with its index
+    elsewhere = any(x.device != here for x in (*teacher.parameters(), *teacher.buffers()))
+    return copy.deepcopy(teacher).to(device) if elsewhere else teacher
 
 
 def _shard(model: nn.Module, accelerator: Any) -> None:
