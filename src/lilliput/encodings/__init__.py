@@ -1,15 +1,38 @@
 """How a tensor, or a value that flows, is represented: one file per representation."""
 
 from lilliput.encodings.encoding import Encoded, Encoding, tensor_digest
-from lilliput.encodings.floats import BFloat16, Float16
+from lilliput.encodings.floats import BFloat16, Exponent8, Float16
 from lilliput.encodings.integer import Int
+from lilliput.encodings.levels import NF4, Levels, Log, MiniFloat, Signs, mxfp4
 from lilliput.encodings.sparse import Sparse
 
 ENCODINGS: dict[str, type[Encoding]] = {
     "Float16": Float16,
     "BFloat16": BFloat16,
+    "Exponent8": Exponent8,
     "Int": Int,
+    "Levels": Levels,
+    "Log": Log,
+    "Signs": Signs,
+    "NF4": NF4,
+    "MiniFloat": MiniFloat,
     "Sparse": Sparse,
 }
 
-__all__ = ["ENCODINGS", "BFloat16", "Encoded", "Encoding", "Float16", "Int", "Sparse", "tensor_digest"]
+__all__ = [
+    "ENCODINGS",
+    "NF4",
+    "BFloat16",
+    "Encoded",
+    "Encoding",
+    "Exponent8",
+    "Float16",
+    "Int",
+    "Levels",
+    "Log",
+    "MiniFloat",
+    "Signs",
+    "Sparse",
+    "mxfp4",
+    "tensor_digest",
+]

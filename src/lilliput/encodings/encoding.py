@@ -39,6 +39,16 @@ class Encoding(ABC):
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """Exact size in bits of a tensor of this shape, before entropy coding, parameters included."""
 
+    @property
+    def code_bits(self) -> int | None:
+        """Bits of each code that count, where they are fewer than its type has; None: all."""
+        return None
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is represented exactly, as what was pruned needs it."""
+        return True
+
     def nested(self) -> dict[str, Encoding]:
         """The parts that are encoded tensors themselves, with their encodings."""
         return {}

@@ -14,6 +14,17 @@ from lilliput.encodings.encoding import Encoding, Part
 from lilliput.errors import EncodingError
 
 
+@torch.library.custom_op("lilliput::decode_exponent", mutates_args=())
+def decode_exponent(codes: Tensor) -> Tensor:
+    """``2 ** (codes - 127)``."""
+    return torch.exp2(codes.to(torch.float32) - 127)
+
+
+@decode_exponent.register_fake
+def _(codes: Tensor) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
 @torch.library.custom_op("lilliput::decode_float", mutates_args=())
 def decode_float(codes: Tensor) -> Tensor:
     """Half-precision codes as float32."""
@@ -73,3 +84,30 @@ class BFloat16(_HalfWidth):
 
     stored: ClassVar[torch.dtype] = torch.bfloat16
     wider: ClassVar[str] = "the tensor as it is"
+
+
+@dataclass(frozen=True, repr=False)
+class Exponent8(Encoding):
+    """Powers of two from 2⁻¹²⁷ to 2¹²⁷ and nothing else, for scales (E8M0 of the Microscaling Formats).
+
+    >>> Exponent8().represent(torch.tensor([0.9, 3.0, 5.0])).decode()
+    tensor([1., 4., 4.])
+    """
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        if not torch.compiler.is_compiling() and not bool((x > 0).all()):
+            raise EncodingError("numbers that are not above zero as powers of two", next="use Float16() or BFloat16()")
+        return {"codes": (torch.log2(x.detach().double()).round() + 127).clamp(0, 254).to(torch.uint8)}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return torch.ops.lilliput.decode_exponent(parts["codes"])  # type: ignore[no-any-return]
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        return 8 * prod(shape)
+
+    @property
+    def holds_zero(self) -> bool:
+        return False

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lilliput.encodings.blocks import Blocked, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.errors import EncodingError, nearest
-
-
-def _spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int) -> Tensor:
-    """A parameter laid out so that it broadcasts against a tensor of `shape`."""
-    if parameter.dim() == 0:
-        return parameter
-    if group == 0:
-        return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return parameter.repeat_interleave(group, dim=1).reshape(moved).movedim(0, axis)
+from lilliput.errors import EncodingError
 
 
 @torch.library.custom_op("lilliput::decode_int", mutates_args=())
@@ -30,8 +21,8 @@ def decode_int(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, g
     shape = tuple(codes.shape)
     centred = codes.to(scale.dtype)
     if offset is not None:
-        centred = centred - _spread(offset.to(scale.dtype), shape, axis, group)
-    return (centred * _spread(scale, shape, axis, group)).contiguous()
+        centred = centred - spread(offset.to(scale.dtype), shape, axis, group)
+    return (centred * spread(scale, shape, axis, group)).contiguous()
 
 
 @decode_int.register_fake
@@ -92,16 +83,8 @@ def _pass_on(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Te
 torch.library.register_autograd("lilliput::project_int_dynamic", _pass_on, setup_context=_nothing)
 
 
-_PER = ("channel", "tensor")
-
-
-def _whole(number: object, least: int, most: float = inf) -> bool:
-    """Whether this is an integer within limits; a float or a truth value is none, even where it compares equal."""
-    return type(number) is int and least <= number <= most
-
-
 @dataclass(frozen=True, repr=False)
-class Int(Encoding):
+class Int(Blocked):
     """Uniform integers: ``x ≈ (codes - offset) * scale``.
 
     Symmetric codes run from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1`` without an offset; asymmetric ones from 0 to
@@ -127,16 +110,8 @@ class Int(Encoding):
 
     def _mistakes(self) -> Iterator[tuple[bool, str, str]]:
         """What each field must not be, in the order in which it is told."""
-        grouped = self.group is not None
-        yield not _whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
-        yield grouped and not _whole(self.group, 1), f"groups of {self.group!r}", "use a positive group, or None"
-        yield self.per not in (None, *_PER), f"one scale per {self.per!r}", nearest(str(self.per), _PER)
-        yield (
-            grouped and self.per == "tensor",
-            "groups within one scale for the whole tensor",
-            'drop group=, or per="tensor"',
-        )
-        yield not _whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
+        yield not whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
+        yield from self.block_mistakes()
         yield (
             not isinstance(self.scale, Encoding | None),
             f"scales as {self.scale!r}",
@@ -146,29 +121,14 @@ class Int(Encoding):
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
 
     @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest code."""
         top = 2 ** (self.bits - 1) - 1
         return (0, 2**self.bits - 1) if self.symmetric is False else (-top, top)
-
-    def blocks(self, x: Tensor) -> Tensor:
-        """`x` as [blocks, elements]: the elements of a row share a scale."""
-        if self.per == "tensor" or x.dim() == 0:
-            return x.reshape(1, x.numel())
-        if self.axis >= x.dim():
-            raise EncodingError(
-                f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less"
-            )
-        rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
-        if self.group is None:
-            return rows
-        if rows.shape[1] % self.group:
-            divisors = [d for d in range(1, rows.shape[1] + 1) if rows.shape[1] % d == 0]
-            fitting = min(divisors, key=lambda d: abs(d - (self.group or 0)))
-            raise EncodingError(
-                f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}"
-            )
-        return rows.reshape(-1, self.group)
 
     def nested(self) -> dict[str, Encoding]:
         return {} if self.scale is None else {"scale": self.scale}
@@ -188,7 +148,7 @@ class Int(Encoding):
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if self.scale is not None:
             scale = self._held(scale, self.scale)
-        shaped = self._shape_of_parameters(shape)
+        shaped = self.parameter_shape(shape)
         if self.symmetric is not False:
             return {"scale": scale.reshape(shaped)}
         offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
@@ -206,9 +166,9 @@ class Int(Encoding):
     def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Integer codes of `x`, in its shape: int8 when symmetric, uint8 otherwise."""
         shape, group = tuple(x.shape), self.group or 0
-        codes = torch.round(x.float() / _spread(parameters["scale"].float(), shape, self.axis, group))
+        codes = torch.round(x.float() / spread(parameters["scale"].float(), shape, self.axis, group))
         if self.symmetric is False:
-            codes = codes + _spread(parameters["offset"].float(), shape, self.axis, group)
+            codes = codes + spread(parameters["offset"].float(), shape, self.axis, group)
         return codes.clamp(*self.limits).to(torch.uint8 if self.symmetric is False else torch.int8)
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -232,7 +192,7 @@ class Int(Encoding):
         return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
-        shaped = self._shape_of_parameters(shape)
+        shaped = self.parameter_shape(shape)
         per_scale = self.bits if self.symmetric is False else 0
         held = self.scale.size_bits(shaped) if self.scale else 32 * prod(shaped)
         return self.bits * prod(shape) + held + per_scale * prod(shaped)
@@ -247,9 +207,3 @@ class Int(Encoding):
             else f"per {self.per or 'channel'}"
         )
         return f"{kind}{self.bits} {scales}"
-
-    def _shape_of_parameters(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if self.per == "tensor" or not shape:
-            return ()
-        channels = shape[self.axis]
-        return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)

@@ -29,6 +29,8 @@ class Sparse(Encoding):
     def __post_init__(self) -> None:
         if not isinstance(self.values, Encoding | None) or isinstance(self.values, Sparse):
             raise EncodingError(f"zeros around {self.values!r}", next="use Int(8), Float16(), BFloat16() or None")
+        if self.values is not None and not self.values.holds_zero:
+            raise EncodingError(f"zeros around {self.values!r}, which has none", next="use Signs(3) or Int(8)")
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         return {} if self.values is None else self.values.fit(x)

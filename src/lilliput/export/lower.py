@@ -28,10 +28,10 @@ def lower(model: ir.Model) -> None:
     lowering = _Lowering(model.graph, model.opset_imports[""])
     own = [node for node in model.graph if node.domain == DOMAIN]
     for node in own:
-        if node.op_type in ("DecodeInt", "DecodeFloat"):
+        if node.op_type.startswith("Decode"):
             lowering.decode(node)
     for node in own:  # after the weights, whose lowering looks for them
-        if node.op_type in ("ProjectInt", "ProjectIntDynamic"):
+        if node.op_type.startswith("Project"):
             lowering.project(node)
     lowering.clean()
     model.opset_imports.pop(DOMAIN, None)
@@ -75,6 +75,9 @@ class _Lowering:
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then their scales."""
+        if node.op_type not in ("DecodeInt", "DecodeFloat"):
+            gather.replace_input_with(0, self._scaled(node, gather))
+            return
         codes, rows = node.inputs[0], gather.inputs[1]
         assert rows is not None
         picked = self._new("Gather", [codes, rows], before=gather, axis=0)
@@ -98,27 +101,45 @@ class _Lowering:
         return self._new("Gather", [self._constant(table[:, None]), rows], before=before, axis=0)
 
     def _scaled(self, node: ir.Node, before: ir.Node) -> ir.Value:
-        """The whole tensor as ``(codes - offset) · scale``, folded by the runtime when it loads."""
+        """The whole tensor as ``(codes - offset) · scale`` or ``levels[codes] · scale``, folded by the runtime when it
+        loads.
+        """
         codes = node.inputs[0]
-        packed = self._four_bits(codes) if node.op_type == "DecodeInt" and self.opset >= PACKED_OPSET else codes
-        decoded = self._new("Cast", [packed], before=before, to=ir.DataType.FLOAT)
         if node.op_type == "DecodeFloat":
-            return decoded
+            return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
+        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET else codes
+        kind = ir.DataType.FLOAT if node.op_type == "DecodeInt" else ir.DataType.INT32
+        x = self._new("Cast", [packed], before=before, to=kind)
         shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
-        scale, offset = _array(node.inputs[1]), None if _offset(node) is None else _array(_offset(node))
+        order = [axis, *(i for i in range(len(shape)) if i != axis)]
         if group:
-            moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
             if axis:
-                order = [axis, *(i for i in range(len(shape)) if i != axis)]
-                decoded = self._new("Transpose", [decoded], before=before, perm=order)
-            decoded = self._reshape(decoded, (shape[axis], -1, group), before)
-            decoded = self._affine(decoded, scale[..., None], None if offset is None else offset[..., None], before)
-            decoded = self._reshape(decoded, moved, before)
+                x = self._new("Transpose", [x], before=before, perm=order)
+            x = self._reshape(x, (shape[axis], -1, group), before)
+
+        def laid(parameter: np.ndarray) -> np.ndarray:
+            if group:
+                return parameter[..., None]
+            return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
+
+        if node.op_type == "DecodeInt":
+            offset = None if _offset(node) is None else laid(_array(_offset(node)))
+            x = self._affine(x, laid(_array(node.inputs[1])), offset, before)
+        elif node.op_type == "DecodeGrid":
+            table = np.array(node.attributes["table"].as_floats(), np.float32)
+            x = self._new("Gather", [self._constant(table), x], before=before, axis=0)
+            x = self._affine(x, laid(_array(node.inputs[1])), None, before)
+        else:
+            levels = _array(node.inputs[1])
+            if levels.ndim > 1:
+                starts = np.arange(0, levels.size, levels.shape[-1], dtype=np.int32).reshape(levels.shape[:-1])
+                x = self._new("Add", [x, self._constant(laid(starts))], before=before)
+            x = self._new("Gather", [self._constant(levels.reshape(-1).astype(np.float32)), x], before=before, axis=0)
+        if group:
+            x = self._reshape(x, tuple(shape[i] for i in order), before)
             if axis:
-                decoded = self._new("Transpose", [decoded], before=before, perm=np.argsort(order).tolist())
-            return decoded
-        spread = [-1 if i == axis else 1 for i in range(len(shape))] if scale.ndim else []
-        return self._affine(decoded, scale.reshape(spread), None if offset is None else offset.reshape(spread), before)
+                x = self._new("Transpose", [x], before=before, perm=np.argsort(order).tolist())
+        return x
 
     def _four_bits(self, codes: ir.Value | None) -> ir.Value | None:
         """The codes two to a byte, where four bits hold them all."""
@@ -319,6 +340,8 @@ def _array(value: ir.Value | None) -> np.ndarray:
     maker = value.producer()
     if maker is not None and maker.op_type == "DecodeFloat":
         return _array(maker.inputs[0]).astype(np.float32)
+    if maker is not None and maker.op_type == "DecodeExponent":
+        return np.exp2(_array(maker.inputs[0]).astype(np.float32) - 127)
     assert value.const_value is not None, "a part of an encoding must be a constant"
     return value.const_value.numpy()
 

@@ -18,7 +18,7 @@ from onnxscript.values import Opset
 from torch import nn
 
 from lilliput.disk import whole_file
-from lilliput.encodings import Int
+from lilliput.encodings import Encoding
 from lilliput.errors import ExportError
 from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.model.capture import Inputs, program, quiet
@@ -27,6 +27,9 @@ _LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
     "decode_int": ("DecodeInt", ("codes", "scale", "offset"), ("axis", "group")),
     "decode_float": ("DecodeFloat", ("codes",), ()),
+    "decode_exponent": ("DecodeExponent", ("codes",), ()),
+    "decode_levels": ("DecodeLevels", ("codes", "levels"), ("axis", "group")),
+    "decode_grid": ("DecodeGrid", ("codes", "scale"), ("table", "axis", "group")),
     "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
     "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
 }
@@ -55,7 +58,10 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
             ],
             outputs=[schema.FormalParameter("out", "TOut")],
             type_constraints=[(f"T{i}", tensor, "") for i in range(len(inputs))] + [("TOut", tensor, "")],
-            attributes=[schema.Attribute(given, schema.AttrType.INT, "") for given in attributes],
+            attributes=[
+                schema.Attribute(given, schema.AttrType.FLOATS if given == "table" else schema.AttrType.INT, "")
+                for given in attributes
+            ],
         )
     )
     node = getattr(Opset(DOMAIN, 1), name)
@@ -105,7 +111,7 @@ def export(
 
 def _has_four_bits(model: nn.Module) -> bool:
     held = (getattr(module, "encoding", None) for module in model.modules())
-    return any(isinstance(encoding, Int) and encoding.bits <= 4 for encoding in held)
+    return any(isinstance(encoding, Encoding) and (encoding.code_bits or 8) <= 4 for encoding in held)
 
 
 def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Int
+from lilliput.encodings import Encoding
 from lilliput.entropy import Coder, bound
 from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
@@ -113,8 +113,9 @@ def _code_bits(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         encoding = getattr(module, "encoding", None)
-        if isinstance(encoding, Int) and encoding.bits < 8 and isinstance(getattr(module, "codes", None), Tensor):
-            found[f"{path}.codes"] = encoding.bits
+        bits = encoding.code_bits if isinstance(encoding, Encoding) else None
+        if bits is not None and bits < 8 and isinstance(getattr(module, "codes", None), Tensor):
+            found[f"{path}.codes"] = bits
     return found
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding, Int, Levels
+from lilliput.encodings.levels import Grid
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.techniques.ranges import MSE, Range
@@ -19,9 +20,10 @@ from lilliput.techniques.technique import Placement, Run, Technique, check_where
 class Quantize(Technique):
     """Represent weights, and values that flow, by fewer bits, without training.
 
-    Weights alone: ``Quantize(weights=Int(8))``. With activations whose ranges come from calibration (static):
-    ``activations=Int(8)``; with ranges found at each run (dynamic): ``activations=Int(8, dynamic=True)``. What flows
-    into weights that an earlier step has encoded is encoded with the rest, so that bits may differ from layer to layer.
+    Weights alone: ``Quantize(weights=Int(8))``, or ``weights=Levels(16)``, by which they share few numbers. With
+    activations whose ranges come from calibration (static): ``activations=Int(8)``; with ranges found at each run
+    (dynamic): ``activations=Int(8, dynamic=True)``. What flows into weights that an earlier step has encoded is encoded
+    with the rest, so that bits may differ from layer to layer.
 
     >>> Quantize(weights=Int(8), activations=Int(8))
     Quantize(activations=Int())
@@ -96,13 +98,14 @@ class Quantize(Technique):
         return run.place(flowing, weights)
 
     def _for_weight(self, call: Call) -> Encoding:
-        if not isinstance(self.weights, Int):
-            assert self.weights is not None
-            return self.weights
-        symmetric, per = self.weights.symmetric, self.weights.per
-        axis = 1 if call.op.startswith("conv_transpose") else self.weights.axis
-        per = None if self.weights.group else per or "channel"
-        return replace(self.weights, symmetric=symmetric is not False, per=per, axis=axis)
+        encoding = self.weights
+        assert encoding is not None
+        if isinstance(encoding, Int | Levels | Grid):
+            encoding = replace(encoding, axis=1 if call.op.startswith("conv_transpose") else encoding.axis)
+        if not isinstance(encoding, Int):
+            return encoding
+        per = None if encoding.group else encoding.per or "channel"
+        return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their weight, by the operand they multiply."""

@@ -1,0 +1,90 @@
+"""Elements that share parameters: all of a tensor, those of a channel, or a group of a channel's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, prod
+
+from torch import Tensor
+
+from lilliput.encodings.encoding import Encoding
+from lilliput.errors import EncodingError, nearest
+
+PER = ("channel", "tensor")
+
+
+class Blocked(Encoding):
+    """An encoding with parameters for each block of elements; the fields are those of the encodings themselves."""
+
+    group: int | None  # inputs that share parameters; None: a whole channel
+    per: str | None  # "channel" or "tensor"; None: chosen by use
+    axis: int  # the channel axis
+
+    @property
+    def one_block(self) -> bool:
+        """Whether all elements share their parameters."""
+        return self.per == "tensor"
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """`x` as [blocks, elements]: the elements of a row share their parameters."""
+        if self.one_block or x.dim() == 0:
+            return x.reshape(1, x.numel())
+        if self.axis >= x.dim():
+            raise EncodingError(
+                f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less"
+            )
+        rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
+        if self.group is None:
+            return rows
+        if rows.shape[1] % self.group:
+            divisors = [d for d in range(1, rows.shape[1] + 1) if rows.shape[1] % d == 0]
+            fitting = min(divisors, key=lambda d: abs(d - (self.group or 0)))
+            raise EncodingError(
+                f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}"
+            )
+        return rows.reshape(-1, self.group)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`blocks` of a tensor as float32 laid out in order, so that sums over a block do not depend on strides."""
+        return self.blocks(x.detach().float()).contiguous()
+
+    def unblocked(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What `blocks` made of a tensor of `shape`, laid out as that tensor again."""
+        if self.one_block or len(shape) < 2:
+            return rows.reshape(shape)
+        moved = (shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :])
+        return rows.reshape(moved).movedim(0, self.axis).contiguous()
+
+    def parameter_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[] | [channels] | [channels, groups]: the shape of one parameter of a tensor of `shape`."""
+        if self.one_block or not shape:
+            return ()
+        channels = shape[self.axis]
+        return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)
+
+    def block_mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        """What the fields of blocks must not be, in the order in which it is told."""
+        grouped = self.group is not None
+        yield grouped and not whole(self.group, 1), f"groups of {self.group!r}", "use a positive group, or None"
+        yield self.per not in (None, *PER), f"one scale per {self.per!r}", nearest(str(self.per), PER)
+        yield (
+            grouped and self.per == "tensor",
+            "groups within one scale for the whole tensor",
+            'drop group=, or per="tensor"',
+        )
+        yield not whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
+
+
+def whole(number: object, least: int, most: float = inf) -> bool:
+    """Whether this is an integer within limits; a float or a truth value is none, even where it compares equal."""
+    return type(number) is int and least <= number <= most
+
+
+def spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int) -> Tensor:
+    """A parameter laid out so that it broadcasts against a tensor of `shape`; `group` 0: none."""
+    if parameter.dim() == 0:
+        return parameter
+    if group == 0:
+        return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return parameter.repeat_interleave(group, dim=1).reshape(moved).movedim(0, axis)
