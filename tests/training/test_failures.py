@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,11 @@ class Loss:
 
     spoil: Callable[[Tensor, nn.Module], Tensor]
     when: int = 7
-    times: int = 0
+    times: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # no number, which would be another loss
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
-        self.times += 1
         loss = cross_entropy(model, batch)
-        return self.spoil(loss, model) if self.times == self.when else loss
+        return self.spoil(loss, model) if next(self.times) == self.when else loss
 
 
 class Heavy(torch.autograd.Function):
@@ -279,3 +279,27 @@ def test_a_compressed_network_all_of_which_is_frozen() -> None:
     assert any(isinstance(part, EncodedTensor) for part in net.modules())
     with pytest.raises(InputError, match="model: no parameter is trainable"):
         lp.train(task(model=net))
+
+
+def test_another_loss_is_another_training(tmp_path: Path) -> None:
+    """Even where it has the same name; the same one, defined anew, is answered from the folder."""
+
+    def losses(share: float, judge: nn.Module, power: int) -> list[Any]:
+        def loss(model: Any, batch: Any) -> Tensor:
+            return share * nn.functional.cross_entropy(judge(model(batch[0])), batch[1]) ** power
+
+        return [loss]
+
+    torch.manual_seed(0)
+    judge, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    batches = [(torch.randn(6, 4), torch.arange(6) % 3) for _ in range(2)]
+    net, taken = nn.Linear(4, 3), []
+    for share, judged, power in ((1.0, judge, 1), (1.0, judge, 1), (0.5, judge, 1), (1.0, other, 1), (1.0, judge, 2)):
+        steps: list[str] = []
+        (loss,) = losses(share, judged, power)
+        given = lp.Task(net, train=batches, loss=loss)
+        lp.train(
+            given, lp.Finetune(), folder=tmp_path, progress=lambda stage, done, total, steps=steps: steps.append(stage)
+        )
+        taken.append("training" in steps)
+    assert taken == [True, False, True, True, True]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.encodings import tensor_digest
+from lilliput.engine.identity import identity, model_identity
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.model.capture import Inputs
@@ -70,8 +70,8 @@ def learn(
     validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed)
     if validate is not None and lessons.judged is not None:
         check_apart(validate, lessons.judged)
-    teachers = [_digest(teacher) for teacher in lessons.teachers] if step.distill else []
-    loss = "" if lessons.loss is None else getattr(lessons.loss, "__qualname__", type(lessons.loss).__name__)
+    teachers = [model_identity(teacher) for teacher in lessons.teachers] if step.distill else []
+    loss = identity(lessons.loss)
     still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
     question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss, still)
     how = digest(*question)
@@ -91,10 +91,6 @@ def learn(
 
     answer = store.answer(question, compute)
     return Learnt(how, answer.data, answer.tensors)
-
-
-def _digest(model: nn.Module) -> str:
-    return digest(str(model), {name: tensor_digest(x) for name, x in model.state_dict().items()})
 
 
 def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed: Feed, progress: Progress) -> None:
