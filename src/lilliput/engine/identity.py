@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lilliput.encodings import tensor_digest
 from lilliput.plain import digest
 
-
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _NEAR = (*_PLAIN, Tensor, nn.Module, types.FunctionType)
 
@@ -20,7 +19,7 @@ _NEAR = (*_PLAIN, Tensor, nn.Module, types.FunctionType)
 def identity(thing: Any, seen: tuple[int, ...] = ()) -> Any:
     """Plain data that differs where `thing` does: the code of functions, and what they close over or name.
 
-    Modules count by their tensors, tensors by their content, other objects by their class and those of their fields that
+    Modules count by their tensors, tensors by their content, other objects by their class and those fields that
     are numbers, texts, tensors, modules or functions. What lies deeper, or in C code, does not count.
 
     >>> identity(lambda x: x + 1) == identity(lambda x: x + 1), identity(lambda x: x + 1) == identity(lambda x: x + 2)
