@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,49 @@ def test_a_result_is_saved_by_either_coder(result: lp.Result, tmp_path: Path) ->
     with pytest.raises(lp.LilliputError, match="a coder called 'quick'"):
         result.save(tmp_path / "no.lil", "quick")  # type: ignore[arg-type]
     assert not (tmp_path / "no.lil").exists()
+
+
+def test_a_result_that_was_trained_on_is_not_written_as_it_was(tmp_path: Path) -> None:
+    small = lp.compress(net(), lp.Recipe([lp.Quantize()]), calibrate=[torch.randn(4, 3, 8, 8)], target=QUICK)
+    lp.unfreeze(small.model)
+    with pytest.raises(
+        lp.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"
+    ):
+        small.save(tmp_path / "a.lil")
+    lp.freeze(small.model)
+    small.save(tmp_path / "a.lil")
+    with torch.no_grad():
+        next(iter(small.model.parameters())).add_(1.0)
+    with pytest.raises(lp.LilliputError, match=r"lilliput.export\(path, result.model, example"):
+        small.export(tmp_path / "a.onnx")
+    x = torch.randn(4, 3, 8, 8)
+    lp.save(tmp_path / "b.lil", small.model, example=x[:1])
+    with torch.no_grad():
+        expected = small.model(x)
+    torch.testing.assert_close(lp.open(tmp_path / "b.lil")(x), expected, atol=1e-5, rtol=1e-5)
+    session = onnxruntime.InferenceSession(lp.export(tmp_path / "b.onnx", small.model, x[:1]))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_recipe_that_only_trains() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    task = lp.Task(
+        nn.Linear(8, 4),
+        calibrate=[x],
+        train=[(x, torch.arange(16) % 4)],
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+    )
+    trained = lp.compress(task, lp.Recipe([lp.Finetune(lr=0.1)]), target=QUICK)
+    assert trained.data["training"] and not torch.equal(trained.model.weight, task.model.weight)
+
+
+def test_every_public_name_is_shown_to_type_checkers() -> None:
+    source = Path(lp.__file__).read_text()
+    shown = re.findall(r"^    from lilliput(?:\.([\w.]+))? import (\w+) as (\w+)$", source, re.MULTILINE)
+    assert {name: place for place, name, again in shown if name == again and place} == lp._PLACES
+    assert {name for place, name, _ in shown if not place} == set(lp._MODULES)
 
 
 def test_what_was_left_out_is_listed_with_its_reason(result: lp.Result) -> None:

@@ -3,41 +3,81 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gives
+    from lilliput import metrics as metrics
+    from lilliput.encodings import NF4 as NF4
+    from lilliput.encodings import BFloat16 as BFloat16
+    from lilliput.encodings import Float16 as Float16
+    from lilliput.encodings import Int as Int
+    from lilliput.encodings import Levels as Levels
+    from lilliput.encodings import Log as Log
+    from lilliput.encodings import MiniFloat as MiniFloat
+    from lilliput.encodings import Signs as Signs
+    from lilliput.encodings import Sparse as Sparse
+    from lilliput.encodings import mxfp4 as mxfp4
+    from lilliput.errors import LilliputError as LilliputError
+    from lilliput.file.lil import load as load
+    from lilliput.model.carrier import freeze as freeze
+    from lilliput.model.carrier import to_dense as to_dense
+    from lilliput.model.carrier import unfreeze as unfreeze
+    from lilliput.recipe import Recipe as Recipe
+    from lilliput.targets import OnnxRuntime as OnnxRuntime
+    from lilliput.task import Task as Task
+    from lilliput.techniques.distill import Attention as Attention
+    from lilliput.techniques.distill import Correlation as Correlation
+    from lilliput.techniques.distill import Decoupled as Decoupled
+    from lilliput.techniques.distill import Hint as Hint
+    from lilliput.techniques.distill import Relation as Relation
+    from lilliput.techniques.distill import Response as Response
+    from lilliput.techniques.finetune import Finetune as Finetune
+    from lilliput.techniques.prune import Prune as Prune
+    from lilliput.techniques.quantize import Quantize as Quantize
+    from lilliput.techniques.ranges import MSE as MSE
+    from lilliput.techniques.ranges import MinMax as MinMax
+    from lilliput.techniques.ranges import Percentile as Percentile
+    from lilliput.verbs import Result as Result
+    from lilliput.verbs import compress as compress
+    from lilliput.verbs import export as export
+    from lilliput.verbs import open as open
+    from lilliput.verbs import save as save
+    from lilliput.verbs import train as train
 
 _PLACES = {
-    "Response": "techniques.distill",
-    "Relation": "techniques.distill",
-    "Hint": "techniques.distill",
-    "Decoupled": "techniques.distill",
-    "Correlation": "techniques.distill",
     "Attention": "techniques.distill",
     "BFloat16": "encodings",
+    "compress": "verbs",
+    "Correlation": "techniques.distill",
+    "Decoupled": "techniques.distill",
+    "export": "verbs",
     "Finetune": "techniques.finetune",
     "Float16": "encodings",
+    "freeze": "model.carrier",
+    "Hint": "techniques.distill",
     "Int": "encodings",
     "Levels": "encodings",
+    "LilliputError": "errors",
+    "load": "file.lil",
     "Log": "encodings",
     "MiniFloat": "encodings",
-    "NF4": "encodings",
-    "Signs": "encodings",
-    "Sparse": "encodings",
-    "mxfp4": "encodings",
-    "LilliputError": "errors",
-    "MSE": "techniques.ranges",
     "MinMax": "techniques.ranges",
+    "MSE": "techniques.ranges",
+    "mxfp4": "encodings",
+    "NF4": "encodings",
     "OnnxRuntime": "targets",
+    "open": "verbs",
     "Percentile": "techniques.ranges",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",
+    "Relation": "techniques.distill",
+    "Response": "techniques.distill",
     "Result": "verbs",
+    "save": "verbs",
+    "Signs": "encodings",
+    "Sparse": "encodings",
     "Task": "task",
-    "compress": "verbs",
-    "freeze": "model.carrier",
-    "load": "file.lil",
-    "open": "verbs",
-    "save": "file.lil",
     "to_dense": "model.carrier",
     "train": "verbs",
     "unfreeze": "model.carrier",

@@ -28,8 +28,10 @@ from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
 from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
-from lilliput.file.lil import lossless_bytes, save
+from lilliput.file.lil import lossless_bytes
+from lilliput.file.lil import save as write_module
 from lilliput.measure import artifact, cpu, environment
+from lilliput.model.capture import Dynamic
 from lilliput.model.edits import State
 from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
@@ -52,8 +54,12 @@ class Result:
     data: dict[str, Any]  # the report
     folder: Path  # holds net.lil, net.<target's format>, report.json and report.html
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_delivered", model_digest(self.model))
+
     def save(self, path: str | Path, coder: Coder = "dense") -> Path:
         """Write the `.lil` file, to store and send: *dense* is smaller, *fast* is read some ten times faster."""
+        self._check_unchanged("save")
         if coder == "dense":
             return _copy(self.folder / "net.lil", Path(path))
         recoded(self.folder / "net.lil", path, coder)
@@ -61,12 +67,21 @@ class Result:
 
     def export(self, path: str | Path) -> Path:
         """Write the file that the target runs."""
+        self._check_unchanged("export")
         built = next(self.folder.glob("net.[!l]*"))
         return _copy(built, Path(path))
 
     def report(self, path: str | Path) -> Path:
         """Write the report: a page (`.html`) or its data (`.json`)."""
         return _copy(self.folder / f"report{_report_ending(Path(path))}", Path(path))
+
+    def _check_unchanged(self, verb: str) -> None:
+        if model_digest(self.model) != self._delivered:  # type: ignore[attr-defined]
+            raise InputError(
+                "the model was changed since it was compressed, and the result holds it as it was then",
+                where="result.model",
+                next=f"lilliput.{verb}(path, result.model, example=…) writes it as it is",
+            )
 
     def __str__(self) -> str:
         return str(self.data["sentence"])
@@ -191,7 +206,9 @@ def _prove(
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
     last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
-    stored = save(work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance)
+    stored = write_module(
+        work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance
+    )
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
     near = closeness(
         driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None
@@ -238,6 +255,65 @@ def _prove(
     for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
         _deliver(work / name, place / name)
     return Result(driver.model, driver.state, data, place)
+
+
+def save(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    coder: Coder = "dense",
+    example: Any = None,
+    dynamic: Dynamic | None = None,
+    target: str | Target = "onnxruntime",
+    assets: Mapping[str, str | Path | bytes] | None = None,
+) -> dict[str, int]:
+    """Write a module, compressed or not, as a `.lil` file; returns the bytes of each tensor, and under "" of the rest.
+
+    With an `example` of its inputs the graph that `target` runs travels inside, and `lilliput.open` needs no source.
+
+    Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold, CaptureError
+    and ExportError where there is an example and no graph can be made of it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sizes = save(f"{folder}/net.lil", nn.Linear(4, 2), example=torch.zeros(1, 4))
+    ...     open(f"{folder}/net.lil")(torch.zeros(1, 4)).shape
+    torch.Size([1, 2])
+    """
+    held = read_assets(assets)
+    if example is None:
+        return write_module(path, model, coder=coder, assets=held)
+    with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+        driver, built = _built(model, example, dynamic, target, Path(folder))
+        return write_module(path, model, coder=coder, graph=_graph(driver, built), assets=held)
+
+
+def export(
+    path: str | Path,
+    model: nn.Module,
+    example: Any,
+    *,
+    dynamic: Dynamic | None = None,
+    target: str | Target = "onnxruntime",
+) -> Path:
+    """Write a module, compressed or not, as the file that `target` runs; opened and compared with the module.
+
+    Raises CaptureError and ExportError for what cannot be captured whole or computes something else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export(f"{folder}/net.onnx", nn.Linear(4, 2), torch.zeros(1, 4)).name
+    'net.onnx'
+    """
+    with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+        return _copy(_built(model, example, dynamic, target, Path(folder))[1].path, Path(path))
+
+
+def _built(
+    model: nn.Module, example: Any, dynamic: Dynamic | None, target: str | Target, folder: Path
+) -> tuple[Driver, Built]:
+    driver, _ = begin(Task(model, example=example, dynamic=dynamic), target_called(target), Store(None), silent)
+    return driver, build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.format}")
 
 
 def _graph(driver: Driver, built: Built) -> Graph:

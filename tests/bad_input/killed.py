@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.engine import evidence
 from lilliput.errors import LilliputError
-from lilliput.export.onnx import export
+from lilliput.exporters.onnx import export
 from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
 from lilliput.model.capture import Inputs

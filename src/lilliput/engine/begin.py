@@ -7,7 +7,7 @@ from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver, Progress, check_runs
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.edits import EncodeTensor
+from lilliput.model.edits import EncodeTensor, Train
 from lilliput.plain import digest
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
@@ -56,7 +56,7 @@ def follow(recipe: Recipe, driver: Driver) -> None:
         raise InputError("the model has no convolution, linear layer or embedding", next="compress one that has")
     for step in recipe.steps:
         step.apply(driver)
-    if not any(isinstance(step.edit, EncodeTensor) for step in driver.state.steps):
+    if not any(isinstance(step.edit, EncodeTensor | Train) for step in driver.state.steps):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
         raise InputError(
             "the recipe changed no layer",

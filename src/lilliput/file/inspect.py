@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -213,6 +214,8 @@ def _checked_graph(reader: Reader) -> str:
         return f"none: {reader.header.get('no_graph', 'this is no module')}"
     built = restored(reader)
     import onnx
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
     import onnxruntime
 
     try:

@@ -83,9 +83,9 @@ def interleaved(
         pace_s = perf_counter() - round_began
     if not all(figures.values()):
         raise MeasureError(
-            f"no round fits in budget_s={budget_s:g}",
+            f"no round of timing fits in {budget_s:g} s",
             why=f"one round takes about {pace_s:.2g} s",
-            next="raise budget_s, or give a smaller example",
+            next="give it more seconds, or a smaller example",
         )
     others_s = _others_seconds() - others_began
     others_cores = max(others_s / (perf_counter() - began), 0.0) if math.isfinite(others_s) else None

@@ -5,6 +5,7 @@ What it fuses, and what it makes slower, was measured: docs/onnxruntime.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.errors import ExportError, InputError, reason
-from lilliput.export.onnx import export
+from lilliput.exporters.onnx import export
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.fold import fold_norms
@@ -87,6 +88,7 @@ class OnnxRuntime(Target):
         export(path, model, example, dynamic, self.opset)
 
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -1,7 +1,7 @@
 """A module as an ONNX file, its encoded tensors as real integer and half-precision initializers.
 
 `torch.onnx` translates the captured graph; the decoding of tensors and the projection of values arrive as nodes of a
-domain of their own, which `lilliput.export.lower` turns into standard operators that runtimes fuse.
+domain of their own, which `lilliput.exporters.lower` turns into standard operators that runtimes fuse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError
-from lilliput.export.lower import DOMAIN, PACKED_OPSET, lower
+from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.model.capture import Inputs, program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
