@@ -84,9 +84,7 @@ def test_a_result_is_saved_by_either_coder(result: lp.Result, tmp_path: Path) ->
 def test_a_result_that_was_trained_on_is_not_written_as_it_was(tmp_path: Path) -> None:
     small = lp.compress(net(), lp.Recipe([lp.Quantize()]), calibrate=[torch.randn(4, 3, 8, 8)], target=QUICK)
     lp.unfreeze(small.model)
-    with pytest.raises(
-        lp.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"
-    ):
+    with pytest.raises(lp.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"):
         small.save(tmp_path / "a.lil")
     lp.freeze(small.model)
     small.save(tmp_path / "a.lil")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import lilliput as lp
 import lilliput.training.loop
 from lilliput.encodings import tensor_digest
+from lilliput.engine.lessons import LAST_GOOD
 from lilliput.errors import InputError
 from lilliput.model.carrier import EncodedTensor, attach
 from lilliput.techniques.distill import Hint, Response
@@ -162,7 +163,11 @@ def test_when_the_trouble_is_over_it_goes_on_to_the_same_bits(
     with pytest.raises(InputError, match=message):
         lp.train(given, STEP, folder=tmp_path)
     assert digests(given.model) == before
-    assert [path.suffix for path in tmp_path.iterdir()] == [".training"]
+    good = tmp_path / LAST_GOOD
+    assert [path.suffix for path in tmp_path.iterdir() if path != good] == [".training"]
+    if good.exists():
+        assert digests(lp.load(good, into=network())) == digests(lp.train(task(), replace(STEP, epochs=1)).model)
+    assert good.exists() == any(words in message for words in ("the loss is", "has"))
     seen: list[int] = []
     again = lp.train(given, STEP, folder=tmp_path, progress=lambda stage, done, total: seen.append(done))
     whole = lp.train(task(), STEP)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lilliput.engine.identity import identity, model_identity
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
+from lilliput.file.lil import save
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.plain import digest
@@ -21,8 +22,10 @@ from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
-from lilliput.training.loop import Loss, Material, Progress, enough_memory, train
+from lilliput.training.loop import Derailed, Loss, Material, Progress, enough_memory, train
 from lilliput.training.teachers import Live, save_answers
+
+LAST_GOOD = "last-good.lil"
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,25 @@ def learn(
             material = Material(feed, lessons.loss, validate, tuple(lessons.teachers), answers, key)
             place = None if store.folder is None else folder / f"{how}.training"
             work = copy.deepcopy(model)
-            history = train(work, step, material, place=place, progress=progress)
+            try:
+                history = train(work, step, material, place=place, progress=progress)
+            except Derailed as error:
+                raise _kept(error, work, store.folder) from error
         return Answer(history, work.state_dict())
 
     answer = store.answer(question, compute)
     return Learnt(how, answer.data, answer.tensors)
+
+
+def _kept(error: Derailed, model: nn.Module, folder: Path | None) -> InputError:
+    """The error that says where the model is as it was last well."""
+    last = "the model as it was after the last epoch that went well"
+    if folder is None:
+        why = f"{last} is gone, for no folder was given to keep it in"
+    else:
+        save(folder / LAST_GOOD, model)
+        why = f"{last} is in {folder / LAST_GOOD}"
+    return InputError(error.what, where=error.where, why=why, next=error.next)
 
 
 def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed: Feed, progress: Progress) -> None:

@@ -34,6 +34,10 @@ SAVE_S = 60.0  # seconds between two checkpoints within an epoch
 _STARVED = ("not enough memory", "DefaultCPUAllocator")  # in what torch says when a CPU's memory is used up
 
 
+class Derailed(InputError):
+    """A loss or a weight is no number; the model that was given is as it was after the last epoch that went well."""
+
+
 @dataclass(frozen=True)
 class Material:
     """What there is to train with."""
@@ -261,11 +265,11 @@ class _Trainer:
             raise self._derailed(f"the loss is {found}", where)
         return found
 
-    def _derailed(self, what: str, where: str) -> InputError:
+    def _derailed(self, what: str, where: str) -> Derailed:
         """The error to stop with; the model is given back as it was last well."""
         self._restore(self.good)
         self._give_back()
-        return InputError(
+        return Derailed(
             what,
             where=where,
             why="the model is kept as it was after the last epoch that went well",
