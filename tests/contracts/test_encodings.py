@@ -412,3 +412,22 @@ def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> Non
     projected.sum().backward()
     free = torch.ones(12, 8) if not isinstance(encoding, Sparse) else (frozen.decode() != 0).float()
     torch.testing.assert_close(x.grad, free)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "forged", "words"),
+    [
+        (Int(8), {"codes": torch.zeros(8, 4, dtype=torch.int8)}, "for a tensor of"),
+        (Int(8), {"scale": torch.zeros(3)}, "for 4 blocks"),
+        (Levels(4), {"codes": torch.full((4, 8), 9, dtype=torch.uint8)}, "the code 9 of 4"),
+        (Levels(4), {"codes": torch.full((4, 8), -1, dtype=torch.int8)}, "codes of torch.int8"),
+        (Levels(4, group=4), {"levels": torch.zeros(4)}, "for 8 blocks"),
+        (Signs(3), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 3"),
+        (NF4(), {"scale": torch.zeros(3)}, "for 4 blocks"),
+    ],
+)
+def test_forged_parts_are_refused(encoding: Encoding, forged: dict[str, Tensor], words: str) -> None:
+    parts = encoding.represent(torch.randn(4, 8)).parts
+    encoding.check_parts((4, 8), parts)
+    with pytest.raises(ValueError, match=words):
+        encoding.check_parts((4, 8), {**parts, **forged})

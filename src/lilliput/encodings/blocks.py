@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf, prod
 
+import torch
 from torch import Tensor
 
-from lilliput.encodings.encoding import Encoding
+from lilliput.encodings.encoding import Encoding, Part
 from lilliput.errors import EncodingError, nearest
 
 PER = ("channel", "tensor")
@@ -61,6 +62,28 @@ class Blocked(Encoding):
             return ()
         channels = shape[self.axis]
         return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)
+
+    def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
+        super().check_parts(shape, parts)
+        blocks = len(self.blocks(torch.empty(shape, device="meta")))
+        for name in ("scale", "offset", "levels"):
+            if name in parts and tuple(parts[name].shape) != self.part_shape(name, shape):
+                raise ValueError(f"{name} of shape {tuple(parts[name].shape)} for {blocks} blocks")
+        codes = parts.get("codes")
+        if self.places and isinstance(codes, Tensor) and codes.numel():
+            if codes.dtype != torch.uint8:
+                raise ValueError(f"codes of {codes.dtype}")
+            if int(codes.max()) >= self.places:
+                raise ValueError(f"the code {int(codes.max())} of {self.places}")
+
+    @property
+    def places(self) -> int:
+        """How many numbers the codes choose from; 0 where they are numbers themselves."""
+        return 0
+
+    def part_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a part with an entry for each block."""
+        return self.parameter_shape(shape)
 
     def block_mistakes(self) -> Iterator[tuple[bool, str, str]]:
         """What the fields of blocks must not be, in the order in which it is told."""

@@ -85,6 +85,12 @@ class Encoding(ABC):
         parameters = self.fit(x) if parameters is None else parameters
         return Encoded(self, tuple(x.shape), x.dtype, self.encode(x, parameters))
 
+    def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
+        """Refuse, by a ValueError, parts that a file may claim and that cannot be decoded, or to another size."""
+        shapes = {name: tuple(part.shape) for name, part in parts.items()}
+        if any(shapes.get(name, shape) != shape for name in ("codes", "values")):
+            raise ValueError(f"parts of {shapes} for a tensor of {shape}")
+
     def label(self) -> str:
         """A few words for a table."""
         return type(self).__name__.lower()

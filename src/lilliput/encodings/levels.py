@@ -95,6 +95,13 @@ class Levels(Blocked):
         return self.per == "tensor" or (self.per is None and self.group is None)
 
     @property
+    def places(self) -> int:
+        return self.n
+
+    def part_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*self.parameter_shape(shape), self.n)
+
+    @property
     def code_bits(self) -> int:
         return _bits_for(self.n)
 
@@ -158,8 +165,12 @@ class Grid(Blocked):
         return iter(())
 
     @property
+    def places(self) -> int:
+        return len(self.table())
+
+    @property
     def code_bits(self) -> int:
-        return _bits_for(len(self.table()))
+        return _bits_for(self.places)
 
     def nested(self) -> dict[str, Encoding]:
         return {} if self.scale is None else {"scale": self.scale}

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import torch
@@ -244,19 +243,8 @@ def _assemble(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, te
     for name, inner in encoding.nested().items():
         held = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
         parts[name] = _assemble(inner, tuple(held["codes"].shape), torch.float32, held)
-    _check_parts(encoding, tuple(shape), parts)
+    encoding.check_parts(tuple(shape), parts)
     return Encoded(encoding, tuple(shape), dtype, parts)
-
-
-def _check_parts(encoding: Encoding, shape: tuple[int, ...], parts: Mapping[str, Any]) -> None:
-    """Refuse parts that decoding would lay out over more elements than the tensor has."""
-    shapes = {name: tuple(part.shape) for name, part in parts.items()}
-    if any(shapes.get(name, shape) != shape for name in ("codes", "values")):
-        raise ValueError(f"parts of {shapes} for a tensor of {shape}")
-    if isinstance(encoding, Int):
-        blocks = len(encoding.blocks(torch.empty(shape, device="meta")))
-        if any(prod(shapes[name]) != blocks for name in ("scale", "offset") if name in shapes):
-            raise ValueError(f"parts of {shapes} for {blocks} blocks")
 
 
 def _check_value(encoding: Encoding, parts: Mapping[str, Tensor], value: str) -> None:
