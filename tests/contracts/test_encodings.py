@@ -27,7 +27,8 @@ from lilliput.encodings import (
 )
 from lilliput.encodings.blocks import Blocked
 from lilliput.encodings.encoding import Encoded
-from lilliput.encodings.levels import Grid, lloyd, scale_of
+from lilliput.encodings.grids import Grid, scale_of
+from lilliput.encodings.levels import lloyd
 from lilliput.errors import EncodingError, LilliputError, RecipeError
 from lilliput.plain import from_plain, to_plain
 

@@ -2,8 +2,9 @@
 
 from lilliput.encodings.encoding import Encoded, Encoding, tensor_digest
 from lilliput.encodings.floats import BFloat16, Exponent8, Float16
+from lilliput.encodings.grids import NF4, Log, MiniFloat, Signs, mxfp4
 from lilliput.encodings.integer import Int
-from lilliput.encodings.levels import NF4, Levels, Log, MiniFloat, Signs, mxfp4
+from lilliput.encodings.levels import Levels
 from lilliput.encodings.sparse import Sparse
 
 ENCODINGS: dict[str, type[Encoding]] = {

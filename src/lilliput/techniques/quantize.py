@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lilliput.encodings import Encoding, Int, Levels
-from lilliput.encodings.levels import Grid
+from lilliput.encodings.grids import Grid
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.techniques.ranges import MSE, Range

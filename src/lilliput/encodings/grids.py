@@ -1,0 +1,274 @@
+"""Codebooks that are fixed: a tensor as places in a table that the format defines, times a scale.
+
+Which numbers stand in the table is all that sets logarithms, signs, NF4 and small floats apart.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lilliput.encodings.blocks import Blocked, spread, whole
+from lilliput.encodings.encoding import Encoding, Part
+from lilliput.encodings.floats import Exponent8
+from lilliput.encodings.levels import bits_for, nearest_of, places_of
+from lilliput.errors import EncodingError, nearest
+
+_STARTS, _CUTS, _TURNS = 4, (0.8, 0.6, 0.4, 0.2), 4  # of the search for a scale
+
+
+@torch.library.custom_op("lilliput::decode_grid", mutates_args=())
+def decode_grid(codes: Tensor, scale: Tensor, table: Sequence[float], axis: int, group: int) -> Tensor:
+    """``table[codes] · scale``; scales are as of `decode_int`."""
+    levels = torch.tensor(table, dtype=scale.dtype, device=codes.device)
+    values = levels.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+    return (values * spread(scale, tuple(codes.shape), axis, group)).contiguous()
+
+
+@decode_grid.register_fake
+def _(codes: Tensor, scale: Tensor, table: Sequence[float], axis: int, group: int) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=scale.dtype)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Grid(Blocked):
+    """Each element is one of a few fixed numbers, times the scale of its block.
+
+    The scale is found for the least squared error: from several starts, codes and scale by turns.
+    """
+
+    group: int | None = None  # inputs that share a scale; None: a whole channel
+    per: Literal["channel", "tensor"] | None = None  # None: "channel"
+    axis: int = 0  # the channel axis
+    scale: Encoding | None = None  # how the scales are held; None: float32
+
+    def __post_init__(self) -> None:
+        for wrong, what, remedy in (*self.mistakes(), *self.block_mistakes()):
+            if wrong:
+                raise EncodingError(what, next=remedy)
+        if not isinstance(self.scale, Encoding | None):
+            raise EncodingError(f"scales as {self.scale!r}", next="use Float16(), BFloat16(), Exponent8() or None")
+
+    @abstractmethod
+    def table(self) -> tuple[float, ...]:
+        """The numbers, in the order of their codes; NaN where a code means none."""
+
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        """What the fields of this grid must not be."""
+        return iter(())
+
+    @property
+    def places(self) -> int:
+        return len(self.table())
+
+    @property
+    def code_bits(self) -> int:
+        return bits_for(self.places)
+
+    def nested(self) -> dict[str, Encoding]:
+        return {} if self.scale is None else {"scale": self.scale}
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        rows = self.rows(x)
+        levels = _sorted(self.table())[0].to(rows.device)
+        scale = scale_of(rows, levels, self._held) if rows.numel() else rows.new_ones(len(rows))
+        held = self._held(scale)
+        if held.numel() and not bool((held > 0).any()):
+            raise EncodingError(f"steps of {scale.max().item():.3g} vanish in {self.scale}", next="use scale=None")
+        scale = torch.where(held > 0, held, 1.0)
+        return {"scale": scale.reshape(self.parameter_shape(tuple(x.shape)))}
+
+    def _held(self, scale: Tensor) -> Tensor:
+        return scale if self.scale is None else self.scale.represent(scale).decode()
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        rows = self.rows(x)
+        levels, codes = (held.to(rows.device) for held in _sorted(self.table()))
+        at = nearest_of(rows / parameters["scale"].reshape(-1, 1).float(), levels[None])
+        parts: dict[str, Part] = {"codes": self.unblocked(codes[at.long()], tuple(x.shape)), **parameters}
+        if self.scale is not None:
+            parts["scale"] = self.scale.represent(parameters["scale"])
+        return parts
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        codes, scale = parts["codes"], parts["scale"]
+        return torch.ops.lilliput.decode_grid(codes, scale, self.table(), self.axis, self.group or 0)  # type: ignore[no-any-return]
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        scales = self.parameter_shape(shape)
+        held = self.scale.size_bits(scales) if self.scale else 32 * math.prod(scales)
+        return self.code_bits * math.prod(shape) + held
+
+    def label(self) -> str:
+        where = f"groups of {self.group}" if self.group else f"per {self.per or 'channel'}"
+        return f"{self.name()} {where}"
+
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True, repr=False)
+class Log(Grid):
+    """Zero and powers of two of either sign: products become shifts.
+
+    Source: Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016, arXiv
+    1603.01025. With `terms` = 2, sums of two powers, which lie closer to one another where they are large (APoT: Li et
+    al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144).
+
+    >>> Log(3).table()
+    (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+    """
+
+    bits: int = 4  # 2 … 8, the sign included
+    terms: int = 1  # powers of two that are added up: 1 or 2
+
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield not whole(self.bits, 2, 8), f"Log of {self.bits!r} bits", "use 2 to 8 bits"
+        yield not whole(self.terms, 1, 2), f"{self.terms!r} terms", "use 1 or 2"
+        yield self.terms == 2 and self.bits < 3, f"two powers in {self.bits} bits", "use at least 3 bits"
+
+    def table(self) -> tuple[float, ...]:
+        free = self.bits - 1
+        share = [free] if self.terms == 1 else [free - free // 2, free // 2]
+        powers = [[0.0, *(2.0 ** -(i + self.terms * j) for j in range(2**held - 1))] for i, held in enumerate(share)]
+        sizes = sorted({sum(added) for added in product(*powers)})
+        largest = sizes[-1]
+        return (*(-size / largest for size in sizes[:0:-1]), *(size / largest for size in sizes))
+
+    def name(self) -> str:
+        return f"log{self.bits}" if self.terms == 1 else f"apot{self.bits}"
+
+
+_SIGNS = {2: (-1.0, 1.0), 3: (-1.0, 0.0, 1.0), 4: (-1.0, -1 / 3, 1 / 3, 1.0)}
+
+
+@dataclass(frozen=True, repr=False)
+class Signs(Grid):
+    """Two, three or four numbers and a scale: binary, ternary, two bits around zero.
+
+    With two, the scale of least error is the mean magnitude (Rastegari et al., "XNOR-Net", 2016, arXiv 1603.05279);
+    three are Li and Liu's ternary weights, 2016, arXiv 1605.04711. Two and four cannot hold a zero.
+
+    >>> Signs(2).represent(torch.tensor([[-1.0, 3.0]])).decode()
+    tensor([[-2.,  2.]])
+    """
+
+    n: int = 2
+
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield self.n not in _SIGNS or type(self.n) is not int, f"Signs of {self.n!r} values", "use 2, 3 or 4"
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.n == 3
+
+    def table(self) -> tuple[float, ...]:
+        return _SIGNS[self.n]
+
+    def name(self) -> str:
+        return {2: "binary", 3: "ternary", 4: "four-valued"}[self.n]
+
+
+_NF4 = (  # Dettmers et al., 2023, appendix E
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class NF4(Grid):
+    """Sixteen quantiles of the normal distribution, zero among them: 4 bits for weights that are normally distributed.
+
+    Source: Dettmers et al., "QLoRA", 2023, arXiv 2305.14314.
+
+    >>> len(NF4().table()), NF4(group=64).code_bits
+    (16, 4)
+    """
+
+    def table(self) -> tuple[float, ...]:
+        return _NF4
+
+
+_FLOATS = {"e4m3": (4, 3, False), "e5m2": (5, 2, True), "e2m1": (2, 1, False)}  # infinities among them
+
+
+@dataclass(frozen=True, repr=False)
+class MiniFloat(Grid):
+    """Floats of 8 or 4 bits, times a scale; the codes are their bits.
+
+    ``e4m3`` and ``e5m2``: Micikevicius et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433. ``e2m1`` in
+    groups of 32 with scales that are powers of two is MXFP4 (Open Compute Project, "Microscaling Formats", 2023): see
+    `mxfp4`.
+
+    >>> MiniFloat("e2m1").table()[:8]
+    (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    """
+
+    format: Literal["e4m3", "e5m2", "e2m1"] = "e4m3"
+
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield self.format not in _FLOATS, f"a float called {self.format!r}", nearest(str(self.format), _FLOATS)
+
+    def table(self) -> tuple[float, ...]:
+        exponent_bits, fraction_bits, infinite = _FLOATS[self.format]
+        bias = 2 ** (exponent_bits - 1) - 1
+        sizes = []
+        for code in range(2 ** (exponent_bits + fraction_bits)):
+            exponent, fraction = divmod(code, 2**fraction_bits)
+            share = fraction / 2**fraction_bits
+            sizes.append(2.0 ** (exponent - bias) * (1 + share) if exponent else 2.0 ** (1 - bias) * share)
+        if infinite:
+            sizes[-(2**fraction_bits) :] = [math.nan] * 2**fraction_bits
+        elif self.format == "e4m3":
+            sizes[-1] = math.nan
+        return (*sizes, *(-size for size in sizes))
+
+    def name(self) -> str:
+        return f"float {self.format}"
+
+
+def mxfp4(axis: int = 0) -> MiniFloat:
+    """MXFP4: e2m1 in groups of 32 inputs, whose scales are powers of two of 8 bits."""
+    return MiniFloat("e2m1", group=32, axis=axis, scale=Exponent8())
+
+
+def scale_of(rows: Tensor, levels: Tensor, held: Callable[[Tensor], Tensor] = lambda scale: scale) -> Tensor:
+    """Scales of least squared error for each row of a grid, [rows]: from several starts, codes and scale by turns.
+
+    The largest element starts at each of the largest levels, and outside of all; `held` says what becomes of a scale
+    when it is stored.
+    """
+    largest, top = rows.abs().amax(1, keepdim=True), levels.abs().max()
+    starts = [*(largest / level for level in levels[levels > 0][-_STARTS:]), *(largest / top * cut for cut in _CUTS)]
+    best = torch.where(largest > 0, starts[-1], 1.0)
+    least = torch.full_like(best, torch.inf, dtype=torch.float64)
+    for start in starts:
+        scale = torch.where(largest > 0, start, 1.0)
+        for _ in range(_TURNS):
+            tried = held(scale)
+            numbers = levels[places_of(rows / tried, levels[None])]
+            error = (rows - numbers * tried).double().square().sum(1, keepdim=True)
+            better = (error < least) & (tried > 0)
+            best, least = torch.where(better, tried, best), torch.where(better, error, least)
+            squares = numbers.square().sum(1, keepdim=True)
+            fitted = (rows * numbers).sum(1, keepdim=True) / squares.clamp(min=1e-30)
+            scale = torch.where((squares > 0) & (fitted > 0), fitted, scale)
+    return best[:, 0]
+
+
+@cache
+def _sorted(table: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The numbers of a table in ascending order, and the code of each; of equal ones (0 and -0) the first."""
+    codes = {value: code for code, value in reversed(list(enumerate(table))) if not math.isnan(value)}
+    ordered = sorted(codes)
+    return torch.tensor(ordered), torch.tensor([codes[value] for value in ordered], dtype=torch.uint8)
