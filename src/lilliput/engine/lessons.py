@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.engine.identity import identity, model_identity
@@ -82,7 +83,7 @@ def learn(
     def compute() -> Answer:
         with tempfile.TemporaryDirectory() as passing:
             folder = store.folder or Path(passing)
-            answers, key = None, digest(teachers, feed.digest)
+            answers, key = None, digest(teachers, feed.digest, step.precision)
             if step.save_teacher and step.distill:
                 answers = folder / f"{key}.teachers"
                 _save_teachers(answers, key, step, lessons, feed, progress)
@@ -114,7 +115,9 @@ def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed:
     """Ask the teachers for every sample of the training batches, unless that was done before."""
     if path.exists():
         return
-    with enough_memory(step, feed, lambda: feed.field):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(step.precision)
+    with enough_memory(step, feed, lambda: feed.field), torch.autocast(device, kind, enabled=kind is not None):
         save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, progress))
 
 

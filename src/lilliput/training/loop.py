@@ -323,7 +323,8 @@ class _Trainer:
 
     def _taught(self) -> list[Seen]:
         assert self.teachers is not None and self.watcher.called is not None
-        found = self.teachers.answer(*self.watcher.called)
+        with self.accelerator.autocast():
+            found = self.teachers.answer(*self.watcher.called)
         device = self.accelerator.device
         return [replace(seen, output=seen.output.to(device)) for seen in found]
 
