@@ -15,20 +15,20 @@ from lilliput.techniques.finetune import Finetune
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, norm: type[nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.LayerNorm(32), nn.Linear(32, 4))
+        self.layers = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), norm(32), nn.Linear(32, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)  # type: ignore[no-any-return]
 
 
-def task(compressed: bool) -> lp.Task:
+def task(kind: str) -> lp.Task:
     torch.manual_seed(0)
-    net = Net()
+    net = Net(nn.BatchNorm1d) if kind == "norms" else Net()
     x = torch.randn(64, 20)
     y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
-    if compressed:
+    if kind == "compressed":
         for layer in (0, 3):
             encode(net, f"layers.{layer}.weight")
     batches = list(zip(x.split(16), y.split(16), strict=True))
@@ -64,7 +64,7 @@ def step(shard: bool = False) -> Finetune:
     )
 
 
-def main(sharing: str, compressed: str, out: Path) -> None:
+def main(sharing: str, kind: str, out: Path) -> None:
     torch.set_num_threads(1)
     held: set[str] = set()
 
@@ -72,7 +72,7 @@ def main(sharing: str, compressed: str, out: Path) -> None:
         nets = [x for x in gc.get_objects() if issubclass(type(x), Net)]
         held.update(type(p).__name__ for net in nets for p in net.parameters())
 
-    trained = lp.train(task(compressed == "compressed"), step(shard=sharing == "shards"), progress=look)
+    trained = lp.train(task(kind), step(shard=sharing == "shards"), progress=look)
     assert torch.distributed.get_world_size() == 2 and ("DTensor" in held) == (sharing == "shards"), held
     lp.save(out / f"{torch.distributed.get_rank()}.lil", trained.model)
 

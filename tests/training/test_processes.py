@@ -19,18 +19,8 @@ import processes
 @pytest.mark.parametrize("compressed", ["plain", "compressed"])
 @pytest.mark.parametrize("sharing", ["copies", "shards"])
 def test_two_processes_train_what_one_does(sharing: str, compressed: str, tmp_path: Path) -> None:
-    one = lp.train(processes.task(compressed == "compressed"), processes.step()).model
-    paths = os.pathsep.join(filter(None, sys.path))
-    env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, processes.__file__, sharing, compressed, str(tmp_path)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    one = lp.train(processes.task(compressed), processes.step()).model
+    together(sharing, compressed, tmp_path)
     for rank in ("0", "1"):
         two = lp.load(tmp_path / f"{rank}.lil", into=processes.Net())
         for (name, x), (_, y) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
@@ -38,3 +28,31 @@ def test_two_processes_train_what_one_does(sharing: str, compressed: str, tmp_pa
                 torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5, msg=name)
             else:
                 assert float((x != y).float().mean()) < 0.01, name  # a weight between two codes may fall either way
+
+
+@pytest.mark.parametrize("sharing", ["copies", "shards"])
+def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, tmp_path: Path) -> None:
+    """Each normalises its own half of a batch, as torch does it; what comes out is one model all the same."""
+    one = lp.train(processes.task("norms"), processes.step()).model
+    together(sharing, "norms", tmp_path)
+    first, second = (
+        lp.load(tmp_path / f"{rank}.lil", into=processes.Net(torch.nn.BatchNorm1d)).state_dict() for rank in (0, 1)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    mean = "layers.2.running_mean"
+    assert not torch.equal(first[mean], torch.zeros(32))
+    torch.testing.assert_close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
+
+
+def together(sharing: str, kind: str, out: Path) -> None:
+    paths = os.pathsep.join(filter(None, sys.path))
+    env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, processes.__file__, sharing, kind, str(out)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -366,11 +366,20 @@ class _Trainer:
             self.average.give(self.model)
         if self.step.reestimate:
             self._reestimate()
+        self._agree()
         self._give_back()
         for entry in self.standing.history:
             entry["loss"] = self._mean(entry["loss"])
         if self.place is not None and self.accelerator.is_main_process:
             self.place.unlink(missing_ok=True)
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Let all processes hold the same statistics: each has normalised its own share of the batches."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer.detach().clone(), "mean"))
 
     def _give_back(self) -> None:
         """The trained weights into the model that was given, frozen."""
