@@ -137,7 +137,8 @@ class _Trainer:
         if not trained:
             raise InputError("no parameter is trainable", where="model", next="set requires_grad")
         self.optimizer = optimizer(step, trained)
-        self.optimizer = self.accelerator.prepare(self.optimizer)
+        if self.accelerator.scaler is not None:  # the wrapper scales losses; without that it only takes time
+            self.optimizer = self.accelerator.prepare(self.optimizer)
         self.wrapped = self.model if self.sharded else self.accelerator.prepare(self.model)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = -(-material.train.batches // step.accumulate)  # an epoch
