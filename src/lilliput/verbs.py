@@ -20,9 +20,10 @@ from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
+from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, Progress, model_digest, private_copy, silent
+from lilliput.engine.run import Driver, Progress, private_copy, silent
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
@@ -53,9 +54,7 @@ class Result:
     state: State
     data: dict[str, Any]  # the report
     folder: Path  # holds net.lil, net.<target's format>, report.json and report.html
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_delivered", model_digest(self.model))
+    digest: str  # of the model as it was delivered
 
     def save(self, path: str | Path, coder: Coder = "dense") -> Path:
         """Write the `.lil` file, to store and send: *dense* is smaller, *fast* is read some ten times faster."""
@@ -76,7 +75,7 @@ class Result:
         return _copy(self.folder / f"report{_report_ending(Path(path))}", Path(path))
 
     def _check_unchanged(self, verb: str) -> None:
-        if model_digest(self.model) != self._delivered:  # type: ignore[attr-defined]
+        if model_digest(self.model) != self.digest:
             raise InputError(
                 "the model was changed since it was compressed, and the result holds it as it was then",
                 where="result.model",
@@ -254,7 +253,7 @@ def _prove(
             file.write(text.encode())
     for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
         _deliver(work / name, place / name)
-    return Result(driver.model, driver.state, data, place)
+    return Result(driver.model, driver.state, data, place, model_digest(driver.model))
 
 
 def save(

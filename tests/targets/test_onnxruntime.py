@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.engine.run import Driver, model_digest
+from lilliput.engine.identity import model_digest
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.signature import Signature

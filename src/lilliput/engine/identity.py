@@ -1,4 +1,4 @@
-"""What identifies a function of the user's: what it does as far as Python shows it, not where it was defined."""
+"""What identifies a model or a function of the user's: what it holds and does, not where it was defined."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def identity(thing: Any, seen: tuple[int, ...] = ()) -> Any:
     if isinstance(thing, Tensor):
         return tensor_digest(thing)
     if isinstance(thing, nn.Module):
-        return model_identity(thing)
+        return model_digest(thing)
     if isinstance(thing, functools.partial):
         return [identity(thing.func, seen), identity(thing.args, seen), identity(thing.keywords, seen)]
     if isinstance(thing, types.MethodType):
@@ -53,8 +53,10 @@ def identity(thing: Any, seen: tuple[int, ...] = ()) -> Any:
     return [str(named), identity(called, seen), identity(near, seen)]
 
 
-def model_identity(model: nn.Module) -> str:
-    return digest(str(model), {name: tensor_digest(x) for name, x in model.state_dict().items()})
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's structure (as it prints) and of all its tensors."""
+    held = {name: tensor_digest(x) for name, x in model.state_dict().items()}
+    return digest(type(model).__qualname__, str(model), held)
 
 
 def _code(code: types.CodeType) -> Any:

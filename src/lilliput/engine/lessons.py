@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.engine.identity import identity, model_identity
+from lilliput.engine.identity import identity, model_digest
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.file.lil import save
@@ -74,7 +74,7 @@ def learn(
     validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed)
     if validate is not None and lessons.judged is not None:
         check_apart(validate, lessons.judged)
-    teachers = [model_identity(teacher) for teacher in lessons.teachers] if step.distill else []
+    teachers = [model_digest(teacher) for teacher in lessons.teachers] if step.distill else []
     loss = identity(lessons.loss)
     still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
     question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss, still)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int
 from lilliput.encodings.encoding import tensor_digest
+from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import EncodingError, InputError, reason
@@ -21,7 +22,7 @@ from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze,
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.values import Interception
 from lilliput.model.view import View
-from lilliput.plain import digest, short_repr
+from lilliput.plain import short_repr
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size
 from lilliput.techniques.finetune import Finetune
@@ -247,9 +248,3 @@ def _damaged(model: nn.Module) -> str:
         if not bool(torch.isfinite(parameter).all()):
             return name
     return next((name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())), "")
-
-
-def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's structure (as it prints) and of all its tensors."""
-    held = {name: tensor_digest(x) for name, x in model.state_dict().items()}
-    return digest(type(model).__qualname__, str(model), held)
