@@ -197,6 +197,40 @@ def test_every_element_gets_its_nearest_number(encoding: Blocked) -> None:
         assert abs(decoded[index].item() - x[index].item()) <= least * (1 + 1e-5) + 1e-6
 
 
+@pytest.mark.parametrize("encoding", [*INTEGERS, *LEVELS, *GRIDS], ids=repr)
+def test_an_element_lies_between_the_numbers_around_it(encoding: Blocked) -> None:
+    torch.manual_seed(5)
+    x = sample((8, 8))
+    parameters = encoding.fit(x)
+    decoded, rows = encoding.represent(x, parameters).decode(), encoding.rows(x)
+    blocks = {
+        name: part.reshape(len(rows), *part.shape[len(encoding.parameter_shape((8, 8))) :])
+        for name, part in parameters.items()
+    }
+    below, above = encoding.brackets(rows, blocks)
+    inside = (below <= rows) & (rows <= above)
+    tolerance = 1e-5 * rows.abs()
+    assert bool(
+        (inside | torch.isclose(below, above) | ((below - rows) <= tolerance) & ((rows - above) <= tolerance)).all()
+    )
+    assert torch.allclose(encoding.unblocked(encoding.nearest(rows, blocks), (8, 8)), decoded, rtol=1e-5, atol=0)
+    assert torch.allclose(encoding.nearest(below, blocks), below) and torch.allclose(
+        encoding.nearest(above, blocks), above
+    )
+
+
+@pytest.mark.parametrize("encoding", [*INTEGERS[::5], *LEVELS[::3], *GRIDS[::7]], ids=repr)
+def test_parameters_of_a_column_are_those_of_its_elements(encoding: Blocked) -> None:
+    torch.manual_seed(6)
+    x = sample((8, 8))
+    parameters = encoding.fit(x)
+    moved = encoding.represent(x, parameters).decode().movedim(encoding.axis, 0)
+    for column in range(8):
+        mine = encoding.of_column(parameters, (8, 8), column)
+        found = encoding.nearest(x.movedim(encoding.axis, 0)[:, column : column + 1], mine)
+        assert torch.allclose(found[:, 0], moved[:, column], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_levels_are_as_good_as_any(seed: int) -> None:
     """Beside every way to cut a few sorted points in three: within rounding of the best, and never far from it."""

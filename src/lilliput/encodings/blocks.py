@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from math import inf, prod
 
@@ -20,6 +21,27 @@ class Blocked(Encoding):
     group: int | None  # inputs that share parameters; None: a whole channel
     per: str | None  # "channel" or "tensor"; None: chosen by use
     axis: int  # the channel axis
+
+    def __post_init__(self) -> None:
+        for wrong, what, remedy in (*self.mistakes(), *self._block_mistakes()):
+            if wrong:
+                raise EncodingError(what, next=remedy)
+
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        """What the other fields must not be: whether it is so, what to say, and the remedy."""
+        return iter(())
+
+    @abstractmethod
+    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The numbers next below and next above each element of `rows`, [blocks, elements], that can be represented.
+
+        Parameters come one for each block, [blocks, …]. Beyond the ends both are the end.
+        """
+
+    def nearest(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The number nearest to each element of `rows`; arguments as of `brackets`."""
+        below, above = self.brackets(rows, parameters)
+        return torch.where(rows - below <= above - rows, below, above)
 
     @property
     def one_block(self) -> bool:
@@ -63,6 +85,17 @@ class Blocked(Encoding):
         channels = shape[self.axis]
         return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)
 
+    def of_column(self, parameters: Mapping[str, Tensor], shape: tuple[int, ...], column: int) -> dict[str, Tensor]:
+        """The parameters of input number `column` of each channel, [channels, …], of a tensor of `shape`."""
+        channels, axes = shape[self.axis], len(self.parameter_shape(shape))
+
+        def of(x: Tensor) -> Tensor:
+            if axes == 0:
+                return x.expand(channels, *x.shape)
+            return x if axes == 1 else x[:, column // (self.group or 1)]
+
+        return {name: of(x) for name, x in parameters.items()}
+
     def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
         super().check_parts(shape, parts)
         blocks = len(self.blocks(torch.empty(shape, device="meta")))
@@ -85,7 +118,11 @@ class Blocked(Encoding):
         """The shape of a part with an entry for each block."""
         return self.parameter_shape(shape)
 
-    def block_mistakes(self) -> Iterator[tuple[bool, str, str]]:
+    def where(self) -> str:
+        """Which elements share parameters, in a few words."""
+        return f"groups of {self.group}" if self.group else "per tensor" if self.one_block else "per channel"
+
+    def _block_mistakes(self) -> Iterator[tuple[bool, str, str]]:
         """What the fields of blocks must not be, in the order in which it is told."""
         grouped = self.group is not None
         yield grouped and not whole(self.group, 1), f"groups of {self.group!r}", "use a positive group, or None"
@@ -96,6 +133,32 @@ class Blocked(Encoding):
             'drop group=, or per="tensor"',
         )
         yield not whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
+
+
+def held_bits(encoding: Encoding | None, shape: tuple[int, ...]) -> int:
+    """Size of a parameter of `shape` that is held by `encoding`, or as float32."""
+    return 32 * prod(shape) if encoding is None else encoding.size_bits(shape)
+
+
+def held_scale(scale: Tensor, encoding: Encoding | None) -> Tensor:
+    """Scales as they will be held; blocks whose steps vanish there are next to nothing, unless all do."""
+    held = scale if encoding is None else encoding.represent(scale).decode()
+    if held.numel() and not bool((held > 0).any()):
+        raise EncodingError(
+            f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None"
+        )
+    return torch.where(held > 0, held, torch.ones_like(held))
+
+
+def bracketed(rows: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The levels next below and next above each element of `rows`; `levels` ascend, [rows or 1, n]."""
+    ordered = levels.contiguous()
+    after = torch.searchsorted(ordered[0] if len(ordered) == 1 else ordered, rows.contiguous())
+    last = ordered.shape[1] - 1
+    spread = ordered.expand(len(rows), -1)
+    above = spread.gather(1, after.clamp(max=last))
+    below = torch.where(above == rows, above, spread.gather(1, (after - 1).clamp(min=0)))
+    return below, torch.where(after > last, below, above)
 
 
 def whole(number: object, least: int, most: float = inf) -> bool:

@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, spread, whole
+from lilliput.encodings.blocks import Blocked, bracketed, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Exponent8
 from lilliput.encodings.levels import bits_for, nearest_of, places_of
-from lilliput.errors import EncodingError, nearest
+from lilliput.errors import nearest
 
 _STARTS, _CUTS, _TURNS = 4, (0.8, 0.6, 0.4, 0.2), 4  # of the search for a scale
 
@@ -50,20 +50,13 @@ class Grid(Blocked):
     axis: int = 0  # the channel axis
     scale: Encoding | None = None  # how the scales are held; None: float32
 
-    def __post_init__(self) -> None:
-        for wrong, what, remedy in (*self.mistakes(), *self.block_mistakes()):
-            if wrong:
-                raise EncodingError(what, next=remedy)
-        if not isinstance(self.scale, Encoding | None):
-            raise EncodingError(f"scales as {self.scale!r}", next="use Float16(), BFloat16(), Exponent8() or None")
-
     @abstractmethod
     def table(self) -> tuple[float, ...]:
         """The numbers, in the order of their codes; NaN where a code means none."""
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
-        """What the fields of this grid must not be."""
-        return iter(())
+        held = isinstance(self.scale, Encoding | None)
+        yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8() or None"
 
     @property
     def places(self) -> int:
@@ -80,14 +73,15 @@ class Grid(Blocked):
         rows = self.rows(x)
         levels = _sorted(self.table())[0].to(rows.device)
         scale = scale_of(rows, levels, self._held) if rows.numel() else rows.new_ones(len(rows))
-        held = self._held(scale)
-        if held.numel() and not bool((held > 0).any()):
-            raise EncodingError(f"steps of {scale.max().item():.3g} vanish in {self.scale}", next="use scale=None")
-        scale = torch.where(held > 0, held, 1.0)
-        return {"scale": scale.reshape(self.parameter_shape(tuple(x.shape)))}
+        return {"scale": held_scale(scale, self.scale).reshape(self.parameter_shape(tuple(x.shape)))}
 
     def _held(self, scale: Tensor) -> Tensor:
         return scale if self.scale is None else self.scale.represent(scale).decode()
+
+    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scale, levels = parameters["scale"].float()[:, None], _sorted(self.table())[0].to(rows.device)
+        below, above = bracketed(rows / scale, levels[None])
+        return below * scale, above * scale
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         rows = self.rows(x)
@@ -103,13 +97,10 @@ class Grid(Blocked):
         return torch.ops.lilliput.decode_grid(codes, scale, self.table(), self.axis, self.group or 0)  # type: ignore[no-any-return]
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
-        scales = self.parameter_shape(shape)
-        held = self.scale.size_bits(scales) if self.scale else 32 * math.prod(scales)
-        return self.code_bits * math.prod(shape) + held
+        return self.code_bits * math.prod(shape) + held_bits(self.scale, self.parameter_shape(shape))
 
     def label(self) -> str:
-        where = f"groups of {self.group}" if self.group else f"per {self.per or 'channel'}"
-        return f"{self.name()} {where}"
+        return f"{self.name()} {self.where()}"
 
     def name(self) -> str:
         return type(self).__name__.lower()
@@ -131,6 +122,7 @@ class Log(Grid):
     terms: int = 1  # powers of two that are added up: 1 or 2
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().mistakes()
         yield not whole(self.bits, 2, 8), f"Log of {self.bits!r} bits", "use 2 to 8 bits"
         yield not whole(self.terms, 1, 2), f"{self.terms!r} terms", "use 1 or 2"
         yield self.terms == 2 and self.bits < 3, f"two powers in {self.bits} bits", "use at least 3 bits"
@@ -164,6 +156,7 @@ class Signs(Grid):
     n: int = 2
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().mistakes()
         yield self.n not in _SIGNS or type(self.n) is not int, f"Signs of {self.n!r} values", "use 2, 3 or 4"
 
     @property
@@ -217,6 +210,7 @@ class MiniFloat(Grid):
     format: Literal["e4m3", "e5m2", "e2m1"] = "e4m3"
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().mistakes()
         yield self.format not in _FLOATS, f"a float called {self.format!r}", nearest(str(self.format), _FLOATS)
 
     def table(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, spread, whole
+from lilliput.encodings.blocks import Blocked, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.errors import EncodingError
 
@@ -103,15 +103,8 @@ class Int(Blocked):
     scale: Encoding | None = None  # how the scales are held; None: float32
     dynamic: bool = False  # values only: the range is found anew at each run
 
-    def __post_init__(self) -> None:
-        for wrong, what, remedy in self._mistakes():
-            if wrong:
-                raise EncodingError(what, next=remedy)
-
-    def _mistakes(self) -> Iterator[tuple[bool, str, str]]:
-        """What each field must not be, in the order in which it is told."""
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
-        yield from self.block_mistakes()
         yield (
             not isinstance(self.scale, Encoding | None),
             f"scales as {self.scale!r}",
@@ -146,22 +139,23 @@ class Int(Blocked):
         width, steps = (high - low, last - first) if self.symmetric is False else (torch.maximum(-low, high), last)
         scale = width / steps
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        if self.scale is not None:
-            scale = self._held(scale, self.scale)
+        scale = held_scale(scale, self.scale)
         shaped = self.parameter_shape(shape)
         if self.symmetric is not False:
             return {"scale": scale.reshape(shaped)}
         offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
         return {"scale": scale.reshape(shaped), "offset": offset.reshape(shaped)}
 
-    def _held(self, scale: Tensor, encoding: Encoding) -> Tensor:
-        """Scales as they will be held; blocks whose steps vanish there are next to nothing, unless all do."""
-        held = encoding.represent(scale).decode()
-        if held.numel() and not bool((held > 0).any()):
-            raise EncodingError(
-                f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None"
-            )
-        return torch.where(held > 0, held, torch.ones_like(held))
+    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scale = parameters["scale"].float()[:, None]
+        offset = parameters["offset"].float()[:, None] if self.symmetric is False else torch.zeros_like(scale)
+        place = rows / scale + offset
+        return tuple((end.clamp(*self.limits) - offset) * scale for end in (place.floor(), place.ceil()))  # type: ignore[return-value]
+
+    def nearest(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        scale = parameters["scale"].float()[:, None]
+        offset = parameters["offset"].float()[:, None] if self.symmetric is False else 0.0
+        return ((torch.round(rows / scale) + offset).clamp(*self.limits) - offset) * scale
 
     def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Integer codes of `x`, in its shape: int8 when symmetric, uint8 otherwise."""
@@ -193,17 +187,9 @@ class Int(Blocked):
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         shaped = self.parameter_shape(shape)
-        per_scale = self.bits if self.symmetric is False else 0
-        held = self.scale.size_bits(shaped) if self.scale else 32 * prod(shaped)
-        return self.bits * prod(shape) + held + per_scale * prod(shaped)
+        offsets = self.bits * prod(shaped) if self.symmetric is False else 0
+        return self.bits * prod(shape) + held_bits(self.scale, shaped) + offsets
 
     def label(self) -> str:
         kind = "uint" if self.symmetric is False else "int"
-        scales = (
-            "at run time"
-            if self.dynamic
-            else f"groups of {self.group}"
-            if self.group
-            else f"per {self.per or 'channel'}"
-        )
-        return f"{kind}{self.bits} {scales}"
+        return f"{kind}{self.bits} {'at run time' if self.dynamic else self.where()}"

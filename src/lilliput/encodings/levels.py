@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, spread, whole
+from lilliput.encodings.blocks import Blocked, bracketed, held_bits, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.errors import EncodingError
 
 _ROUNDS = 40  # of Lloyd's algorithm at most
 
@@ -52,14 +51,8 @@ class Levels(Blocked):
     zero: bool = True  # whether 0 is one of the numbers, so that pruned weights stay pruned
     held: Encoding | None = None  # how the numbers are held; None: float32
 
-    def __post_init__(self) -> None:
-        for wrong, what, remedy in self._mistakes():
-            if wrong:
-                raise EncodingError(what, next=remedy)
-
-    def _mistakes(self) -> Iterator[tuple[bool, str, str]]:
+    def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.n, 2, 256), f"{self.n!r} levels", "use 2 to 256"
-        yield from self.block_mistakes()
         yield not isinstance(self.zero, bool), f"zero={self.zero!r}", "use True or False"
         held = isinstance(self.held, Encoding | None)
         yield not held, f"levels held as {self.held!r}", "use Float16(), BFloat16() or None"
@@ -105,14 +98,14 @@ class Levels(Blocked):
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         return torch.ops.lilliput.decode_levels(parts["codes"], parts["levels"], self.axis, self.group or 0)  # type: ignore[no-any-return]
 
+    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return bracketed(rows, parameters["levels"].float())
+
     def size_bits(self, shape: tuple[int, ...]) -> int:
-        lists = (*self.parameter_shape(shape), self.n)
-        held = 32 * math.prod(lists) if self.held is None else self.held.size_bits(lists)
-        return self.code_bits * math.prod(shape) + held
+        return self.code_bits * math.prod(shape) + held_bits(self.held, (*self.parameter_shape(shape), self.n))
 
     def label(self) -> str:
-        where = f"groups of {self.group}" if self.group else "per tensor" if self.one_block else "per channel"
-        return f"{self.n} levels {where}"
+        return f"{self.n} levels {self.where()}"
 
 
 # tensors to tensors
