@@ -38,8 +38,8 @@ def calibrate(count: int) -> None:
 
     import lilliput as lp
     from lilliput.engine.begin import begin
-    from lilliput.engine.run import silent
     from lilliput.engine.store import Store
+    from lilliput.progress import silent
 
     torch.manual_seed(0)
     task = lp.Task(ResNet18().eval(), calibrate=Noise(count))

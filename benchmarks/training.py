@@ -127,11 +127,12 @@ def one_of_several(out: Path) -> None:
     torch.manual_seed(0)
     net, step = Net(48, lambda width: nn.GroupNorm(4, width)), lp.Finetune(epochs=2, optimizer="SGD", lr=0.01)
     ends: list[float] = []
-    model = lp.train(
-        lp.Task(net, train=batches(), loss=loss),
-        step,
-        progress=lambda stage, done, total: ends.append(time.perf_counter()),
-    ).model
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "training":
+            ends.append(time.perf_counter())
+
+    model = lp.train(lp.Task(net, train=batches(), loss=loss), step, progress=note).model
     if os.environ["RANK"] == "0":
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         seconds = (ends[-1] - ends[0]) / (len(ends) - 1) * len(ends) / 2

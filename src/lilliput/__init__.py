@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.ranges import MSE as MSE
     from lilliput.techniques.ranges import MinMax as MinMax
     from lilliput.techniques.ranges import Percentile as Percentile
+    from lilliput.techniques.rounding import GPTQ as GPTQ
+    from lilliput.techniques.rounding import AdaRound as AdaRound
     from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
     from lilliput.verbs import export as export
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.verbs import train as train
 
 _PLACES = {
+    "AdaRound": "techniques.rounding",
     "Attention": "techniques.distill",
     "BFloat16": "encodings",
     "compress": "verbs",
@@ -54,6 +57,7 @@ _PLACES = {
     "Finetune": "techniques.finetune",
     "Float16": "encodings",
     "freeze": "model.carrier",
+    "GPTQ": "techniques.rounding",
     "Hint": "techniques.distill",
     "Int": "encodings",
     "Levels": "encodings",

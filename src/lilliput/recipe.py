@@ -16,10 +16,11 @@ from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
+from lilliput.techniques.rounding import ROUNDINGS
 from lilliput.techniques.technique import Technique
 
 TECHNIQUES: dict[str, type[Technique]] = {"Finetune": Finetune, "Prune": Prune, "Quantize": Quantize}
-KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **TERMS}
+KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **ROUNDINGS, **TERMS}
 
 
 @dataclass(frozen=True, init=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
@@ -99,14 +100,39 @@ def first_sample(batches: Iterable[Any], field: str) -> Inputs:
     raise _empty(field)
 
 
-def batch_size(inputs: Inputs) -> int:
-    sizes = [len(x) for x in inputs.tensors().values() if x.dim()]
-    return sizes[0] if sizes else 1
+def read_batches(source: Iterable[Any], field: str) -> Iterator[tuple[str, Any]]:
+    """What the source of one field gives, each batch with its place, such as ``train[3]``.
+
+    Raises InputError for what is no source of batches, and where the source fails.
+    """
+    batches = _opened(source, field)
+    for i in itertools.count():
+        where = f"{field}[{i}]"
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except LilliputError:
+            raise
+        except Exception as error:  # the user's own loader
+            raise _unreadable(where, error) from error
+        yield where, batch
 
 
-def fingerprint(inputs: Inputs) -> str:
-    """The content of one batch; equal for equal batches."""
-    return "".join(f"{key}:{tensor_digest(x)};" for key, x in inputs.tensors().items())
+def batch_size(batch: Any) -> int:
+    """The samples of a batch, however it is nested: the length of its first tensor that has an axis."""
+    return next((len(x) for x in _leaves(batch) if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def fingerprint(batch: Any) -> str:
+    """The content of one batch, however it is nested; equal for equal batches."""
+    return "".join(f"{tensor_digest(x) if isinstance(x, Tensor) else repr(x)};" for x in _leaves(batch))
+
+
+def _leaves(batch: Any) -> list[Any]:
+    """What a batch holds; of inputs their tensors, each after its name."""
+    leaves: list[Any] = tree_leaves(list(batch.tensors().items()) if isinstance(batch, Inputs) else batch)
+    return leaves
 
 
 def ask(model: Callable[..., Any], inputs: Inputs, where: str) -> Any:
@@ -135,15 +161,11 @@ def _unsteady(field: str) -> InputError:
 
 
 def _read(source: Iterable[Any], field: str) -> Iterator[Inputs]:
-    batches = _opened(source, field)
-    for i in itertools.count():
-        where = f"{field}[{i}]"
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except Exception as error:  # the user's own loader
-            raise _unreadable(where, error) from error
+    if isinstance(source, Iterator):
+        raise InputError(
+            "can be read only once", where=field, why=f"a {type(source).__name__}", next="give a list, or a DataLoader"
+        )
+    for where, batch in read_batches(source, field):
         yield _inputs(batch, where)
 
 
@@ -151,10 +173,6 @@ def _opened(source: Iterable[Any], field: str) -> Iterator[Any]:
     if isinstance(source, Tensor | Mapping):
         kind = "tensor" if isinstance(source, Tensor) else "dict"
         raise InputError(f"is one {kind}", where=field, next=f"give a list of batches: [{kind}]")
-    if isinstance(source, Iterator):
-        raise InputError(
-            "can be read only once", where=field, why=f"a {type(source).__name__}", next="give a list, or a DataLoader"
-        )
     try:
         return iter(source)
     except TypeError:

@@ -23,7 +23,7 @@ from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, Progress, private_copy, silent
+from lilliput.engine.run import Driver, private_copy
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
@@ -36,6 +36,7 @@ from lilliput.model.capture import Dynamic
 from lilliput.model.edits import State
 from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
+from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
 from lilliput.report.page import page

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from lilliput.errors import InputError, RecipeError
 from lilliput.plain import from_plain, to_plain
-from lilliput.techniques import comparisons
 from lilliput.techniques.distill import (
     TERMS,
     Attention,
@@ -28,6 +27,7 @@ from lilliput.techniques.distill import (
     Term,
     attention_of,
     check_taps,
+    comparisons,
 )
 
 CASES: tuple[Term, ...] = (

@@ -1,15 +1,20 @@
-"""Run by test_processes.py under torchrun: train in several processes, and save what came of it."""
+"""Run by test_processes.py under torchrun: train in several processes, and save what came of it.
+
+With a folder, the training is ended on the way, begun again there, and asked for once more when it is done.
+"""
 
 from __future__ import annotations
 
 import gc
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import lilliput as lp
+import lilliput.training.loop
 from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
 
@@ -64,7 +69,31 @@ def step(shard: bool = False) -> Finetune:
     )
 
 
-def main(sharing: str, kind: str, out: Path) -> None:
+class Ended(BaseException):
+    """As if the processes were killed."""
+
+
+def kept(task: lp.Task, step: Finetune, folder: Path) -> lp.verbs.Trained:
+    """What is trained in a folder by processes that are ended at batch 8 of 12, and begun again."""
+    lilliput.training.loop.SAVE_S = 0.0
+    trained: list[int] = []
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "training":
+            trained.append(done)
+            if len(trained) == 8:
+                raise Ended
+
+    with suppress(Ended):
+        lp.train(task, step, folder=folder, progress=note)
+    first = lp.train(task, step, folder=folder, progress=note)
+    again = lp.train(task, step, folder=folder, progress=note)
+    assert trained == [*range(1, 9), *range(7, 13)], trained
+    assert all(map(torch.equal, first.model.parameters(), again.model.parameters()))
+    return again
+
+
+def main(sharing: str, kind: str, out: Path, folder: Path | None = None) -> None:
     torch.set_num_threads(1)
     held: set[str] = set()
 
@@ -72,10 +101,11 @@ def main(sharing: str, kind: str, out: Path) -> None:
         nets = [x for x in gc.get_objects() if issubclass(type(x), Net)]
         held.update(type(p).__name__ for net in nets for p in net.parameters())
 
-    trained = lp.train(task(kind), step(shard=sharing == "shards"), progress=look)
+    given, how = task(kind), step(shard=sharing == "shards")
+    trained = lp.train(given, how, progress=look) if folder is None else kept(given, how, folder)
     assert torch.distributed.get_world_size() == 2 and ("DTensor" in held) == (sharing == "shards"), held
     lp.save(out / f"{torch.distributed.get_rank()}.lil", trained.model)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(Path, sys.argv[3:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lilliput as lp
+import lilliput.engine.store
 import lilliput.training.loop
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.carrier import encoded_tensors
 from lilliput.model.values import value_encodings
 from lilliput.techniques.finetune import Finetune
+from lilliput.training.data import Feed
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 
@@ -189,27 +192,64 @@ EVERYTHING = Finetune(
 )
 
 
-@pytest.mark.parametrize("moment", [1, 2, 5, 6, 7, 11, 12, 17, 18])
+@dataclass
+class Watch:
+    """Notes what is told of a training, and ends it at a moment."""
+
+    moment: tuple[str, int] | None = None
+    stages: dict[str, list[int]] = field(default_factory=dict)  # what was done of each
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.stages.setdefault(stage, []).append(done)
+        if (stage, done) == self.moment:
+            raise Ended
+
+
+MOMENTS = [("training", i) for i in (1, 2, 5, 6, 7, 11, 12, 17, 18)]
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS, ("validating", 4), ("re-estimating", 2)])
 def test_ended_at_any_batch_it_goes_on_to_the_same_bits(
-    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lilliput.training.loop, "SAVE_S", 0.0)
     given = task(Net(dropout=0.3), validate=DataLoader(samples(48, seed=1), batch_size=16))
     whole = lp.train(given, EVERYTHING)
-
-    def end(stage: str, done: int, total: int) -> None:
-        if done == moment:
-            raise Ended
-
+    first, second, third = Watch(moment), Watch(), Watch()
     with pytest.raises(Ended):
-        lp.train(given, EVERYTHING, folder=tmp_path, progress=end)
-    seen: list[int] = []
-    again = lp.train(given, EVERYTHING, folder=tmp_path, progress=lambda stage, done, total: seen.append(done))
+        lp.train(given, EVERYTHING, folder=tmp_path, progress=first)
+    again = lp.train(given, EVERYTHING, folder=tmp_path, progress=second)
     same(again.model, whole.model)
     assert again.history == whole.history
-    assert seen[0] >= moment - 2, "it began anew"
+    trained = second.stages.get("training", [19])  # of 18
+    assert first.stages["training"][-1] - 1 <= trained[0] <= first.stages["training"][-1] + 1, "it began anew"
     assert [path.suffix for path in tmp_path.iterdir()] == [".answer"]
-    assert lp.train(given, EVERYTHING, folder=tmp_path, progress=end).history == whole.history
+    assert lp.train(given, EVERYTHING, folder=tmp_path, progress=third).history == whole.history
+    assert set(third.stages) == {"reading train", "reading validate"}
+
+
+def test_ended_before_the_result_is_stored_nothing_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, step = task(Net(dropout=0.3)), Finetune(epochs=2, lr=0.01)
+    whole, watch = lp.train(given, step), Watch()
+
+    def ended(*args: Any) -> None:
+        raise Ended
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lilliput.engine.store, "write", ended)
+        with pytest.raises(Ended):
+            lp.train(given, step, folder=tmp_path)
+    (left,) = tmp_path.iterdir()
+    held = left.read_bytes()
+    again = lp.train(given, step, folder=tmp_path, progress=watch)
+    same(again.model, whole.model)
+    assert again.history == whole.history and "training" not in watch.stages
+    assert [path.suffix for path in tmp_path.iterdir()] == [".answer"]
+    left.write_bytes(held)  # as if it had ended after that, before the checkpoint was removed
+    same(lp.train(given, step, folder=tmp_path, progress=watch).model, whole.model)
+    assert "training" not in watch.stages and not left.exists()
 
 
 class Restless:
@@ -228,7 +268,7 @@ def test_other_data_after_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(lilliput.training.loop, "SAVE_S", 0.0)
 
     def end(stage: str, done: int, total: int) -> None:
-        if done == 3:
+        if (stage, done) == ("training", 3):
             raise Ended
 
     with pytest.raises(Ended):
@@ -378,3 +418,49 @@ def test_patience_needs_validation() -> None:
 def test_a_step_survives_toml() -> None:
     recipe = lp.Recipe([lp.Prune("weights", 0.5), EVERYTHING])
     assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+# progress
+
+
+def test_every_stage_is_told() -> None:
+    given = task(Net(), validate=DataLoader(samples(48, seed=1), batch_size=16))
+    told: list[tuple[str, int, int]] = []
+    lp.train(given, Finetune(epochs=2, reestimate=True), progress=lambda *report: told.append(report))
+    assert told == [
+        *(("reading train", i, 6) for i in (0, 1, 2, 3, 4, 5, 5, 6)),
+        *(("reading validate", i, 3) for i in (0, 1, 2, 2, 3)),
+        *(("training", i, 12) for i in range(1, 7)),
+        *(("validating", i, 6) for i in range(1, 4)),
+        *(("training", i, 12) for i in range(7, 13)),
+        *(("validating", i, 6) for i in range(4, 7)),
+        *(("re-estimating", i, 6) for i in range(1, 7)),
+    ]
+
+
+class Stream:
+    """Batches whose number is not known, or wrong."""
+
+    def __init__(self, length: Callable[[], int]) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(samples(48), batch_size=16))
+
+
+def unknown() -> int:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("length", "done"),
+    [(unknown, [0, 0, 0, 0, 1]), (lambda: 2, [0, 1, 1, 1, 2]), (lambda: 5, [0, 1, 2, 3, 5])],
+    ids=["unknown", "too short", "too long"],
+)
+def test_a_source_of_unknown_length_is_told_to_its_end(length: Callable[[], int], done: list[int]) -> None:
+    told: list[tuple[int, int]] = []
+    Feed.known(Stream(length), "train", 0, lambda stage, done, total: told.append((done, total)))
+    assert told == [(i, done[-1]) for i in done]

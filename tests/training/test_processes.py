@@ -30,6 +30,17 @@ def test_two_processes_train_what_one_does(sharing: str, compressed: str, tmp_pa
                 assert float((x != y).float().mean()) < 0.01, name  # a weight between two codes may fall either way
 
 
+def test_two_processes_go_on_in_one_folder(tmp_path: Path) -> None:
+    """Both write the answer there, and both find it."""
+    together("copies", "plain", tmp_path, tmp_path / "kept")
+    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".answer"]
+    one = lp.train(processes.task("plain"), processes.step()).model.state_dict()
+    first, second = (lp.load(tmp_path / f"{rank}.lil", into=processes.Net()).state_dict() for rank in (0, 1))
+    for name, x in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], x, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("sharing", ["copies", "shards"])
 def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, tmp_path: Path) -> None:
     """Each normalises its own half of a batch, as torch does it; what comes out is one model all the same."""
@@ -44,12 +55,12 @@ def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, tmp_pat
     torch.testing.assert_close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
 
 
-def together(sharing: str, kind: str, out: Path) -> None:
+def together(sharing: str, kind: str, out: Path, *folder: Path) -> None:
     paths = os.pathsep.join(filter(None, sys.path))
     env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*command, processes.__file__, sharing, kind, str(out)],
+        [*command, processes.__file__, sharing, kind, str(out), *map(str, folder)],
         env=env,
         capture_output=True,
         text=True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from lilliput.engine.lessons import Lessons
 from lilliput.engine.resume import conditions
-from lilliput.engine.run import Driver, Progress, check_runs
+from lilliput.engine.run import Driver, check_runs
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.plain import digest
+from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, check_clusters, checked_example

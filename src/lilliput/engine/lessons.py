@@ -19,11 +19,13 @@ from lilliput.file.lil import save
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.plain import digest
+from lilliput.progress import Progress
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
-from lilliput.training.loop import Derailed, Loss, Material, Progress, enough_memory, train
+from lilliput.training.loop import Derailed, Loss, Material, train
+from lilliput.training.memory import enough_memory
 from lilliput.training.teachers import Live, save_answers
 
 LAST_GOOD = "last-good.lil"
@@ -67,11 +69,15 @@ def learn(
     conditions: Sequence[Any],
     progress: Progress,
 ) -> Learnt:
-    """Train a copy of `model`."""
+    """Train a copy of `model`.
+
+    Where several processes train together, each stores the answer, in a file that is whole whoever writes it, and only
+    then removes the checkpoint: killed at any moment, a training finds one of the two again.
+    """
     if lessons is None:
         raise InputError("this recipe trains, and the task has nothing to train with", next="give train= and loss=")
-    feed = Feed.known(lessons.train, "train", step.seed)
-    validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed)
+    feed = Feed.known(lessons.train, "train", step.seed, progress)
+    validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed, progress)
     if validate is not None and lessons.judged is not None:
         check_apart(validate, lessons.judged)
     teachers = [model_digest(teacher) for teacher in lessons.teachers] if step.distill else []
@@ -79,6 +85,7 @@ def learn(
     still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
     question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss, still)
     how = digest(*question)
+    place = None if store.folder is None else store.folder / f"{how}.training"
 
     def compute() -> Answer:
         with tempfile.TemporaryDirectory() as passing:
@@ -88,7 +95,6 @@ def learn(
                 answers = folder / f"{key}.teachers"
                 _save_teachers(answers, key, step, lessons, feed, progress)
             material = Material(feed, lessons.loss, validate, tuple(lessons.teachers), answers, key)
-            place = None if store.folder is None else folder / f"{how}.training"
             work = copy.deepcopy(model)
             try:
                 history = train(work, step, material, place=place, progress=progress)
@@ -97,6 +103,8 @@ def learn(
         return Answer(history, work.state_dict())
 
     answer = store.answer(question, compute)
+    if place is not None:
+        place.unlink(missing_ok=True)
     return Learnt(how, answer.data, answer.tensors)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,25 +16,23 @@ from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
+from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze, tensors
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.values import Interception
-from lilliput.model.view import View
+from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
+from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.inputs import Stop
+from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
-
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress for those who do not want to see it."""
 
 
 @dataclass
@@ -97,27 +96,43 @@ class Driver:
         return {paths[0]: tuple(tensor.shape) for paths, tensor in tensors(self.model).items()}
 
     def tensor(self, path: str) -> Tensor:
-        held = self._held(path)[1]
-        return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
+        return tensor_at(self.model, path)
 
     def encoding(self, path: str) -> Encoding | None:
-        held = self._held(path)[1]
+        held = held_at(self.model, path)[1]
         return held.encoding if isinstance(held, EncodedTensor) else None
 
-    def encode(self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None) -> None:
+    def encode(
+        self,
+        path: str,
+        encoding: Encoding,
+        *,
+        x: Tensor | None = None,
+        fit: Fit | None = None,
+        rounding: Rounding | None = None,
+        stop: Stop | None = None,
+    ) -> None:
         if path in self._encoded:
             self._encoded.clear()
         self._encoded.add(path)
         self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
         try:
-            self._encode(path, encoding, x, fit)
+            self._encode(path, encoding, x, fit, rounding, stop)
         except EncodingError as error:
             if error.where:
                 raise
             raise EncodingError(error.what, where=path, why=error.why, next=_or_leave_out(error.next, path)) from None
 
-    def _encode(self, path: str, encoding: Encoding, x: Tensor | None, fit: Fit | None) -> None:
-        paths, held = self._held(path)
+    def _encode(
+        self,
+        path: str,
+        encoding: Encoding,
+        x: Tensor | None,
+        fit: Fit | None,
+        rounding: Rounding | None,
+        stop: Stop | None,
+    ) -> None:
+        paths, held = held_at(self.model, path)
         x, kept = self.tensor(path) if x is None else x, None
         check_encodable(encoding, path, x)
         if isinstance(held, EncodedTensor):
@@ -125,11 +140,16 @@ class Driver:
             x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
             kept = encoding.kept_parameters(frozen)
         grid = None if kept is None else {name: tensor_digest(part) for name, part in kept.items()}
-        question = ("encode", self.environment, tensor_digest(x), encoding, fit, grid)
+        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, fit, grid)
+        if rounding is not None and self.calibrate is not None:  # what flows follows from the model and the batches
+            question = (*question, rounding, self.state.digest, self.calibrate.digest, path)
 
         def compute() -> Answer:
-            parameters = kept if kept is not None else fit.fit(x, encoding) if fit else None
-            return Answer(tensors=encoding.represent(x, parameters).tensors())
+            parameters = kept if kept is not None else fit.fit(x, encoding) if fit else encoding.fit(x)
+            rounded = x
+            if rounding is not None and stop is not None and stop.inputs:
+                rounded, parameters = rounding.round(x, encoding, parameters, stop)
+            return Answer(tensors=encoding.represent(rounded, parameters).tensors())
 
         parts = self.store.answer(question, compute).tensors
         self.skipped.pop(paths[0], None)  # an earlier step had no use for it
@@ -140,7 +160,7 @@ class Driver:
         self._edit(EncodeValue(value, encoding), parameters)
 
     def set_tensor(self, path: str, x: Tensor) -> None:
-        paths, held = self._held(path)
+        paths, held = held_at(self.model, path)
         if isinstance(held, EncodedTensor):
             self.encode(path, held.encoding, x=x)
         else:
@@ -153,13 +173,7 @@ class Driver:
         self.skipped[path] = reason
 
     def statistics(self, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
-        if self.calibrate is None:
-            raise InputError(
-                "this recipe needs calibration batches",
-                why=f"it must know {len(wanted)} values that flow",
-                next="give calibrate=, or quantize weights alone",
-            )
-        batches = self.calibrate
+        batches = self._batches(f"{len(wanted)} values that flow")
         question = ("statistics", self.environment, self.state.digest, batches.digest, dict(wanted))
 
         def compute() -> Answer:
@@ -175,6 +189,28 @@ class Driver:
             for name, observe in wanted.items()
         }
 
+    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
+        batches = self._batches(f"what flows into {len(calls)} layers")
+        original = copy.deepcopy(self.model)
+        with (
+            walking(self.model, batches, calls, self.tensor) as now,
+            walking(original, batches, calls, lambda path: tensor_at(original, path)) as then,
+        ):
+            before: Stop | None = None
+            for call in calls:
+                stop = Stop(call, functools.partial(now.inputs, call), functools.partial(then.inputs, call), before)
+                yield stop
+                for walk in (now, then):
+                    walk.leave(call)
+                if before is not None:
+                    before.leave()
+                before = stop
+
+    def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
+        data = None if self.calibrate is None else self.calibrate.digest
+        whole = ("remember", self.environment, self.state.digest, data, question)
+        return self.store.answer(whole, lambda: Answer(tensors={"found": compute()})).tensors["found"]
+
     def train(self, step: Finetune) -> None:
         conditions = (self.environment, self.state.digest)
         learnt = learn(self.model, step, self.lessons, self.store, conditions, self.progress)
@@ -182,6 +218,15 @@ class Driver:
         self._edit(Train(learnt.how), learnt.tensors)
 
     # how it is done
+
+    def _batches(self, known: str) -> Batches:
+        if self.calibrate is None:
+            raise InputError(
+                "this recipe needs calibration batches",
+                why=f"it must know {known}",
+                next="give calibrate=, or quantize weights alone, to the nearest",
+            )
+        return self.calibrate
 
     def _observe(self, wanted: Mapping[str, Observe], batches: Batches) -> dict[str, Statistics]:
         seen = {name: Statistics(observe) for name, observe in wanted.items()}
@@ -198,16 +243,24 @@ class Driver:
             self.progress("calibrating", done, batches.samples)
         return seen
 
-    def _held(self, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
-        for paths, tensor in tensors(self.model).items():
-            if path in paths:
-                return paths, tensor
-        raise InputError("the model has no such parameter", where=path)
-
     def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
         step = Step(edit, dict(given))
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+
+def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
+    """A parameter of `model`, with all its paths."""
+    for paths, tensor in tensors(model).items():
+        if path in paths:
+            return paths, tensor
+    raise InputError("the model has no such parameter", where=path)
+
+
+def tensor_at(model: nn.Module, path: str) -> Tensor:
+    """A copy of a parameter, decoded."""
+    held = held_at(model, path)[1]
+    return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
 
 
 def _or_leave_out(next: str, path: str) -> str:

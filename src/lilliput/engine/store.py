@@ -56,5 +56,5 @@ class Store:
             data = json.loads(reader.header["data"])
             return Answer(data, {name: to_tensor(reader.read(name)) for name in reader.names()})
         except (FormatError, KeyError, TypeError, ValueError):  # damaged, by a full disk say: compute it again
-            path.unlink()
+            path.unlink(missing_ok=True)
             return None

@@ -25,7 +25,7 @@ from torch.fx import Node
 from lilliput.errors import CaptureError, InputError, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import mark, watched
-from lilliput.model.view import Call, Rung, View
+from lilliput.model.view import CONVOLUTIONS, Call, Rung, View, Window
 from lilliput.modes import eval_mode
 
 Dynamic = Mapping[str | int, Mapping[int, str]]
@@ -208,6 +208,7 @@ def _calls(
                 reads=reads,
                 shape=_shape(node),
                 weight_shape=_weight_shape(node),
+                window=_window(node),
                 constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
             )
         elif node.op == "output":
@@ -251,6 +252,29 @@ def _weight_shape(node: Node) -> tuple[int, ...]:
     weight = node.args[1] if len(node.args) > 1 else None
     shape = _shape(weight) if isinstance(weight, Node) else ()
     return tuple(n for n in shape if isinstance(n, int))
+
+
+def _window(node: Node) -> Window | None:
+    if _op_name(node) not in CONVOLUTIONS or "transpose" in _op_name(node):
+        return None
+    schema: Any = node.target
+    names = [argument.name for argument in schema._schema.arguments]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    kernel = _weight_shape(node)[2:]
+    stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    padding = given.get("padding", 0)
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        ends = tuple((n // 2, n - n // 2) for n in whole)
+    else:
+        ends = tuple((n, n) for n in _each(padding, len(kernel)))
+    return Window(kernel, stride, ends, dilation, int(given.get("groups", 1)))
+
+
+def _each(numbers: Any, axes: int) -> tuple[int, ...]:
+    """One number for all axes of space, or one for each."""
+    listed = list(numbers) if isinstance(numbers, list | tuple) else [numbers]
+    return tuple(listed * axes if len(listed) == 1 else listed)
 
 
 def _owner(name: str) -> str:

@@ -15,6 +15,17 @@ MULTIPLIES = CONVOLUTIONS | {"linear"}  # ops that multiply an activation by a w
 
 
 @dataclass(frozen=True)
+class Window:
+    """How a convolution goes over its input: one number for each axis of space."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # before and after
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
 class Call:
     """One call in the captured graph."""
 
@@ -25,6 +36,7 @@ class Call:
     shape: tuple[int | str, ...]  # of the first output; a string for an axis that varies
     constants: tuple[int | float, ...] = ()  # numbers among its arguments
     weight_shape: tuple[int, ...] = ()  # of the tensor it multiplies by
+    window: Window | None = None  # of a convolution that is not transposed
 
     @property
     def weight(self) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -11,8 +12,10 @@ from lilliput.encodings import Encoding, Int, Levels
 from lilliput.encodings.grids import Grid
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
-from lilliput.techniques.statistics import Observe
+from lilliput.techniques.rounding import Rounding
+from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
 
 
@@ -32,6 +35,7 @@ class Quantize(Technique):
     weights: Encoding | None = Int()
     activations: Int | None = None
     fit: Range = MSE()  # how the ranges of weights are found
+    rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how the ranges of activations are found
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
@@ -56,18 +60,12 @@ class Quantize(Technique):
         encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
         places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
-        wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
-        wanted |= {
-            operand: Observe(histogram=operand in wanted, channel_axis=1 if call.op in CONVOLUTIONS else -1)
-            for operand, call in correct.items()
-        }
-        seen = run.statistics(wanted) if wanted else {}
-        exact = {call.weight: run.tensor(call.weight) for call in correct.values()}  # type: ignore[arg-type]
-        for path, encoding in encodings.items():
-            run.encode(path, encoding, fit=self.fit)
-        for operand, call in correct.items():
-            shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type]
-            run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
+        seen = self._statistics(run, places, () if self.rounding else correct.values())
+        if self.rounding is None:
+            for path, encoding in encodings.items():
+                self._encode(run, path, encoding, correct.get(path), seen)
+        else:
+            self._walk(run, chosen_weights, encodings, correct)
         for place in places:
             parameters = (
                 {}
@@ -75,6 +73,47 @@ class Quantize(Technique):
                 else self.calibration.of_value(seen[place.like or place.value], place.encoding)
             )
             run.encode_value(place.value, place.encoding, parameters)
+
+    def _statistics(self, run: Run, places: Sequence[Placement], correct: Iterable[Call]) -> Mapping[str, Statistics]:
+        wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
+        for call in correct:
+            axis = 1 if call.op in CONVOLUTIONS else -1
+            wanted[f"{call.value}@0"] = Observe(histogram=f"{call.value}@0" in wanted, channel_axis=axis)
+        return run.statistics(wanted) if wanted else {}
+
+    def _encode(
+        self, run: Run, path: str, encoding: Encoding, correct: Call | None, seen: Mapping[str, Statistics]
+    ) -> None:
+        """A weight rounded to the nearest; a bias takes up the error on average."""
+        exact = run.tensor(path)
+        run.encode(path, encoding, fit=self.fit)
+        if correct is not None:
+            shift = mean_error(exact, run.tensor(path), seen[f"{correct.value}@0"].mean)
+            run.set_tensor(correct.bias, run.tensor(correct.bias) - shift)  # type: ignore[arg-type]
+
+    def _walk(
+        self,
+        run: Run,
+        weights: Mapping[str, list[Call]],
+        encodings: Mapping[str, Encoding],
+        correct: Mapping[str, Call],
+    ) -> None:
+        """The weights in the order in which they are used, each by what the layers before it make of the batches."""
+        used = {calls[0].id: path for path, calls in weights.items()}
+        ordered = [call for call in run.view().calls if call.id in used]
+        stops = run.walk([call for call in ordered if _can_be_seen(call)])
+        for call in ordered:
+            path = used[call.id]
+            if not _can_be_seen(call):
+                run.encode(path, encodings[path], fit=self.fit)
+                continue
+            stop, exact = next(stops), run.tensor(path)
+            stop.absorbed = path in correct
+            run.encode(path, encodings[path], fit=self.fit, rounding=self.rounding, stop=stop)
+            if path in correct:
+                shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
+                run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
+        next(stops, None)
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
         """The tensors to encode, with the calls that use them; all others are reported with a reason."""
@@ -108,17 +147,22 @@ class Quantize(Technique):
         return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
-        """Calls whose bias, theirs alone, can take up the mean error of their weight, by the operand they multiply."""
+        """Calls whose bias, theirs alone, can take up the mean error of their weight, by the path of that."""
         readers = run.view().readers
         return {
-            f"{calls[0].value}@0": calls[0]
-            for calls in weights.values()
+            path: calls[0]
+            for path, calls in weights.items()
             if len(calls) == 1
             and calls[0].value
             and calls[0].bias
             and len(readers[f"tensor {calls[0].bias}"]) == 1
             and not calls[0].op.startswith("conv_transpose")
         }
+
+
+def _can_be_seen(call: Call) -> bool:
+    """Whether the damage to a weight follows from what its call multiplies it by."""
+    return call.value is not None and (call.op == "linear" or call.window is not None)
 
 
 def _encoded(run: Run) -> dict[str, Encoding]:
@@ -135,13 +179,22 @@ def _why_not(view: View, path: str) -> str:
     return f"it is read by {' and '.join(ops)}, not by a convolution, linear layer or embedding"
 
 
-def mean_error(call: Call, exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
+def mean_error(exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
     """What rounding a weight adds to each output on average: Σ (rounded - exact) · E[input], [outputs].
 
     For a convolution the borders are taken for inner points. Source: Nagel et al., "Data-Free Quantization Through
     Weight Equalization and Bias Correction", 2019, arXiv 1906.04721, with E[input] measured on the calibration batches.
     """
     error = (rounded - exact).flatten(2).sum(2) if exact.dim() > 2 else rounded - exact  # [outputs, inputs of a group]
-    groups = mean.numel() // error.shape[1]
-    inputs = mean.reshape(groups, 1, -1)  # [groups, 1, inputs of a group]
-    return (error.reshape(groups, -1, error.shape[1]) * inputs).sum(2).reshape(-1)
+    return _mean_output(error, mean.reshape(-1, error.shape[1]))
+
+
+def mean_shift(exact: Tensor, rounded: Tensor, stop: Stop) -> Tensor:
+    """What all rounding up to here adds to each output on average, [outputs]."""
+    seen = stop.moments
+    return _mean_output(rounded.flatten(1), seen.mean) - _mean_output(exact.flatten(1), seen.original_mean)
+
+
+def _mean_output(weight: Tensor, mean: Tensor) -> Tensor:
+    """Σ weight · mean, [outputs], for a weight [outputs, K] and the means of what it multiplies, [groups, K]."""
+    return (weight.reshape(len(mean), -1, weight.shape[1]) * mean[:, None]).sum(2).reshape(-1)

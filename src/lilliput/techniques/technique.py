@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import RecipeError
-from lilliput.model.view import View
+from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
+from lilliput.techniques.inputs import Stop
+from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 
 Where = str | tuple[str, ...]
@@ -62,8 +64,20 @@ class Run(Protocol):
         """How a parameter is represented now."""
         ...
 
-    def encode(self, path: str, encoding: Encoding, *, x: Tensor | None = None, fit: Fit | None = None) -> None:
-        """Represent a parameter; `x` replaces its values, `fit` finds the parameters of the encoding."""
+    def encode(
+        self,
+        path: str,
+        encoding: Encoding,
+        *,
+        x: Tensor | None = None,
+        fit: Fit | None = None,
+        rounding: Rounding | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        """Represent a parameter; `x` replaces its values, `fit` finds the parameters of the encoding.
+
+        `rounding` chooses the numbers by what flows at `stop`, where there is one.
+        """
         ...
 
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
@@ -76,6 +90,14 @@ class Run(Protocol):
 
     def statistics(self, wanted: Mapping[str, Observe]) -> Mapping[str, Statistics]:
         """What the named values look like over the calibration batches."""
+        ...
+
+    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
+        """The calls in order, the calibration batches waiting at each; its weight may be encoded there."""
+        ...
+
+    def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives for the model as it stands and the calibration batches, computed once."""
         ...
 
     def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:

@@ -34,7 +34,7 @@ def load(path: Path) -> dict[str, Any] | None:
         reader = Reader(path)
         restored = _restored(json.loads(reader.header["data"]), reader)
     except FormatError:  # of a disk that was full, say: the training begins anew
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
     assert isinstance(restored, dict)
     return restored

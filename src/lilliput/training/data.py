@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from lilliput.encodings import tensor_digest
 from lilliput.encodings.encoding import tensor_bytes
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError
+from lilliput.progress import Progress, silent
+from lilliput.task import batch_size, fingerprint, read_batches
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,25 @@ class Feed:
     classes: frozenset[int] | None  # labels that occur, where the batches end in labels
 
     @classmethod
-    def known(cls, source: Iterable[Any], field: str, seed: int) -> Feed:
+    def known(cls, source: Iterable[Any], field: str, seed: int, progress: Progress = silent) -> Feed:
         """Read one epoch: emptiness and NaN are errors now, and not in an hour."""
         whole, batches, samples, first = hashlib.sha256(), 0, 0, ""
         classes: set[int] | None = set()
-        for i, batch in enumerate(_read(source, field, seed, 0)):
-            _check(batch, f"{field}[{i}]")
-            read = fingerprint(batch)
+        seed_all(seed, 0)
+        for where, batch in _told(source, field, progress):
+            _check(batch, where)
+            read, size, labels = fingerprint(batch), batch_size(batch), labels_of(batch)
             first = first or read
             whole.update(read.encode())
-            batches, samples = batches + 1, samples + batch_size(batch)
-            found = _labels(batch)
-            classes = None if classes is None or found is None else classes | found
+            batches, samples = batches + 1, samples + size
+            if labels is None or len(labels) != size:
+                classes = None
+            elif classes is not None:
+                classes.update(labels.tolist())
         if batches == 0:
             raise InputError("holds no batches", where=field, next="give at least one batch")
-        labels = None if classes is None else frozenset(classes)
-        return cls(source, field, seed, batches, samples, whole.hexdigest(), first, labels)
+        met = None if classes is None else frozenset(classes)
+        return cls(source, field, seed, batches, samples, whole.hexdigest(), first, met)
 
     def epoch(self, number: int) -> Iterator[Any]:
         """The batches of an epoch, whose order and random changes its number alone decides.
@@ -55,7 +60,8 @@ class Feed:
         Random numbers are seeded when the epoch begins; what draws them afterwards shares them with the training.
         """
         count = 0
-        for batch in _read(self.source, self.field, self.seed, number):
+        seed_all(self.seed, number)
+        for _, batch in read_batches(self.source, self.field):
             if number == count == 0 and fingerprint(batch) != self.first:
                 raise InputError(
                     "gave another first batch when it was read again",
@@ -119,43 +125,19 @@ def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim())[:1], {}
 
 
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels of a batch that is a tuple and ends in them: integers on one axis."""
+    last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    fits = isinstance(last, Tensor) and last.dtype == torch.int64 and last.dim() == 1
+    return last if fits else None
+
+
 def seed_all(seed: int, epoch: int) -> None:
     """Seed torch's, NumPy's and Python's own random numbers."""
     mixed = int.from_bytes(hashlib.sha256(f"{seed},{epoch}".encode()).digest()[:4], "little")
     torch.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)
-
-
-def fingerprint(batch: Any) -> str:
-    """The content of one batch."""
-    return "".join(tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in tree_leaves(batch))
-
-
-def batch_size(batch: Any) -> int:
-    return next((len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim()), 1)
-
-
-def share(batch: Any, part: int, parts: int, where: str) -> Any:
-    """The samples of a batch that fall to process `part` of so many: every `parts`-th, so that sizes are equal."""
-    if parts == 1:
-        return batch
-    size = batch_size(batch)
-    if size % parts:
-        raise InputError(
-            f"{size} samples for {parts} processes", where=where, next="give batches that divide, as by drop_last=True"
-        )
-    return tree_map(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
-
-
-def _read(source: Iterable[Any], field: str, seed: int, epoch: int) -> Iterator[Any]:
-    seed_all(seed, epoch)
-    try:
-        yield from source
-    except InputError:
-        raise
-    except Exception as error:  # the user's own code
-        raise InputError("cannot be read", where=field, why=reason(error)) from error
 
 
 def _check(batch: Any, where: str) -> None:
@@ -166,9 +148,19 @@ def _check(batch: Any, where: str) -> None:
         raise InputError("holds NaN or infinity", where=where, next="repair the data")
 
 
-def _labels(batch: Any) -> set[int] | None:
-    """The labels of a batch that is a tuple of inputs and one integer a sample."""
-    last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    if not isinstance(last, Tensor) or last.dtype != torch.int64 or last.dim() != 1 or len(last) != batch_size(batch):
-        return None
-    return set(last.unique().tolist())
+def _told(source: Iterable[Any], field: str, progress: Progress) -> Iterator[tuple[str, Any]]:
+    """Each batch with its place, told once it is checked; of a source without a length only beginning and end are."""
+    stage, total = f"reading {field}", _length(source)
+    progress(stage, 0, total)
+    for done, read in enumerate(read_batches(source, field), 1):
+        yield read
+        progress(stage, min(done, total - 1), total)
+    progress(stage, total, total)
+
+
+def _length(source: Iterable[Any]) -> int:
+    """How many batches a source says it holds, at least 1."""
+    try:
+        return max(1, operator.length_hint(source))
+    except Exception:  # the user's own code
+        return 1

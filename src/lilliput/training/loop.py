@@ -6,8 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,19 @@ from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import freeze, unfreeze
 from lilliput.modes import eval_mode
+from lilliput.progress import Progress, silent
+from lilliput.task import fingerprint
 from lilliput.techniques.distill import Seen, check_taps
 from lilliput.techniques.finetune import Finetune
 from lilliput.training import checkpoint
-from lilliput.training.data import Feed, check_classes, fingerprint, share
+from lilliput.training.data import Feed, check_classes, labels_of
+from lilliput.training.memory import enough_memory, starved
 from lilliput.training.optimizers import Average, factor, norm_of, optimizer
+from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, whole_state
 from lilliput.training.teachers import Live, Saved, Watcher
 
 Loss = Callable[[Any, Any], Tensor]
-Progress = Callable[[str, int, int], None]
 SAVE_S = 60.0  # seconds between two checkpoints within an epoch
-_STARVED = ("not enough memory", "DefaultCPUAllocator")  # in what torch says when a CPU's memory is used up
 
 
 class Derailed(InputError):
@@ -69,13 +70,13 @@ def train(
     material: Material,
     *,
     place: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> list[dict[str, float]]:
     """Train `model` in place; returns the mean loss, and the validation loss if there is one, of each epoch.
 
     Encoded tensors are trained through and frozen again. With a `place` for checkpoints, a training that was killed
-    goes on there when it is begun again. Under `accelerate launch` or `torchrun` every process calls this alike, and
-    has the same model in the end.
+    goes on there when it is begun again, and the last checkpoint stays: remove it when the result is safe. Under
+    `accelerate launch` or `torchrun` every process calls this alike, and has the same model in the end.
 
     Raises InputError for a loss that is no number (the model is then as it was last well), for data that changes, and
     for want of memory.
@@ -85,28 +86,6 @@ def train(
     with enough_memory(step, material.train, trainer.where):
         trainer.run()
     return trainer.standing.history
-
-
-@contextmanager
-def enough_memory(step: Finetune, feed: Feed, where: Callable[[], str]) -> Iterator[None]:
-    """Inside, want of memory is an InputError that suggests smaller batches."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _starved(error):
-            raise
-        size = feed.samples // feed.batches
-        raise InputError(
-            "out of memory",
-            where=where(),
-            why=reason(error),
-            next=f"halve the batches of about {size} samples, and give accumulate={2 * step.accumulate}",
-        ) from error
-
-
-def _starved(error: Exception) -> bool:
-    """Whether memory was used up: of a GPU, which is an error of its own kind, or of a CPU, which only words tell."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _STARVED)
 
 
 class _Trainer:
@@ -121,7 +100,7 @@ class _Trainer:
         if step.patience is not None and material.validate is None:
             raise InputError("patience without validation batches", where="Finetune", next="give validate= in the task")
         self._check_terms()
-        self.accelerator = _accelerator(step)
+        self.accelerator = accelerator_for(step)
         self.sharded = step.shard and self.accelerator.num_processes > 1
         self.place = None if self.sharded else place  # parts of the model lie in other processes
         self.model = unfreeze(copy.deepcopy(model)).to(self.accelerator.device).train()
@@ -129,10 +108,10 @@ class _Trainer:
         self.teachers = self._teachers()
         self.projections = self._projections()
         if self.sharded:
-            _shard(self.model, self.accelerator)
+            shard(self.model, self.accelerator)
             for part in self.projections.modules():
                 if isinstance(part, nn.Linear):
-                    _shard(part, self.accelerator)
+                    shard(part, self.accelerator)
         trained = [p for p in (*self.model.parameters(), *self.projections.parameters()) if p.requires_grad]
         if not trained:
             raise InputError("no parameter is trainable", where="model", next="set requires_grad")
@@ -171,7 +150,7 @@ class _Trainer:
         if not self.step.distill:
             return None
         device = self.accelerator.device
-        live = Live([_on(device, teacher) for teacher in self.material.teachers], self.step.distill)
+        live = Live([on_device(teacher, device) for teacher in self.material.teachers], self.step.distill)
         if self.material.answers is None:
             return live
         return Saved(self.material.answers, self.material.answers_key, live)
@@ -220,7 +199,7 @@ class _Trainer:
                 self._check_weights()
                 self._save()
         self._check_weights()
-        standing.history.append({"loss": standing.summed / feed.batches})
+        standing.history.append({"loss": mean(standing.summed / feed.batches, self.accelerator)})
         standing.epoch, standing.batch, standing.summed = standing.epoch + 1, 0, 0.0
         self._validate()
         self.good = self._weights()
@@ -301,7 +280,7 @@ class _Trainer:
         total = student.output.new_zeros(()) if own is None else self.step.labels * own
         for term, projection in zip(self.step.distill, self.projections, strict=True):
             given = None if isinstance(projection, nn.Identity) else projection
-            total = total + term.weight * term.loss(student, teachers[term.teacher], given, _labels(batch))
+            total = total + term.weight * term.loss(student, teachers[term.teacher], given, labels_of(batch))
         return total
 
     def _own_loss(self, model: Any, batch: Any, where: str) -> Tensor | None:
@@ -315,7 +294,7 @@ class _Trainer:
         except LilliputError:
             raise
         except Exception as error:  # the user's own code
-            if _starved(error):
+            if starved(error):
                 raise
             raise InputError("the loss failed", where=where, why=reason(error)) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -345,18 +324,15 @@ class _Trainer:
             for i, batch in enumerate(feed.epoch(0)):
                 where = f"{feed.field}[{i}]"
                 total += self._finite(self._loss(self.wrapped, self._moved(batch, where), where), where)
-        loss = self._mean(total / feed.batches)
+                done = (standing.epoch - 1) * feed.batches + i + 1
+                self.progress("validating", done, self.step.epochs * feed.batches)
+        loss = mean(total / feed.batches, self.accelerator)
         standing.history[-1]["validation_loss"] = loss
         if standing.best is None or loss < standing.best:
             standing.best, standing.waited = loss, 0
             self.best = self._weights() if self.step.patience is not None else None
         else:
             standing.waited += 1
-
-    def _mean(self, number: float) -> float:
-        """Over all processes."""
-        held = torch.tensor(number, device=self.accelerator.device)
-        return float(self.accelerator.reduce(held, "mean"))
 
     # after
 
@@ -367,24 +343,12 @@ class _Trainer:
             self.average.give(self.model)
         if self.step.reestimate:
             self._reestimate()
-        self._agree()
+        agree(self.model, self.accelerator)
         self._give_back()
-        for entry in self.standing.history:
-            entry["loss"] = self._mean(entry["loss"])
-        if self.place is not None and self.accelerator.is_main_process:
-            self.place.unlink(missing_ok=True)
-
-    @torch.no_grad()
-    def _agree(self) -> None:
-        """Let all processes hold the same statistics: each has normalised its own share of the batches."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer.detach().clone(), "mean"))
 
     def _give_back(self) -> None:
         """The trained weights into the model that was given, frozen."""
-        whole = _whole_state(self.model) if self.sharded else self.model.state_dict()
+        whole = whole_state(self.model) if self.sharded else self.model.state_dict()
         unfreeze(self.original)
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
@@ -392,15 +356,17 @@ class _Trainer:
     @torch.no_grad()
     def _reestimate(self) -> None:
         """Means and variances of batch normalisations as plain averages over one epoch of training batches."""
+        feed = self.material.train
         norms = [part for part in self.model.modules() if isinstance(part, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         with eval_mode(self.model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True
-            for i, batch in enumerate(self.material.train.epoch(0) if norms else ()):
-                where = f"{self.material.train.field}[{i}]"
+            for i, batch in enumerate(feed.epoch(0) if norms else ()):
+                where = f"{feed.field}[{i}]"
                 self._own_loss(self.wrapped, self._moved(batch, where), where)
+                self.progress("re-estimating", i + 1, feed.batches)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -448,55 +414,3 @@ class _Trainer:
 
     def where(self) -> str:
         return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
-
-
-def _accelerator(step: Finetune) -> Any:
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise InputError(
-            "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
-        ) from error
-    AcceleratorState._reset_state()  # an earlier step may have had another precision
-    accelerator = Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
-    if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
-        raise InputError(
-            f"accelerate is set up for {accelerator.distributed_type}",
-            next="launch plain processes, and give Finetune(shard=True) for a model that does not fit one of them",
-        )
-    return accelerator
-
-
-def _on(device: torch.device, teacher: nn.Module) -> nn.Module:
-    """A teacher on `device`: itself, or a copy of it, for it is the user's."""
-    here = torch.empty(0, device=device).device  # with its index
-    elsewhere = any(x.device != here for x in (*teacher.parameters(), *teacher.buffers()))
-    return copy.deepcopy(teacher).to(device) if elsewhere else teacher
-
-
-def _shard(model: nn.Module, accelerator: Any) -> None:
-    """Let each process hold a part of every block in a list of blocks, and of the rest (FSDP2)."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in list(model.modules()):
-        for block in module if isinstance(module, nn.ModuleList) else ():
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # also after one that no gradients follow
-
-
-def _whole_state(model: nn.Module) -> dict[str, Any]:
-    """The tensors of a model of which each process holds a part, gathered."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    whole: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    return whole
-
-
-def _labels(batch: Any) -> Tensor | None:
-    """The labels of a batch that ends in them: one integer a sample."""
-    last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    fits = isinstance(last, Tensor) and last.dtype == torch.int64 and last.dim() == 1
-    return last if fits else None

@@ -1,0 +1,119 @@
+"""What flows into a layer, and its second moments, by which the damage of rounding is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lilliput.errors import InputError
+from lilliput.model.view import Call, Window
+
+_MOST = 1 << 25  # elements of patches that are made of one batch
+
+
+class Stop:
+    """A call at which the calibration batches wait: its inputs can be seen, and its weight can be changed.
+
+    They come as the model stands, with all that was encoded before; `original`, as they were before the walk began.
+    Nothing is computed until it is asked for.
+    """
+
+    absorbed = False  # whether a bias takes up what changes on average, so that only what varies counts
+
+    def __init__(
+        self,
+        call: Call,
+        inputs: Callable[[], Sequence[Tensor]],
+        original: Callable[[], Sequence[Tensor]],
+        before: Stop | None = None,
+    ) -> None:
+        self.call, self._inputs, self._original, self._before = call, inputs, original, before
+
+    @cached_property
+    def inputs(self) -> Sequence[Tensor]:
+        """What the call multiplies by its weight, one tensor for each batch that reaches it."""
+        return self._inputs()
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the inputs; where several calls read the same, as queries, keys and values do, computed once."""
+        before, self._before = self._before, None
+        if before is not None and before.call.window == self.call.window and "moments" in vars(before):
+            same = len(before.inputs) == len(self.inputs)
+            if same and all(a is b for a, b in zip(before.inputs, self.inputs, strict=True)):
+                return before.moments
+        return moments(self.inputs, self._original(), self.call)
+
+    def leave(self) -> None:
+        """Let go of the inputs."""
+        vars(self).pop("inputs", None)
+        self._before = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of what a layer multiplies by its weights, [groups, K, K]; means, [groups, K].
+
+    K are the inputs of one output, in the order of ``weight.flatten(1)``.
+    """
+
+    gram: Tensor  # E[x xᵀ]
+    cross: Tensor  # E[o xᵀ], o being what x was before anything was rounded
+    mean: Tensor
+    original_mean: Tensor
+
+    def centred(self) -> Moments:
+        """Around the means."""
+        away = self.mean[:, None]
+        gram, cross = self.gram - self.mean[..., None] * away, self.cross - self.original_mean[..., None] * away
+        return replace(self, gram=gram, cross=cross)
+
+
+def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) -> Moments:
+    """The moments over the inputs of a linear layer, or the patches that a convolution sees.
+
+    Of large pictures, places are taken by chance, the same each time.
+
+    Raises InputError for inputs that are NaN or infinite.
+    """
+    sums, rows = [torch.zeros(())] * 4, 0
+    for pair in zip(inputs, original, strict=True):
+        x, o = (patches(x.detach().float(), call.window) if call.window else _tokens(x) for x in pair)
+        turned = x.transpose(1, 2)
+        found = (turned @ x, o.transpose(1, 2) @ x, x.sum(1), o.sum(1))
+        sums, rows = [a + b for a, b in zip(sums, found, strict=True)], rows + x.shape[1]
+    if not all(bool(torch.isfinite(x).all()) for x in sums):
+        raise InputError(
+            "what flows into it is NaN or infinite", where=str(call.weight), next="look at the calibration batches"
+        )
+    return Moments(*(x / max(1, rows) for x in sums))
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.detach().float().flatten(0, -2)[None]
+
+
+def patches(x: Tensor, window: Window) -> Tensor:
+    """What a convolution multiplies its weights by, [groups, places, K], at as many places as fit, by chance."""
+    axes = len(window.kernel)
+    if x.dim() == axes + 1:
+        x = x[None]
+    x = functional.pad(x, [n for ends in reversed(window.padding) for n in ends])
+    for i, (size, stride, step) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
+        x = x.unfold(2 + i, step * (size - 1) + 1, stride)[..., ::step]
+    space = x.shape[2 : 2 + axes]  # x is [batch, channels, *space, *kernel]
+    places = torch.arange(space.numel())
+    most = max(1, _MOST // (x.shape[0] * x.shape[1] * math.prod(window.kernel)))
+    if len(places) > most:
+        places = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:most].sort().values
+    at: list[Any] = [slice(None), slice(None), *torch.unravel_index(places, space)]
+    picked = x[tuple(at)]  # [batch, channels, places, *kernel]
+    grouped: Tensor = picked.flatten(3).unflatten(1, (window.groups, -1))  # [batch, groups, channels, places, kernel]
+    return grouped.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)  # [groups, batch · places, channels · kernel]

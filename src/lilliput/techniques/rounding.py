@@ -1,0 +1,243 @@
+"""Which of the numbers that an encoding offers each weight becomes, judged by what flows into the layer.
+
+The damage of a rounded weight Q to a layer with weight W is E|(W - Q) x|² = tr((W - Q) E[x xᵀ] (W - Q)ᵀ): a function of
+the weights and of the gram matrix of the inputs. The ways to make it small below know nothing of the encoding but the
+numbers next to an element, so they work for integers, logarithms, codebooks and tiles alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.encodings import Encoding, Sparse
+from lilliput.encodings.blocks import Blocked
+from lilliput.errors import EncodingError, RecipeError
+from lilliput.plain import short_repr
+from lilliput.techniques.inputs import Stop
+
+Nearest = Callable[[Tensor, int], Tensor]  # values of input number j, [groups, rows] -> the numbers nearest to them
+_COLUMNS = 64  # rounded one by one before the rest of the matrix hears of it
+
+
+@dataclass(frozen=True, repr=False)
+class Rounding(ABC):
+    """A way to choose among numbers; rounding to the nearest is the absence of one."""
+
+    damp: float = 0.01  # of the mean of the gram matrix's diagonal, added to it
+    correct: bool = True  # make up for the error of earlier layers too
+
+    def round(
+        self, x: Tensor, encoding: Encoding, parameters: Mapping[str, Tensor], stop: Stop
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """`x` moved to numbers that `encoding` offers by the parameters returned beside it.
+
+        Raises EncodingError for an encoding that is no grid, such as half precision.
+        """
+        inner = encoding.values if isinstance(encoding, Sparse) else encoding
+        if not isinstance(inner, Blocked):
+            raise EncodingError(f"{type(self).__name__} onto {encoding}", next="round to the nearest: rounding=None")
+        seen = stop.moments.centred() if stop.absorbed else stop.moments
+        gram, cross = seen.gram.double(), seen.cross.double()
+        weights = x.detach().double().reshape(len(gram), -1, gram.shape[-1])
+        kept = weights != 0 if isinstance(encoding, Sparse) else None
+        damped = with_damp(gram, self.damp)
+        if self.correct:
+            weights = weights + torch.linalg.solve(damped, weights @ (cross - gram), left=False)
+        rounded, parameters = self.rows(Grid(inner, dict(parameters), tuple(x.shape), kept), weights, damped)
+        return rounded.reshape(x.shape).to(x.dtype), parameters
+
+    @abstractmethod
+    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Numbers of `grid` for `weights`, [groups, rows, K], and the parameters; `gram` is [groups, K, K]."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that one tensor may become."""
+
+    encoding: Blocked
+    parameters: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+    kept: Tensor | None = None  # [groups, rows, K]: False where a pruned weight stays 0
+
+    def nearest(self, column: Tensor, j: int) -> Tensor:
+        """The numbers nearest to the values of input `j`, [groups, rows]."""
+        own = self.encoding.of_column(self.parameters, self.shape, j)
+        found = self.encoding.nearest(column.reshape(-1, 1).float(), own).reshape(column.shape).to(column.dtype)
+        return found if self.kept is None else found * self.kept[..., j]
+
+    def brackets(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers next below and next above each of `weights`, [groups, rows, K]."""
+        x = weights.reshape(self.shape).float()
+        rows = self.encoding.rows(x)
+        apart = len(self.encoding.parameter_shape(self.shape))
+        own = {name: part.reshape(len(rows), *part.shape[apart:]) for name, part in self.parameters.items()}
+        ends = self.encoding.brackets(rows, own)
+        below, above = (self.encoding.unblocked(end, self.shape).reshape(weights.shape).to(weights) for end in ends)
+        return (below, above) if self.kept is None else (below * self.kept, above * self.kept)
+
+
+@dataclass(frozen=True, repr=False)
+class GPTQ(Rounding):
+    """Inputs are rounded one after another, and those still to come make up for the error of those that were.
+
+    Source: Frantar et al., "GPTQ", 2022, arXiv 2210.17323; the order of falling E[x²] is its authors' later addition.
+    Then each weight is looked at again, `sweeps` times, with all others as they are now (coordinate descent: Behdin et
+    al., "QuantEase", 2023, arXiv 2309.01885), and between sweeps scales are set to their least squares.
+    """
+
+    ordered: bool = True  # inputs of large second moment first; where a layer has groups of channels, as they come
+    sweeps: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damp < 1:
+            raise RecipeError(f"GPTQ with damp={self.damp}", next="use more than 0 and less than 1, such as 0.01")
+        if self.sweeps < 0:
+            raise RecipeError(f"GPTQ with {self.sweeps} sweeps", next="use 0 or more")
+
+    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        rounded = compensated(weights, gram, grid.nearest, self.ordered)
+        parameters = grid.parameters
+        for sweep in range(self.sweeps):
+            if sweep and "scale" in parameters and len(gram) == 1:
+                grid, rounded = rescaled(grid, weights, rounded, gram)
+                parameters = grid.parameters
+            rounded = swept(weights, rounded, gram, grid.nearest)
+        return rounded, parameters
+
+
+@dataclass(frozen=True, repr=False)
+class AdaRound(Rounding):
+    """Each weight goes up or down to a number next to it, learnt by gradient descent.
+
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020, arXiv 2004.10568, with
+    the layer's damage in place of batches.
+    """
+
+    steps: int = 1000
+    lr: float = 0.02
+    weight: float = (
+        0.01  # of the term that drives each choice to one side, beside the damage of rounding to the nearest
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise RecipeError(f"AdaRound of {self.steps} steps", next="use 1 or more")
+
+    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        below, above = grid.brackets(weights)
+        chosen = up_or_down(weights.float(), below.float(), above.float(), gram.float(), self)
+        return torch.where(chosen, above, below), grid.parameters
+
+
+# tensors to tensors; weights are [groups, rows, K], gram matrices [groups, K, K]
+
+
+def damage(weights: Tensor, rounded: Tensor, gram: Tensor) -> Tensor:
+    """E|(W - Q) x|², summed over all outputs."""
+    error = weights - rounded
+    return ((error @ gram) * error).sum()
+
+
+def with_damp(gram: Tensor, share: float) -> Tensor:
+    """The matrix with a share of the mean of its diagonal added to that, and inputs that are always 0 set apart."""
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    added = torch.where(mean > 0, share * mean, 1.0).expand_as(diagonal)
+    return gram + torch.diag_embed(added)
+
+
+def compensated(weights: Tensor, gram: Tensor, nearest: Nearest, ordered: bool) -> Tensor:
+    """GPTQ: the columns rounded in turn, the error of each made up for by those after it."""
+    count = weights.shape[-1]
+    order = torch.arange(count)
+    if ordered and len(gram) == 1:
+        order = gram[0].diagonal().argsort(descending=True, stable=True)
+    left, gram = weights[..., order].clone(), gram[:, order][..., order]
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
+    rounded = torch.empty_like(left)
+    for first in range(0, count, _COLUMNS):
+        last = min(first + _COLUMNS, count)
+        block, errors = left[..., first:last].clone(), torch.empty_like(left[..., first:last])
+        for i in range(last - first):
+            row = factor[:, first + i, first:last]
+            found = nearest(block[..., i], int(order[first + i]))
+            rounded[..., first + i] = found
+            errors[..., i] = (block[..., i] - found) / row[:, i : i + 1]
+            block[..., i + 1 :] -= errors[..., i : i + 1] * row[:, None, i + 1 :]
+        left[..., last:] -= errors @ factor[:, first:last, last:]
+    return rounded[..., order.argsort()]
+
+
+def swept(weights: Tensor, rounded: Tensor, gram: Tensor, nearest: Nearest) -> Tensor:
+    """Each column at the number nearest to its best value, all others as they are: damage never grows."""
+    rounded, diagonal = rounded.clone(), gram.diagonal(dim1=1, dim2=2)
+    pull = (weights - rounded) @ gram
+    for first in range(0, weights.shape[-1], _COLUMNS):
+        last = min(first + _COLUMNS, weights.shape[-1])
+        block, moved = pull[..., first:last].clone(), torch.empty_like(pull[..., first:last])
+        for i in range(last - first):
+            j = first + i
+            best = rounded[..., j] + block[..., i] / diagonal[:, j : j + 1]
+            found = nearest(best, j)
+            moved[..., i] = rounded[..., j] - found
+            rounded[..., j] = found
+            block += moved[..., i : i + 1] * gram[:, None, j, first:last]
+        pull += moved @ gram[:, first:last]
+    return rounded
+
+
+def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tuple[Grid, Tensor]:
+    """Scales by which the numbers that were chosen do least damage, row by row, and those numbers by them."""
+    scale = grid.parameters["scale"]
+    rows, count = rounded.shape[1:]
+    if scale.dim() != 2 or scale.shape[0] != rows or grid.encoding.axis != 0:
+        return grid, rounded
+    groups = scale.shape[1]
+    old = scale.double()
+    numbers = rounded[0].reshape(rows, groups, -1) / old[..., None]
+    spread = torch.zeros(rows, groups, count, dtype=torch.float64)
+    for g, part in enumerate(torch.arange(count).chunk(groups)):
+        spread[:, g, part] = numbers[:, g]
+    products = spread @ gram[0]  # [rows, groups, K]
+    left = products @ spread.transpose(1, 2)
+    right = (products * weights[0][:, None]).sum(2)
+    ridge = torch.diag_embed(left.diagonal(dim1=1, dim2=2) * 1e-6 + 1e-30)
+    found = torch.linalg.solve(left + ridge, right)
+    new = torch.where((found > 0.5 * old) & (found < 2 * old), found, old).float()
+    held = grid.encoding.nested().get("scale")
+    new = new if held is None else held.represent(new).decode()
+    changed = Grid(grid.encoding, {**grid.parameters, "scale": new}, grid.shape, grid.kept)
+    return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
+
+
+def up_or_down(weights: Tensor, below: Tensor, above: Tensor, gram: Tensor, knobs: AdaRound) -> Tensor:
+    """True where the number above does less damage with all the others, as far as gradient descent finds it."""
+    step = above - below
+    share = torch.where(step > 0, (weights - below) / step.clamp(min=1e-30), 0.5).clamp(0.01, 0.99)
+    stretched = (share + 0.1) / 1.2  # a sigmoid stretched over -0.1 … 1.1 reaches both ends
+    choice = torch.log(stretched / (1 - stretched)).requires_grad_()
+    plain = damage(weights, torch.where(share > 0.5, above, below), gram).clamp(min=1e-30)
+    optimizer = torch.optim.Adam([choice], lr=knobs.lr)
+    for i in range(knobs.steps):
+        sharp = 20 - 18 * max(0.0, (i / knobs.steps - 0.2) / 0.8)
+        soft = (torch.sigmoid(choice) * 1.2 - 0.1).clamp(0, 1)
+        undecided = 1 - (2 * soft - 1).abs().pow(sharp)
+        loss = damage(weights, below + soft * step, gram) / plain
+        if i > 0.2 * knobs.steps:
+            loss = loss + knobs.weight * undecided.sum() / weights.numel() ** 0.5
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (torch.sigmoid(choice) > 0.5).detach()
+
+
+ROUNDINGS: dict[str, type[Rounding]] = {"GPTQ": GPTQ, "AdaRound": AdaRound}

@@ -1,0 +1,92 @@
+"""Several processes that train one model: what each gets of a batch, what it holds, and what they agree on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lilliput.errors import InputError, reason
+from lilliput.task import batch_size
+from lilliput.techniques.finetune import Finetune
+
+
+def accelerator_for(step: Finetune) -> Any:
+    """accelerate's hold on the processes, or on the only one.
+
+    Raises InputError where accelerate is not installed, or is set up to share out the model itself.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise InputError(
+            "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
+        ) from error
+    AcceleratorState._reset_state()  # an earlier step may have had another precision
+    accelerator = Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
+    if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
+        raise InputError(
+            f"accelerate is set up for {accelerator.distributed_type}",
+            next="launch plain processes, and give Finetune(shard=True) for a model that does not fit one of them",
+        )
+    return accelerator
+
+
+def share(batch: Any, part: int, parts: int, where: str) -> Any:
+    """The samples of a batch that fall to process `part` of so many: every `parts`-th, so that sizes are equal.
+
+    Raises InputError where the samples do not divide.
+    """
+    if parts == 1:
+        return batch
+    size = batch_size(batch)
+    if size % parts:
+        raise InputError(
+            f"{size} samples for {parts} processes", where=where, next="give batches that divide, as by drop_last=True"
+        )
+    return tree_map(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
+
+
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """A model of the user's on `device`: itself where it is there already, or else a copy."""
+    here = torch.empty(0, device=device).device  # with its index
+    elsewhere = any(x.device != here for x in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model).to(device) if elsewhere else model
+
+
+def shard(model: nn.Module, accelerator: Any) -> None:
+    """Let each process hold a part of every block in a list of blocks, and of the rest (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in list(model.modules()):
+        for block in module if isinstance(module, nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # also after one that no gradients follow
+
+
+def whole_state(model: nn.Module) -> dict[str, Any]:
+    """The tensors of a model of which each process holds a part, gathered; every process must ask."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return whole
+
+
+def mean(number: float, accelerator: Any) -> float:
+    """The mean of what each process gives."""
+    return float(accelerator.reduce(torch.tensor(number, device=accelerator.device), "mean"))
+
+
+@torch.no_grad()
+def agree(model: nn.Module, accelerator: Any) -> None:
+    """Let all processes hold the same statistics: each has normalised its own share of the batches."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(accelerator.reduce(buffer.detach().clone(), "mean"))
