@@ -31,6 +31,10 @@ class Rounding(ABC):
     damp: float = 0.01  # of the mean of the gram matrix's diagonal, added to it
     correct: bool = True  # make up for the error of earlier layers too
 
+    def __post_init__(self) -> None:
+        if not 0 < self.damp <= 1:
+            raise RecipeError(f"{type(self).__name__} with damp={self.damp}", next="use more than 0 and at most 1")
+
     def round(
         self, x: Tensor, encoding: Encoding, parameters: Mapping[str, Tensor], stop: Stop
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -98,8 +102,7 @@ class GPTQ(Rounding):
     sweeps: int = 4
 
     def __post_init__(self) -> None:
-        if not 0 < self.damp < 1:
-            raise RecipeError(f"GPTQ with damp={self.damp}", next="use more than 0 and less than 1, such as 0.01")
+        super().__post_init__()
         if self.sweeps < 0:
             raise RecipeError(f"GPTQ with {self.sweeps} sweeps", next="use 0 or more")
 
@@ -129,6 +132,7 @@ class AdaRound(Rounding):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1:
             raise RecipeError(f"AdaRound of {self.steps} steps", next="use 1 or more")
 
@@ -219,6 +223,7 @@ def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tupl
     return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
 
 
+@torch.enable_grad()
 def up_or_down(weights: Tensor, below: Tensor, above: Tensor, gram: Tensor, knobs: AdaRound) -> Tensor:
     """True where the number above does less damage with all the others, as far as gradient descent finds it."""
     step = above - below

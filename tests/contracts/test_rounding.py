@@ -1,0 +1,315 @@
+"""Rounding by what flows into a layer: the damage falls, the numbers are the encoding's, and data is seen in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lilliput as lp
+from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse
+from lilliput.engine.walk import walking
+from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
+from lilliput.model.capture import Inputs, capture
+from lilliput.model.view import Call, Window
+from lilliput.targets import OnnxRuntime
+from lilliput.task import Batches
+from lilliput.techniques.inputs import Stop, moments, patches
+from lilliput.techniques.rounding import GPTQ, AdaRound, Rounding, compensated, damage, swept, with_damp
+
+FORMATS: tuple[Encoding, ...] = (
+    Int(4),
+    Int(3, symmetric=False),
+    Int(4, group=8),
+    Int(4, group=8, scale=Float16()),
+    Int(2, per="tensor"),
+    Levels(6),
+    Levels(4, per="channel"),
+    NF4(group=16),
+    Log(4),
+    Sparse(Int(4)),
+)
+ROUNDINGS: tuple[Rounding, ...] = (GPTQ(), GPTQ(sweeps=0), GPTQ(ordered=False, correct=False), AdaRound(steps=150))
+
+
+def correlated(rows: int, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(count // 4, count, generator=generator)
+    noise = torch.randn(rows, count, generator=generator)
+    return torch.randn(rows, count // 4, generator=generator) @ mixing + 0.3 * noise
+
+
+def stop_at(x: Tensor, original: Tensor | None = None, op: str = "linear") -> Stop:
+    call = Call("linear", op, "fc:linear#0", ("input x", "tensor fc.weight"), ())
+    return Stop(call, lambda: [x], lambda: [x if original is None else original])
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=repr)
+@pytest.mark.parametrize("encoding", FORMATS, ids=repr)
+def test_damage_falls_and_the_numbers_are_the_encodings(encoding: Encoding, rounding: Rounding) -> None:
+    torch.manual_seed(1)
+    weight, x = torch.randn(24, 32), correlated(512, 32)
+    if isinstance(encoding, Sparse):
+        weight = weight * (torch.rand(24, 32) > 0.5)
+    stop, parameters = stop_at(x), encoding.fit(weight)
+    rounded, found = rounding.round(weight, encoding, parameters, stop)
+    decoded = encoding.represent(rounded, found).decode()
+    assert torch.allclose(decoded, rounded, rtol=1e-5, atol=1e-7)
+    assert rounded.dtype == weight.dtype and rounded.shape == weight.shape
+    if isinstance(encoding, Sparse):
+        assert bool((decoded[weight == 0] == 0).all())
+    gram = stop.moments.gram
+    nearest = encoding.represent(weight, parameters).decode()
+    least = damage(weight[None], nearest[None], gram)
+    assert damage(weight[None], decoded[None], gram) < 0.9 * least
+
+
+def test_unrelated_inputs_are_rounded_to_the_nearest() -> None:
+    torch.manual_seed(2)
+    weights, gram = torch.randn(1, 5, 16).double(), torch.diag(torch.rand(16).double() + 0.5)[None]
+    found = compensated(weights, gram, lambda column, j: column.round(), ordered=True)
+    assert torch.equal(found, weights.round())
+
+
+def test_a_sweep_never_does_harm_and_ends_where_no_single_change_helps() -> None:
+    torch.manual_seed(3)
+    x = correlated(256, 24).double()
+    gram, weights = with_damp((x.T @ x / 256)[None], 0.01), 2 * torch.randn(1, 6, 24).double()
+    rounded = weights.round()
+    before = damage(weights, rounded, gram)
+    for _ in range(30):
+        rounded = swept(weights, rounded, gram, lambda column, j: column.round())
+        after = damage(weights, rounded, gram)
+        assert after <= before + 1e-9
+        before = after
+    for j in range(24):
+        for move in (-1.0, 1.0):
+            other = rounded.clone()
+            other[0, 0, j] += move
+            assert damage(weights, other, gram) >= before - 1e-9
+
+
+def test_adaptive_rounding_stays_beside_the_weight() -> None:
+    torch.manual_seed(4)
+    weight, x = torch.randn(8, 16), correlated(256, 16)
+    encoding = Int(4)
+    rounded, found = AdaRound(steps=100, correct=False).round(weight, encoding, encoding.fit(weight), stop_at(x))
+    assert bool(((rounded - weight).abs() <= found["scale"][:, None] * 1.0001).all())
+
+
+def test_what_earlier_layers_did_is_made_up_for() -> None:
+    torch.manual_seed(5)
+    original, weight = correlated(512, 32), torch.randn(24, 32)
+    seen = original + 0.3 * correlated(512, 32, seed=9)
+    encoding, errors = Int(8), {}
+    for correct in (True, False):
+        rounded, found = GPTQ(correct=correct).round(weight, encoding, encoding.fit(weight), stop_at(seen, original))
+        errors[correct] = (original @ weight.T - seen @ encoding.represent(rounded, found).decode().T).square().mean()
+    assert errors[True] < 0.8 * errors[False]
+
+
+WINDOWS = [
+    nn.Conv1d(4, 6, 3, 2, 1),
+    nn.Conv2d(4, 6, 3, padding="same", dilation=2),
+    nn.Conv2d(4, 8, (3, 1), (1, 2), (1, 0), groups=2),
+    nn.Conv2d(6, 6, 3, 1, 1, groups=6),
+    nn.Conv3d(2, 4, 2),
+]
+
+
+@pytest.mark.parametrize("layer", WINDOWS, ids=repr)
+def test_patches_times_weights_are_the_convolution(layer: nn.Conv2d) -> None:
+    x = torch.randn(3, layer.in_channels, *[7] * (layer.weight.dim() - 2))
+    call = next(call for call in capture(layer, Inputs.of(x), {}).calls if call.window)
+    assert isinstance(call.window, Window)
+    seen = patches(x, call.window)
+    weight = layer.weight.flatten(1).reshape(layer.groups, -1, seen.shape[2])
+    found = (seen @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + layer.bias
+    assert torch.allclose(found, layer(x).movedim(1, -1).flatten(0, -2), atol=1e-5)
+    gram = moments([x], [x], call).gram
+    assert torch.allclose(gram, seen.transpose(1, 2) @ seen / seen.shape[1], atol=1e-5)
+
+
+class Branching(nn.Module):
+    """A layer used twice, one written as a function, one that only some inputs reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.rare = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = functional.linear(x, self.second.weight, self.second.bias)
+        return self.first(x)
+
+
+def calls_of(model: nn.Module, x: Tensor) -> list[Call]:
+    found: dict[str | None, Call] = {}
+    for call in capture(model, Inputs.of(x), {}).calls:
+        if call.weight:
+            found.setdefault(call.weight, call)
+    return list(found.values())
+
+
+def batches_of(*data: Tensor) -> Batches:
+    return Batches.checked(list(data), "calibrate", Inputs.of(data[0]), {0: {0: "batch"}})
+
+
+def test_batches_wait_where_the_model_is_changed_and_go_on_as_it_then_is() -> None:
+    torch.manual_seed(6)
+    model, data = Branching().eval(), [torch.randn(3, 6), torch.randn(2, 6)]
+    calls = calls_of(model, data[0])
+    with torch.no_grad(), walking(model, batches_of(*data), calls, lambda path: model.get_parameter(path)) as walk:
+        first = walk.inputs(calls[0])
+        assert all(torch.equal(a, b) for a, b in zip(first, data, strict=True))
+        model.first.weight.mul_(2)
+        walk.leave(calls[0])
+        second = walk.inputs(calls[1])
+        expected = [torch.relu(model.first(x)) for x in data]
+        assert all(torch.allclose(a, b) for a, b in zip(second, expected, strict=True))
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_Pass"]
+
+
+def test_nothing_runs_until_inputs_are_asked_for() -> None:
+    model, x = Branching().eval(), torch.randn(2, 6)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(1))
+    calls = calls_of(model, x)
+    seen.clear()
+    with walking(model, batches_of(x), calls, lambda path: model.get_parameter(path)) as walk:
+        for call in calls:
+            walk.leave(call)
+    assert not seen
+
+
+def test_what_fails_on_the_way_is_raised_where_it_is_awaited() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.rows = nn.Linear(4, 4), nn.Linear(4, 4), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            if self.rows and x.shape[0] > self.rows:
+                raise ValueError("too many rows")
+            return self.two(x)
+
+    model = Fails().eval()
+    calls = calls_of(model, torch.randn(2, 4))
+    model.rows = 2
+    data = batches_of(torch.randn(2, 4), torch.randn(5, 4))
+    with walking(model, data, calls, lambda path: model.get_parameter(path)) as walk:
+        walk.inputs(calls[0])
+        walk.leave(calls[0])
+        with pytest.raises(InputError, match=r"calibrate\[1\].*too many rows"):
+            walk.inputs(calls[1])
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_Pass"]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(7)
+    convolutions = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    return nn.Sequential(*convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+
+
+def pictures(count: int = 3, size: int = 16) -> list[Tensor]:
+    torch.manual_seed(8)
+    smooth = functional.interpolate(torch.randn(count * size, 3, 3, 3), 8, mode="bilinear")
+    return list((smooth + 0.1 * torch.randn(count * size, 3, 8, 8)).split(size))
+
+
+def compressed(rounding: Rounding | None, folder: Path | None = None, **task: object) -> lp.Result:
+    given = {"calibrate": pictures(), **task}
+    recipe = lp.Recipe([lp.Quantize(weights=Int(3), rounding=rounding)])
+    return lp.compress(lp.Task(net(), **given), recipe, target=OnnxRuntime(seconds=3), folder=folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(), AdaRound(steps=150)], ids=repr)
+def test_a_network_comes_closer_to_what_it_was(rounding: Rounding) -> None:
+    x, exact = torch.cat(pictures()), net()
+    with torch.no_grad():
+        errors = [(compressed(r).model(x) - exact(x)).square().mean() for r in (None, rounding)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_resumed_run_rounds_nothing_again_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compressed(GPTQ(), tmp_path / "whole")
+    seen: list[str] = []
+    round_once = GPTQ.round
+
+    def counted(self: GPTQ, x: Tensor, *rest: object) -> object:
+        seen.append("round")
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return round_once(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GPTQ, "round", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compressed(GPTQ(), tmp_path / "cut")
+    again = compressed(GPTQ(), tmp_path / "cut")
+    assert len(seen) == 2 + 2  # one was kept, one was cut off, two were left
+    assert (tmp_path / "cut" / "net.lil").read_bytes() == (whole.folder / "net.lil").read_bytes()
+    assert again.state.digest == whole.state.digest
+
+
+def test_without_batches_it_is_refused() -> None:
+    with pytest.raises(InputError, match="calibration batches"):
+        compressed(GPTQ(), calibrate=None, example=pictures()[0])
+
+
+def test_a_layer_used_twice_and_one_never_reached_are_rounded_all_the_same() -> None:
+    class Rare(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.rare(x) * 0
+
+    torch.manual_seed(9)
+    model = Rare().eval()
+    data = [torch.randn(8, 6) for _ in range(2)]
+    recipe = lp.Recipe([lp.Quantize(weights=Int(4), rounding=GPTQ())])
+    small = lp.compress(lp.Task(model, calibrate=data), recipe, target=OnnxRuntime(seconds=3))
+    with torch.no_grad():
+        assert (small.model(data[0]) - model(data[0])).abs().max() < 0.5
+    assert {row["encoding"] for row in small.data["layers"]} >= {"int4 per channel"}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (partial(GPTQ, damp=0.0), "damp"),
+        (partial(GPTQ, sweeps=-1), "sweeps"),
+        (partial(AdaRound, steps=0), "steps"),
+        (partial(AdaRound, damp=2.0), "damp"),
+    ],
+)
+def test_knobs_that_cannot_be_are_refused(make: Callable[[], Rounding], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        make()
+
+
+def test_what_has_no_numbers_to_choose_from_is_refused_by_name() -> None:
+    with pytest.raises(EncodingError, match="GPTQ onto"):
+        GPTQ().round(torch.randn(4, 8), Float16(), {}, stop_at(correlated(16, 8)))
+
+
+def test_infinite_inputs_are_named() -> None:
+    x = correlated(16, 8)
+    x[3, 2] = torch.inf
+    with pytest.raises(LilliputError, match=r"fc\.weight.*NaN or infinite"):
+        GPTQ().round(torch.randn(4, 8), Int(4), Int(4).fit(torch.randn(4, 8)), stop_at(x))
+
+
+def test_dead_inputs_change_nothing() -> None:
+    torch.manual_seed(10)
+    x, weight = correlated(64, 8), torch.randn(4, 8)
+    x[:, :3] = 0
+    rounded, _ = GPTQ().round(weight, Int(4), Int(4).fit(weight), stop_at(x))
+    assert bool(torch.isfinite(rounded).all())
+    everything: Sequence[Tensor] = (torch.zeros(16, 8),)
+    rounded, found = GPTQ().round(weight, Int(4), Int(4).fit(weight), stop_at(everything[0]))
+    assert torch.equal(rounded, Int(4).represent(weight, found).decode())
