@@ -122,8 +122,8 @@ def test_encoding_does_not_change_the_calls(encode: Encode) -> None:
     before = view_of(model, x)
     list(encode(model, Int(8)))
     after = view_of(model, x)
-    assert [(c.op, c.value, c.weight, c.weight_shape, len(c.reads)) for c in after.calls] == [
-        (c.op, c.value, c.weight, c.weight_shape, len(c.reads)) for c in before.calls
+    assert [(c.op, c.value, c.weights, c.weight_shape, len(c.reads)) for c in after.calls] == [
+        (c.op, c.value, c.weights, c.weight_shape, len(c.reads)) for c in before.calls
     ]
 
 

@@ -62,11 +62,12 @@ class Quantize(Technique):
             for operand, call in correct.items()
         }
         seen = run.statistics(wanted) if wanted else {}
-        exact = {call.weight: run.tensor(call.weight) for call in correct.values()}  # type: ignore[arg-type]
+        exact = {path: run.tensor(path) for call in correct.values() for path in call.weights}
         for path, encoding in encodings.items():
             run.encode(path, encoding, fit=self.fit)
         for operand, call in correct.items():
-            shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type]
+            (path,) = call.weights
+            shift = mean_error(call, exact[path], run.tensor(path), seen[operand].mean)
             run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
         for place in places:
             parameters = (
@@ -108,7 +109,10 @@ class Quantize(Technique):
         return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
-        """Calls whose bias, theirs alone, can take up the mean error of their weight, by the operand they multiply."""
+        """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the operand they multiply.
+
+        Only ops of one weight have a `Call.bias`: in a recurrent layer an error comes back through the state.
+        """
         readers = run.view().readers
         return {
             f"{calls[0].value}@0": calls[0]
@@ -132,7 +136,7 @@ def _why_not(view: View, path: str) -> str:
     ops = sorted({call.op for call in view.readers.get(f"tensor {path}", [])})
     if not ops:
         return "no captured call reads it"
-    return f"it is read by {' and '.join(ops)}, not by a convolution, linear layer or embedding"
+    return f"it is read by {' and '.join(ops)}, not by a convolution, linear or recurrent layer, or embedding"
 
 
 def mean_error(call: Call, exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
