@@ -32,8 +32,10 @@ from lilliput.model.signature import Signature
 
 TOKENS, WORDS = 32, 3000
 AXES = {0: {0: "batch", 1: "steps"}}
+DYNAMIC = lp.Int(8, dynamic=True)
 RECIPES = {
-    "lilliput, ranges at run time": lp.Quantize(activations=lp.Int(8, dynamic=True)),
+    "lilliput, ranges at run time": lp.Quantize(activations=DYNAMIC),
+    "lilliput, ranges at run time, per tensor": lp.Quantize(weights=lp.Int(8, per="tensor"), activations=DYNAMIC),
     "lilliput, weights alone": lp.Quantize(),
 }
 Subjects = dict[str, Path]

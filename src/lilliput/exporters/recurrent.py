@@ -116,7 +116,7 @@ class _Layer:
 
     def _weights(self, cells: Sequence[_Cell]) -> tuple[list[ir.Value], list[ir.Value]]:
         """Those of input and hidden state, [directions, rows, inputs]; or codes, [directions, inputs, rows], and with
-        them scales and zero points, [directions, rows]. A projected state is taken as it is before the projection.
+        them scales and zero points, [directions] or [directions, rows]. A projected state is taken as it is before the projection.
         """
         matrices, quantization = [], []
         for weights in zip(*((cell.input, self._hidden(cell)) for cell in cells), strict=True):
@@ -126,10 +126,15 @@ class _Layer:
             held = [pair for pair in map(integers, weights) if pair]
             ordered = [self._ordered(codes, matrix=True) for codes, _ in held]
             matrices.append(self._joined([self._op("Transpose", [x], perm=[0, 2, 1]) for x in ordered]))
-            scales = [self._constant(np.broadcast_to(scale, self.rows)) for _, scale in held]
-            zeros = self._constant(np.zeros((len(held), self.rows), np.int8))
-            quantization += [self._joined([self._ordered(scale) for scale in scales]), zeros]
+            quantization += self._scales([scale for _, scale in held])
         return matrices, quantization
+
+    def _scales(self, scales: Sequence[np.ndarray]) -> list[ir.Value]:
+        """Scales and zero points, all 0, of a matrix in each direction: one number each where it has one scale."""
+        if all(scale.ndim == 0 for scale in scales):
+            return [self._constant(np.stack(scales)), self._constant(np.zeros(len(scales), np.int8))]
+        rows = [self._ordered(self._constant(np.broadcast_to(scale, self.rows))) for scale in scales]
+        return [self._joined(rows), self._constant(np.zeros((len(scales), self.rows), np.int8))]
 
     def _hidden(self, cell: _Cell) -> ir.Value:
         return cell.hidden if cell.projection is None else self._op("MatMul", [cell.hidden, cell.projection])
