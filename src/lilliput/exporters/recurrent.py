@@ -116,7 +116,7 @@ class _Layer:
 
     def _weights(self, cells: Sequence[_Cell]) -> tuple[list[ir.Value], list[ir.Value]]:
         """Those of input and hidden state, [directions, rows, inputs]; or codes, [directions, inputs, rows], and with
-        them scales and zero points, [directions] or [directions, rows]. A projected state is taken as it is before the projection.
+        them scales and zero points. A projected state is taken as it is before the projection.
         """
         matrices, quantization = [], []
         for weights in zip(*((cell.input, self._hidden(cell)) for cell in cells), strict=True):
@@ -130,7 +130,7 @@ class _Layer:
         return matrices, quantization
 
     def _scales(self, scales: Sequence[np.ndarray]) -> list[ir.Value]:
-        """Scales and zero points, all 0, of a matrix in each direction: one number each where it has one scale."""
+        """Scales, and zero points that are 0, of a matrix in each direction: [directions] or [directions, rows]."""
         if all(scale.ndim == 0 for scale in scales):
             return [self._constant(np.stack(scales)), self._constant(np.zeros(len(scales), np.int8))]
         rows = [self._ordered(self._constant(np.broadcast_to(scale, self.rows))) for scale in scales]
