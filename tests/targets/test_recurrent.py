@@ -17,7 +17,7 @@ import lilliput as lp
 from lilliput.errors import ExportError
 from lilliput.file.container import Reader
 from lilliput.measure import DistanceSoFar
-from lilliput.model.capture import Inputs
+from lilliput.model.capture import Inputs, capture, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.report.data import layers
@@ -233,3 +233,28 @@ def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
         files.append(built(tmp_path, net, [sequences()], [lp.Quantize(activations=DYNAMIC)], AXES)[1].read_bytes())
     assert files[0] == files[1]
     onnx.checker.check_model(onnx.load_from_string(files[0]))
+
+
+class Mixed(nn.Module):
+    """A convolution over steps, an LSTM, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm = nn.Conv1d(16, 16, 5, padding=2), nn.LSTM(16, 8, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.relu(self.conv(x)).transpose(1, 2)
+        return self.head(self.lstm(steps)[0][:, -1])  # type: ignore[no-any-return]
+
+
+def test_the_default_recipe_gives_each_of_both_its_own_ranges(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Mixed().eval(), [torch.randn(4, 16, 12) for _ in range(2)]
+    inputs = Inputs.of(x[0])
+    target = lp.OnnxRuntime(threads=1)
+    recipe = target.recipe(capture(net, inputs, dynamic_axes(inputs, None)), calibrated=True)
+    driver, path = built(tmp_path, net, x, recipe.steps)
+    ops = fused(path)
+    assert (ops["QLinearConv"], ops["DynamicQuantizeLSTM"], ops["QGemm"]) == (1, 1, 1)
+    assert driver.skipped == {}

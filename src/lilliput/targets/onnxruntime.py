@@ -51,11 +51,20 @@ class OnnxRuntime(Target):
     format: ClassVar[str] = "onnx"
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
-        """Convolutions with ranges from calibration, linear layers with ranges found at run time."""
+        """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""
         convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
-        if convolutional and calibrated:
+        if not (convolutional and calibrated):
+            return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+        lstms = sorted({path.rpartition(".")[0] for call in view.calls if call.op == "lstm" for path in call.weights})
+        if not lstms:
             return Recipe([Quantize(weights=Int(8), activations=Int(8))])
-        return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+        others = ("*", *(f"!{path}" for path in lstms))
+        return Recipe(
+            [
+                Quantize(weights=Int(8), activations=Int(8, dynamic=True), where=tuple(lstms)),
+                Quantize(weights=Int(8), activations=Int(8), where=others),
+            ]
+        )
 
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return fold_norms(view, root)
