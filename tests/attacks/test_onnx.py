@@ -29,13 +29,19 @@ OPSET = [helper.make_opsetid("", 20)]
 
 
 def graph_of(
-    *nodes: onnx.NodeProto, inits: Any = (), inputs: Any = None, outputs: Any = None, **more: Any
+    *nodes: onnx.NodeProto,
+    inits: Any = (),
+    inputs: Any = None,
+    outputs: Any = None,
+    runtimes_own: bool = False,
+    **more: Any,
 ) -> onnx.ModelProto:
     """x, two floats, to y."""
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])] if inputs is None else inputs
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)] if outputs is None else outputs
     graph = helper.make_graph(nodes, "g", given, made, list(inits), **more)
-    return helper.make_model(graph, opset_imports=OPSET, ir_version=9)
+    opsets = [*OPSET, helper.make_opsetid("com.microsoft", 1)] if runtimes_own else OPSET
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def file(model: onnx.ModelProto | bytes, tensors: Tensors | None = None, **described: Any) -> bytes:
@@ -332,6 +338,7 @@ def test_a_call_without_sense_is_refused(kind: str, refused: Any) -> None:
 
 
 def test_what_is_forged_here_would_run() -> None:
+    assert run(file(recurrent())).shape == (1, 1, 1, 3)
     assert run(file(graph_of(RELU))).tolist() == [1, 1]
     given = tensor([2])
     for reference in ({"tensor": "b"}, {"product": ["b", "one"]}, {"quotient": ["b", "one", "one"]}):
@@ -421,7 +428,48 @@ UNSOUND = {
     ),
     "a shape below zero": summed(node("ConstantOfShape", "s", out="w"), inits=[integers("s", -5)]),
 }
+
+
+def recurrent(hidden_size: int = 3, **changed: Any) -> onnx.ModelProto:
+    """x through an LSTM of the runtime's own, of 2 inputs and 3 hidden, whose tensors may not fit together."""
+    rows = 12
+    held: dict[str, Any] = {
+        "w": np.ones((1, 2, rows), np.int8),
+        "r": np.ones((1, 3, rows), np.int8),
+        "b": np.zeros((1, 2 * rows), np.float32),
+        "lengths": None,
+        "h": None,
+        "c": None,
+        "p": None,
+        "w_scale": np.ones((1, rows), np.float32),
+        "w_zero": np.zeros((1, rows), np.int8),
+        "r_scale": np.ones((1, rows), np.float32),
+        "r_zero": np.zeros((1, rows), np.int8),
+    } | changed
+    given = [name if x is not None else "" for name, x in held.items()]
+    return graph_of(
+        node("Reshape", "x", "s", out="steps"),
+        node("DynamicQuantizeLSTM", "steps", *given, domain="com.microsoft", hidden_size=hidden_size),
+        inits=[integers("s", 1, 1, 2), *(numpy_helper.from_array(x, n) for n, x in held.items() if x is not None)],
+        runtimes_own=True,
+    )
+
+
+RECURRENT = {
+    "an LSTM of fewer inputs": recurrent(w=np.ones((1, 1, 12), np.int8)),
+    "an LSTM of fewer rows": recurrent(r=np.ones((1, 3, 4), np.int8)),
+    "an LSTM without biases enough": recurrent(b=np.zeros((1, 3), np.float32)),
+    "an LSTM of fewer scales": recurrent(w_scale=np.ones((1, 2), np.float32)),
+    "an LSTM without scales": recurrent(r_scale=np.ones((0,), np.float32)),
+    "an LSTM of fewer zero points": recurrent(w_zero=np.zeros((1, 2), np.int8)),
+    "an LSTM with a smaller state": recurrent(h=np.zeros((1, 1, 1), np.float32)),
+    "an LSTM of more steps": recurrent(lengths=np.array([1 << 30], np.int32)),
+    "an LSTM of steps below zero": recurrent(lengths=np.array([-5], np.int32)),
+    "an LSTM of another size": recurrent(hidden_size=1 << 40),
+    "an LSTM of no size": recurrent(hidden_size=0),
+}
 RUNS = {
+    **RECURRENT,
     "an index out of bounds": graph_of(node("Gather", "x", "i"), inits=[integers("i", 1 << 40)]),
     "a shape that does not fit": graph_of(node("Reshape", "x", "s"), inits=[integers("s", 7, 7)]),
 }

@@ -82,7 +82,7 @@ def test_a_model_that_fails_on_its_example(refused: Refused) -> None:
 
 
 def test_a_model_without_layers(refused: Refused) -> None:
-    assert "no convolution, linear layer or embedding" in refused(InputError, _task(Bare())).what
+    assert "no convolution, linear or recurrent layer, or embedding" in refused(InputError, _task(Bare())).what
 
 
 def test_a_model_that_cannot_be_copied(refused: Refused) -> None:

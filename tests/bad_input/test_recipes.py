@@ -185,7 +185,7 @@ def test_what_is_skipped_is_reported(quick: lp.OnnxRuntime) -> None:
     skipped = {entry["path"]: entry["reason"] for entry in report["skipped"]}
     assert skipped == {
         "head.weight": "left out by where='!head'",
-        "table": "it is read by matmul, not by a convolution, linear layer or embedding",
+        "table": "it is read by matmul, not by a convolution, linear or recurrent layer, or embedding",
     }
     assert {row["path"]: row["encoding"] == "float32" for row in report["layers"]} == {
         "fc.weight": False,

@@ -122,8 +122,8 @@ def test_encoding_does_not_change_the_calls(encode: Encode) -> None:
     before = view_of(model, x)
     list(encode(model, Int(8)))
     after = view_of(model, x)
-    assert [(c.op, c.value, c.weight, c.weight_shape, len(c.reads)) for c in after.calls] == [
-        (c.op, c.value, c.weight, c.weight_shape, len(c.reads)) for c in before.calls
+    assert [(c.op, c.value, c.weights, c.weight_shape, len(c.reads)) for c in after.calls] == [
+        (c.op, c.value, c.weights, c.weight_shape, len(c.reads)) for c in before.calls
     ]
 
 
@@ -283,3 +283,55 @@ def test_what_is_no_input_is_refused(example: Any) -> None:
 def test_a_captured_copy_is_as_good() -> None:
     model, x = Net().eval(), torch.randn(2, 3, 6, 6)
     assert view_of(copy.deepcopy(model), x).calls == view_of(model, x).calls
+
+
+class Last(nn.Module):
+    """A linear layer on the last hidden states of a recurrent one: the outputs of its steps are read by nobody."""
+
+    def __init__(self, cell: nn.RNNBase) -> None:
+        super().__init__()
+        self.cell, self.fc = cell, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.cell(x)[1]
+        return self.fc((states[0] if isinstance(states, tuple) else states)[-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("cell", "op"),
+    [
+        (nn.LSTM(4, 8, 2, bidirectional=True), "lstm"),
+        (nn.GRU(4, 8, bias=False, batch_first=True), "gru"),
+        (nn.RNN(4, 8), "rnn_tanh"),
+        (nn.RNN(4, 8, nonlinearity="relu"), "rnn_relu"),
+    ],
+    ids=["lstm", "gru", "tanh", "relu"],
+)
+def test_a_recurrent_call_has_all_its_weights_and_leaves_the_steps_open(cell: nn.RNNBase, op: str) -> None:
+    view = view_of(Last(cell), torch.randn(5, 3, 4), {0: {0: "steps", 1: "batch"}})
+    assert view.rung == "whole"
+    (call,) = [call for call in view.calls if call.op == op]
+    assert call.value == f"cell:{op}#0" and call.module == "cell" and call.bias is None
+    assert call.weights == tuple(f"cell.{name}" for name, x in cell.named_parameters() if x.dim() > 1)
+    assert set(view.weights) == {*call.weights, "fc.weight"}
+    assert all(view.weights[path] == [call] for path in call.weights)
+
+
+def test_weights_of_a_recurrent_call_that_are_one_tensor_are_one_weight(encode: Encode) -> None:
+    cell = nn.LSTM(8, 8)
+    cell.weight_hh_l0 = cell.weight_ih_l0
+    net = Last(cell)
+    assert list(view_of(net, torch.randn(5, 3, 8)).weights) == ["cell.weight_ih_l0", "fc.weight"]
+    list(encode(net, Int(8)))
+    assert list(view_of(net, torch.randn(5, 3, 8)).weights) == ["cell.weight_ih_l0", "fc.weight"]
+
+
+def test_packed_sequences_depend_on_data_and_are_not_captured_whole() -> None:
+    class Packed(Last):
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.full((x.shape[1],), len(x))
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return self.fc(nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0])[0][-1])  # type: ignore[no-any-return]
+
+    view = view_of(Packed(nn.LSTM(4, 8)), torch.randn(5, 3, 4), {})
+    assert view.rung == "module-local" and set(view.weights) == {"fc.weight"}

@@ -533,3 +533,34 @@ def test_recurrent_layers_keep_their_list_of_tensors(encoding: Encoding, encode:
     assert all(
         a is getattr(dense, name) for a, name in zip(dense._flat_weights, dense._flat_weights_names, strict=True)
     )
+
+
+@pytest.mark.parametrize("encoding", ONE_OF_EACH, ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LSTM(8, 8, 2, bidirectional=True, batch_first=True),
+        lambda: nn.LSTM(8, 8, 2, proj_size=4),
+        lambda: nn.GRU(8, 8, 2, bidirectional=True),
+        lambda: nn.RNN(8, 8, bias=False),
+    ],
+    ids=["LSTM", "projected", "GRU", "RNN"],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_recurrent_layers_of_every_kind_carry_encodings(make: Any, encoding: Encoding, encode: Encode) -> None:
+    """Alone, copied, on padded and packed sequences, trained, and dense again."""
+    model, x = make().eval(), torch.randn(5, 3, 8)
+    paths = list(encode(model, encoding))
+    assert len(paths) == sum(p.dim() > 1 for p in to_dense(model).parameters())
+    dense, packed = to_dense(model), nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 3, 1, 2, 3]), True, False)
+    with torch.no_grad():
+        for given in (x, packed):
+            ours, theirs = (copy.deepcopy(net)(given)[0] for net in (model, dense))
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    unfreeze(model)
+    model.train()(x)[0].square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    freeze(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x)[0], to_dense(model)(x)[0], rtol=0, atol=0)

@@ -46,7 +46,7 @@ def correlated(rows: int, count: int, seed: int = 0) -> Tensor:
 
 
 def stop_at(x: Tensor, original: Tensor | None = None, op: str = "linear") -> Stop:
-    call = Call("linear", op, "fc:linear#0", ("input x", "tensor fc.weight"), ())
+    call = Call("linear", op, "fc:linear#0", ("input x", "tensor fc.weight"), (), weights=("fc.weight",))
     return Stop(call, lambda: [x], lambda: [x if original is None else original])
 
 
@@ -150,11 +150,7 @@ class Branching(nn.Module):
 
 
 def calls_of(model: nn.Module, x: Tensor) -> list[Call]:
-    found: dict[str | None, Call] = {}
-    for call in capture(model, Inputs.of(x), {}).calls:
-        if call.weight:
-            found.setdefault(call.weight, call)
-    return list(found.values())
+    return [calls[0] for calls in capture(model, Inputs.of(x), {}).weights.values()]
 
 
 def batches_of(*data: Tensor) -> Batches:

@@ -225,6 +225,20 @@ def test_what_where_leaves_out_is_left_as_it_is() -> None:
         Prune("weights", 0.5, where="c*").apply(driver)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_all_matrices_of_a_recurrent_layer_are_pruned_and_quantized(name: str) -> None:
+    driver = start(TOPOLOGIES[name].make(), [tokens(), tokens()])
+    biases = {key: x.clone() for key, x in driver.model.state_dict().items() if "cell.bias" in key}
+    for step in RECIPES["dynamic"]:
+        step.apply(driver)
+    held = {paths[0]: tensor.encoding for paths, tensor in encoded_tensors(driver.model)}
+    assert isinstance(held["cell.weight_ih_l0"], Sparse) and isinstance(held["cell.weight_hh_l0"], Sparse)
+    assert ("cell:lstm#0@0" in value_encodings(driver.model)) == (name == "lstm")
+    for key, x in biases.items():  # an error of a recurrent weight comes back through the state: no bias takes it up
+        assert torch.equal(driver.model.state_dict()[key], x)
+    assert driver.skipped == {}
+
+
 def test_what_is_looked_up_is_not_pruned_and_the_reason_is_given() -> None:
     driver = start(Transformer(), [tokens()])
     Prune("weights", 0.5).apply(driver)

@@ -54,7 +54,9 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
 def follow(recipe: Recipe, driver: Driver) -> None:
     """Apply the steps in order; a recipe that changes no layer is an error."""
     if not driver.view().weights:
-        raise InputError("the model has no convolution, linear layer or embedding", next="compress one that has")
+        raise InputError(
+            "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
+        )
     for step in recipe.steps:
         step.apply(driver)
     if not any(isinstance(step.edit, EncodeTensor | Train) for step in driver.state.steps):

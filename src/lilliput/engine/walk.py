@@ -30,7 +30,7 @@ class Walk:
         self, model: nn.Module, batches: Batches, calls: Iterable[Call], tensor: Callable[[str], Tensor]
     ) -> None:
         self.model, self.batches, self.tensor = model, batches, tensor
-        self.paths = {f"{call.value}@1": str(call.weight) for call in calls}
+        self.paths = {f"{call.value}@1": path for call in calls for path in call.weights}
         self.pending = {f"{call.value}@0" for call in calls}
         self.abandoned = False
         self.passes: list[_Pass] = []

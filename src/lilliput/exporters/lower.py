@@ -294,6 +294,15 @@ def _give_way(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
+def integers(value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
+    """Codes, and scale ([] | [outputs]), of a tensor that integer kernels take beside ranges found at run time."""
+    node = value.producer()
+    if node is None or node.domain != DOMAIN or not _scaled_by_output(node) or _offset(node) is not None:
+        return None
+    assert node.inputs[0] is not None
+    return node.inputs[0], _array(node.inputs[1]).astype(np.float32)
+
+
 def _scaled_by_output(node: ir.Node) -> bool:
     """Whether a tensor is integers with a scale for each output or one for all, as integer kernels take it."""
     if node.op_type != "DecodeInt" or _attribute(node, "group"):

@@ -21,6 +21,7 @@ from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
+from lilliput.exporters.recurrent import expand
 from lilliput.model.capture import Inputs, program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
@@ -33,18 +34,48 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
     "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
     "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
 }
+_RECURRENT = {  # op in torch -> its node until it is written out, and how many outputs it has
+    "lstm": ("LSTM", 3),
+    "gru": ("GRU", 2),
+    "rnn_tanh": ("RNNTanh", 2),
+    "rnn_relu": ("RNNRelu", 2),
+}
+_TENSOR = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int8", "uint8")]
 
 
 @functools.cache
 def _translations() -> dict[Any, Any]:
-    """How torch's exporter is to write our ops: each as one node of our own domain."""
-    return {getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()}
+    """How torch's exporter is to write our ops, and recurrent layers: each as one node of our own domain."""
+    ours = {getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()}
+    layers = {getattr(torch.ops.lilliput, op).default: _recurrent(*of) for op, of in _RECURRENT.items()}
+    return {**ours, **layers}
+
+
+def _recurrent(name: str, outputs: int) -> Any:
+    told = ("has_biases", "num_layers", "bidirectional", "batch_first")
+    schema = onnx.defs.OpSchema
+    onnx.defs.register_schema(
+        schema(
+            name,
+            DOMAIN,
+            1,
+            inputs=[schema.FormalParameter("tensors", "T", param_option=schema.FormalParameterOption.Variadic)],
+            outputs=[schema.FormalParameter(f"out{i}", "T") for i in range(outputs)],
+            type_constraints=[("T", _TENSOR, "")],
+            attributes=[schema.Attribute(given, schema.AttrType.INT, "") for given in told],
+        )
+    )
+    node = getattr(Opset(DOMAIN, 1), name)
+
+    def translate(x: Any, hx: Any, params: Any, *numbers: int) -> Any:
+        return node(x, *hx, *params, **dict(zip(told, map(int, numbers), strict=True)))
+
+    return translate
 
 
 def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]) -> Any:
     schema = onnx.defs.OpSchema
     optional = {"offset": schema.FormalParameterOption.Optional}
-    tensor = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)", "tensor(int8)", "tensor(uint8)"]
     onnx.defs.register_schema(
         schema(
             name,
@@ -57,7 +88,7 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
                 for i, given in enumerate(inputs)
             ],
             outputs=[schema.FormalParameter("out", "TOut")],
-            type_constraints=[(f"T{i}", tensor, "") for i in range(len(inputs))] + [("TOut", tensor, "")],
+            type_constraints=[(f"T{i}", _TENSOR, "") for i in range(len(inputs))] + [("TOut", _TENSOR, "")],
             attributes=[
                 schema.Attribute(given, schema.AttrType.FLOATS if given == "table" else schema.AttrType.INT, "")
                 for given in attributes
@@ -99,6 +130,7 @@ def export(
         ) from error
     assert exported is not None
     graph = exported.model
+    expand(graph)
     lower(graph)
     _name_axes(graph, example, dynamic)
     _strip(graph)

@@ -28,6 +28,7 @@ _INLINE = 16  # bytes of an initializer that stays in the graph whatever it is
 _SMALL = 4096  # … that stays where nothing gives it
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _DOMAINS = ("", "ai.onnx")
+_RUNTIMES_OWN = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # operators of other domains that compute and no more
 _TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in (
@@ -271,14 +272,16 @@ def check(model: onnx.ModelProto, where: str) -> None:
 
     A graph is trusted no more than the file it came in.
     """
-    _refuse(any(entry.domain not in _DOMAINS for entry in model.opset_import), "operators of another domain", where)
+    known = (*_DOMAINS, *_RUNTIMES_OWN)
+    _refuse(any(entry.domain not in known for entry in model.opset_import), "operators of another domain", where)
     _refuse(bool(model.functions), "functions of its own", where)
     _refuse(bool(model.training_info), "graphs for training", where)
     for value in (*model.graph.input, *model.graph.output):
         _refuse(value.type.WhichOneof("value") != "tensor_type", f"something else than tensors, {value.name!r}", where)
         _refuse(value.type.tensor_type.elem_type not in _PASSED, f"tensors of a type of its own, {value.name!r}", where)
     for node in model.graph.node:
-        _refuse(node.domain not in _DOMAINS, f"an operator of the domain {node.domain!r}", where)
+        own = node.op_type in _RUNTIMES_OWN.get(node.domain, ())
+        _refuse(node.domain not in _DOMAINS and not own, f"an operator of the domain {node.domain!r}", where)
         for attribute in node.attribute:
             inner = attribute.HasField("g") or len(attribute.graphs) > 0
             _refuse(inner, f"a graph within an operator, {node.op_type}", where)

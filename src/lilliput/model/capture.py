@@ -11,6 +11,7 @@ import inspect
 import io
 import itertools
 import logging
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from torch.fx import Node
 
 from lilliput.errors import CaptureError, InputError, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
-from lilliput.model.values import mark, watched
-from lilliput.model.view import CONVOLUTIONS, Call, Rung, View, Window
+from lilliput.model.recurrent import WholeLayers
+from lilliput.model.values import Value, mark, watched
+from lilliput.model.view import CONVOLUTIONS, MULTIPLIES, RECURRENT, Call, Rung, View, Window
 from lilliput.modes import eval_mode
 
 Dynamic = Mapping[str | int, Mapping[int, str]]
@@ -102,7 +104,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     }
     shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
     given = shapes.by_parameter(model.forward)
-    with torch.no_grad():
+    with torch.no_grad(), WholeLayers():
         return torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )
@@ -130,8 +132,16 @@ def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
 
 def _by_first_path(calls: Iterable[Call], ties: tuple[tuple[str, ...], ...]) -> tuple[Call, ...]:
     """The calls with every tied tensor under its first path, whichever torch chose."""
-    first = {f"tensor {path}": f"tensor {paths[0]}" for paths in ties for path in paths}
-    return tuple(replace(call, reads=tuple(first.get(read or "", read) for read in call.reads)) for call in calls)
+    first = {path: paths[0] for paths in ties for path in paths}
+    sources = {f"tensor {path}": f"tensor {known}" for path, known in first.items()}
+    return tuple(
+        replace(
+            call,
+            reads=tuple(sources.get(read or "", read) for read in call.reads),
+            weights=tuple(dict.fromkeys(first.get(path, path) for path in call.weights)),
+        )
+        for call in calls
+    )
 
 
 def _descend(
@@ -209,6 +219,7 @@ def _calls(
                 shape=_shape(node),
                 weight_shape=_weight_shape(node),
                 window=_window(node),
+                weights=tuple(_weights(node, sources, reads)),
                 constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
             )
         elif node.op == "output":
@@ -227,7 +238,8 @@ def _arguments(node: Node) -> list[Any]:
 def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
     """Whether the node only labels, decodes or projects what it reads, or changes the type of a weight."""
     cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
-    return cast or getattr(node.target, "namespace", "") == "lilliput"
+    ours = getattr(node.target, "namespace", "") == "lilliput"
+    return cast or (ours and _op_name(node) not in RECURRENT)
 
 
 def _op_name(node: Node) -> str:
@@ -236,11 +248,14 @@ def _op_name(node: Node) -> str:
 
 
 def _label(node: Node, prefix: str) -> str | None:
+    """The name of the value that a node returns; of several outputs that of the first, whichever of them are read."""
     for user in node.users:
         if user.target is torch.ops.lilliput.mark.default and user.args[0] is node:
             name = str(user.args[1])
             return prefix.removesuffix(".") + name if name.startswith(":") else prefix + name
-    return None
+    outputs = [user for user in node.users if user.target is operator.getitem] if _op_name(node) in RECURRENT else []
+    labels = [label for label in (_label(output, prefix) for output in outputs) if label]
+    return str(replace(Value.parse(labels[0]), output=0)) if labels else None
 
 
 def _shape(node: Node) -> tuple[int | str, ...]:
@@ -275,6 +290,20 @@ def _each(numbers: Any, axes: int) -> tuple[int, ...]:
     """One number for all axes of space, or one for each."""
     listed = list(numbers) if isinstance(numbers, list | tuple) else [numbers]
     return tuple(listed * axes if len(listed) == 1 else listed)
+
+
+def _weights(node: Node, sources: Mapping[Node, str | None], reads: tuple[str | None, ...]) -> Iterator[str]:
+    """The held tensors that a node multiplies by or looks rows up in; of a recurrent layer those that are no biases."""
+    op = _op_name(node)
+    read = reads[1:2] if op in MULTIPLIES else reads[:1] if op == "embedding" else ()
+    if op in RECURRENT:
+        names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+        tensors: Any = node.args[names.index("params")]
+        read = tuple(sources.get(tensor) for tensor in tensors if len(_shape(tensor)) > 1)
+    for source in read:
+        kind, _, path = (source or "").partition(" ")
+        if kind == "tensor":
+            yield path
 
 
 def _owner(name: str) -> str:

@@ -31,20 +31,21 @@ def fold_norms(view: View, root: nn.Module) -> Iterator[Change]:
             continue
         layer, module = found
         weight, bias = _folded(layer, module, 1 if call.op.startswith("conv_transpose") else 0)
-        assert call.weight is not None
-        yield _set(layer, call.weight, weight)
-        yield SetTensor(f"{call.weight.rpartition('.')[0]}.bias"), {"value": bias}
+        (path,) = call.weights
+        yield _set(layer, path, weight)
+        yield SetTensor(f"{path.rpartition('.')[0]}.bias"), {"value": bias}
         yield Replace(norm.module), {}
 
 
 def _pair(view: View, root: nn.Module, call: Call, norm: Call) -> tuple[nn.Module, _BatchNorm] | None:
     """The two modules, where the pattern is plain enough to be folded."""
-    if not call.weight or not norm.value or norm.reads[0] != call.id:
+    if not call.weights or not norm.value or norm.reads[0] != call.id:
         return None
-    layer, name = owner_of(root, call.weight)
+    (path,) = call.weights
+    layer, name = owner_of(root, path)
     module = root.get_submodule(norm.module)
-    once = len(view.weights[call.weight]) == 1 and sum(other.module == norm.module for other in view.calls) == 1
-    tied = any(call.weight in paths for paths in view.ties)
+    once = len(view.weights[path]) == 1 and sum(other.module == norm.module for other in view.calls) == 1
+    tied = any(path in paths for paths in view.ties)
     held = layer._modules.get(name + SUFFIX)
     free = held is None or (isinstance(held, EncodedTensor) and held.encoding == Sparse())
     plain = isinstance(module, _BatchNorm) and module.running_mean is not None and name == "weight"

@@ -12,6 +12,7 @@ Rung = Literal["whole", "submodule", "module-local"]
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 MULTIPLIES = CONVOLUTIONS | {"linear"}  # ops that multiply an activation by a weight: operand 0 by operand 1
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # by several: one or two a layer and direction, or three
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,7 @@ class Call:
     constants: tuple[int | float, ...] = ()  # numbers among its arguments
     weight_shape: tuple[int, ...] = ()  # of the tensor it multiplies by
     window: Window | None = None  # of a convolution that is not transposed
-
-    @property
-    def weight(self) -> str | None:
-        """The path of the tensor that it multiplies by or looks rows up in, if it has one."""
-        position = 1 if self.op in MULTIPLIES else 0 if self.op == "embedding" else None
-        source = self.reads[position] if position is not None and len(self.reads) > position else None
-        return source.removeprefix("tensor ") if source and source.startswith("tensor ") else None
+    weights: tuple[str, ...] = ()  # paths of the tensors it multiplies by or looks rows up in, in order
 
     @property
     def bias(self) -> str | None:
@@ -84,8 +79,8 @@ class View:
         """Paths of multiplied and looked-up tensors, with the calls that use them, in order."""
         found: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls:
-            if call.weight:
-                found[call.weight].append(call)
+            for path in call.weights:
+                found[path].append(call)
         return found
 
     def only_reader(self, call: Call) -> Call | None:

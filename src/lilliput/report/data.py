@@ -65,7 +65,12 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
                 "bytes": sum(size for name, size in stored.items() if name.startswith(prefix)),
                 "zeros": float((now == 0).float().mean()),
                 "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
-                "runs_as": driver.target.remark(call, encoding, None if read is None else read.encoding),
+                "runs_as": driver.target.remark(
+                    call,
+                    encoding,
+                    None if read is None else read.encoding,
+                    [driver.encoding(path) for path in call.weights if path != paths[0]],
+                ),
             }
         )
     return rows

@@ -23,7 +23,7 @@ from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.fold import fold_norms
 from lilliput.model.signature import Signature
-from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.target import Runner, Target
 from lilliput.techniques.quantize import Quantize
@@ -51,11 +51,20 @@ class OnnxRuntime(Target):
     format: ClassVar[str] = "onnx"
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
-        """Convolutions with ranges from calibration, linear layers with ranges found at run time."""
+        """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""
         convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
-        if convolutional and calibrated:
+        if not (convolutional and calibrated):
+            return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+        lstms = sorted({path.rpartition(".")[0] for call in view.calls if call.op == "lstm" for path in call.weights})
+        if not lstms:
             return Recipe([Quantize(weights=Int(8), activations=Int(8))])
-        return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+        others = ("*", *(f"!{path}" for path in lstms))
+        return Recipe(
+            [
+                Quantize(weights=Int(8), activations=Int(8, dynamic=True), where=tuple(lstms)),
+                Quantize(weights=Int(8), activations=Int(8), where=others),
+            ]
+        )
 
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return fold_norms(view, root)
@@ -63,17 +72,21 @@ class OnnxRuntime(Target):
     def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         placing = _Placing(view, encoding)
         for call in view.calls:
-            weight = weights.get(call.weight or "")
-            if call.value is None or not _eight_bits(weight):
+            found = [weights.get(path) for path in call.weights]
+            if call.value is None or not found or not all(map(_eight_bits, found)):
                 continue
-            if call.op == "linear":
+            if call.op == "linear" or (call.op == "lstm" and encoding.dynamic and not _projected(call)):
                 placing.operand(call)
             elif call.op in _INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
                 placing.convolution(call)
         placing.additions()
         return list(placing.places.values())
 
-    def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
+    def remark(
+        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
+    ) -> str:
+        if call.op in RECURRENT:
+            return _recurrent(call, weight, activation is not None and all(map(_eight_bits, (weight, *others))))
         if weight is None:
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
@@ -129,6 +142,22 @@ def _eight_bits(encoding: Encoding | None) -> bool:
     if not isinstance(inner, Int) or inner.group is not None or inner.bits <= 4:
         return False
     return inner.symmetric is not False and (inner.axis == 0 or inner.per == "tensor")
+
+
+def _projected(call: Call) -> bool:
+    """Whether an LSTM has projections: a third weight for each level and direction."""
+    levels, directions = int(call.constants[1]), 1 + int(call.constants[2])
+    return len(call.weights) > 2 * levels * directions
+
+
+def _recurrent(call: Call, weight: Encoding | None, on_integers: bool) -> str:
+    if weight is None:
+        return "float"
+    if call.op == "lstm" and on_integers:
+        return "int8 kernel, ranges of inputs and hidden states found at each run"
+    why = "no integer kernel with projections" if call.op == "lstm" and _projected(call) else ""
+    why = f"no integer kernel for {call.op.partition('_')[0]}" if call.op != "lstm" else why
+    return f"size only: decoded to float when the runtime loads it{why and f' ({why})'}"
 
 
 class _Placing:

@@ -49,8 +49,10 @@ class Target(ABC):
         """The values that must be encoded for the layers with `weights` to run on integers."""
 
     @abstractmethod
-    def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
-        """What the runtime will do with a layer so encoded, in a few words."""
+    def remark(
+        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
+    ) -> str:
+        """What the runtime will do with a weight so encoded, in a few words; `others` are those of the same call."""
 
     @abstractmethod
     def build(

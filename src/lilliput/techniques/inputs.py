@@ -91,7 +91,9 @@ def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) ->
         sums, rows = [a + b for a, b in zip(sums, found, strict=True)], rows + x.shape[1]
     if not all(bool(torch.isfinite(x).all()) for x in sums):
         raise InputError(
-            "what flows into it is NaN or infinite", where=str(call.weight), next="look at the calibration batches"
+            "what flows into it is NaN or infinite",
+            where=", ".join(call.weights),
+            next="look at the calibration batches",
         )
     return Moments(*(x / max(1, rows) for x in sums))
 

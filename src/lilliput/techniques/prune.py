@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
-from lilliput.model.view import MULTIPLIES
+from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.technique import Run, Technique, check_where, chosen
 
 
@@ -42,7 +42,8 @@ class Prune(Technique):
 
     def apply(self, run: Run) -> None:
         used = run.view().weights
-        weights = {path: calls for path, calls in used.items() if all(call.op in MULTIPLIES for call in calls)}
+        multiply = MULTIPLIES | RECURRENT
+        weights = {path: calls for path, calls in used.items() if all(call.op in multiply for call in calls)}
         check_where(self.where, list(weights))
         for path in run.shapes():
             if path not in weights and len(run.shapes()[path]) > 1:

@@ -99,12 +99,9 @@ class Quantize(Technique):
         correct: Mapping[str, Call],
     ) -> None:
         """The weights in the order in which they are used, each by what the layers before it make of the batches."""
-        used = {calls[0].id: path for path, calls in weights.items()}
-        ordered = [call for call in run.view().calls if call.id in used]
-        stops = run.walk([call for call in ordered if _can_be_seen(call)])
-        for call in ordered:
-            path = used[call.id]
-            if not _can_be_seen(call):
+        stops = run.walk([calls[0] for calls in weights.values() if _can_be_seen(calls[0])])
+        for path, calls in weights.items():
+            if not _can_be_seen(calls[0]):
                 run.encode(path, encodings[path], fit=self.fit)
                 continue
             stop, exact = next(stops), run.tensor(path)
@@ -112,7 +109,8 @@ class Quantize(Technique):
             run.encode(path, encodings[path], fit=self.fit, rounding=self.rounding, stop=stop)
             if path in correct:
                 shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
-                run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
+                bias = correct[path].bias
+                run.set_tensor(bias, run.tensor(bias) - shift)  # type: ignore[arg-type]
         next(stops, None)
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
@@ -147,7 +145,10 @@ class Quantize(Technique):
         return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
-        """Calls whose bias, theirs alone, can take up the mean error of their weight, by the path of that."""
+        """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
+
+        Only ops of one weight have a `Call.bias`: in a recurrent layer an error comes back through the state.
+        """
         readers = run.view().readers
         return {
             path: calls[0]
@@ -176,7 +177,7 @@ def _why_not(view: View, path: str) -> str:
     ops = sorted({call.op for call in view.readers.get(f"tensor {path}", [])})
     if not ops:
         return "no captured call reads it"
-    return f"it is read by {' and '.join(ops)}, not by a convolution, linear layer or embedding"
+    return f"it is read by {' and '.join(ops)}, not by a convolution, linear or recurrent layer, or embedding"
 
 
 def mean_error(exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
