@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.model.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
     from lilliput.targets import OnnxRuntime as OnnxRuntime
+    from lilliput.targets import OpenVino as OpenVino
     from lilliput.task import Task as Task
     from lilliput.techniques.distill import Attention as Attention
     from lilliput.techniques.distill import Correlation as Correlation
@@ -67,6 +68,7 @@ _PLACES = {
     "NF4": "encodings",
     "OnnxRuntime": "targets",
     "open": "verbs",
+    "OpenVino": "targets",
     "Percentile": "techniques.ranges",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",

@@ -2,9 +2,10 @@
 
 from lilliput.errors import InputError, nearest
 from lilliput.targets.onnxruntime import OnnxRuntime
+from lilliput.targets.openvino import OpenVino
 from lilliput.targets.target import Target
 
-TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime}
+TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 def target(name: str | Target) -> Target:
@@ -16,4 +17,4 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "OnnxRuntime", "Target", "target"]
+__all__ = ["TARGETS", "OnnxRuntime", "OpenVino", "Target", "target"]
