@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Sparse as Sparse
     from lilliput.encodings import mxfp4 as mxfp4
     from lilliput.errors import LilliputError as LilliputError
+    from lilliput.exporters.profiles import check as check
     from lilliput.file.lil import load as load
     from lilliput.model.carrier import freeze as freeze
     from lilliput.model.carrier import to_dense as to_dense
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
 _PLACES = {
     "Attention": "techniques.distill",
     "BFloat16": "encodings",
+    "check": "exporters.profiles",
     "compress": "verbs",
     "Correlation": "techniques.distill",
     "Decoupled": "techniques.distill",

@@ -207,6 +207,13 @@ def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("layer", [nn.Conv1d(8, 8, 3), nn.Linear(16, 8)], ids=["convolution", "linear"])
+def test_a_layer_at_the_end_gives_a_sound_file(tmp_path: Path, layer: nn.Module) -> None:
+    _, path = built(tmp_path, nn.Sequential(layer), [torch.randn(2, 8, 16)], [lp.Quantize(activations=lp.Int(8))])
+    onnx.checker.check_model(onnx.load(path))
+    assert onnx.load(path).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
 def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lilliput import __version__
+from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
 from lilliput.cli.exits import DONE, NOT_MET, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
@@ -108,5 +109,6 @@ def compress(
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 app.command("export")(export_command)
+app.command("check")(check_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)

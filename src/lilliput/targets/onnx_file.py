@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
+from lilliput.exporters.profiles import Profile, breaches
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.fold import fold_norms
@@ -40,6 +41,11 @@ class OnnxFile(Target):
     title: ClassVar[str]  # the runtime's name in a message
     format: ClassVar[str] = "onnx"
 
+    @property
+    @abstractmethod
+    def required(self) -> Profile | None:
+        """Rules that what is built must keep; None: what the runtime itself takes, which opening it shows."""
+
     @abstractmethod
     def load(self, built: Path | bytes) -> Loaded:
         """The file in the runtime; raises whatever the runtime raises."""
@@ -50,7 +56,12 @@ class OnnxFile(Target):
     def build(
         self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
     ) -> None:
-        export(path, model, example, dynamic, self.opset)
+        rules = self.required
+        export(path, model, example, dynamic, self.opset, integer_bias=rules is None or rules.integer_bias)
+        broken = None if rules is None else next(breaches(path, rules), None)
+        if broken is not None and rules is not None:
+            remedy = "use weights=Int(7)" if rules.largest_code < 127 else "leave what stands there out with where="
+            raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=remedy)
 
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
         where = "graph" if isinstance(built, bytes) else str(built)

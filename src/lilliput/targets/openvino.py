@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.errors import InputError, nearest, reason
+from lilliput.exporters.profiles import Profile
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
@@ -42,6 +43,10 @@ class OpenVino(OnnxFile):
         if self.precision is not None and self.precision not in _PRECISIONS:
             raise InputError(f"precision={self.precision!r}", next=nearest(str(self.precision), _PRECISIONS))
         _openvino()
+
+    @property
+    def required(self) -> Profile | None:
+        return None
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Ranges from calibration; without batches, weights alone, beside which it finds those of linear layers."""
