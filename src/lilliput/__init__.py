@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.model.carrier import to_dense as to_dense
     from lilliput.model.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
+    from lilliput.targets import Device as Device
     from lilliput.targets import OnnxRuntime as OnnxRuntime
     from lilliput.targets import OpenVino as OpenVino
     from lilliput.task import Task as Task
@@ -53,6 +54,7 @@ _PLACES = {
     "compress": "verbs",
     "Correlation": "techniques.distill",
     "Decoupled": "techniques.distill",
+    "Device": "targets",
     "export": "verbs",
     "Finetune": "techniques.finetune",
     "Float16": "encodings",

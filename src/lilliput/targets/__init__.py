@@ -1,6 +1,7 @@
 """Runtimes that run the result: one file each."""
 
 from lilliput.errors import InputError, nearest
+from lilliput.targets.device import Device
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
 from lilliput.targets.target import Target
@@ -17,4 +18,4 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "OnnxRuntime", "OpenVino", "Target", "target"]
+__all__ = ["TARGETS", "Device", "OnnxRuntime", "OpenVino", "Target", "target"]

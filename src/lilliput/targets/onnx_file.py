@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
+from lilliput.measure import Latencies, interleaved
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.fold import fold_norms
@@ -62,6 +64,14 @@ class OnnxFile(Target):
         if broken is not None and rules is not None:
             remedy = "use weights=Int(7)" if rules.largest_code < 127 else "leave what stands there out with where="
             raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=remedy)
+
+    @property
+    def opened_by(self) -> str:
+        return self.name
+
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
+        subjects = {name: functools.partial(example.call, run) for name, run in runs.items()}
+        return interleaved(subjects, budget_s=self.seconds)
 
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
         where = "graph" if isinstance(built, bytes) else str(built)
