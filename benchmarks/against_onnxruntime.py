@@ -1,8 +1,4 @@
-"""Ours against `onnxruntime.quantization` on three networks: latency and output SQNR of a grid of its settings.
-
-A setting of theirs beats ours only if it is faster (the interval of the ratio reaches 1.03) and closer to the float
-network (by 0.3 dB of SQNR over the evaluation inputs). All files are run by the same runtime, in turns with ours.
-"""
+"""Ours against `onnxruntime.quantization` on three networks: latency and output SQNR of a grid of its settings."""
 
 from __future__ import annotations
 
@@ -17,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from networks import NETWORKS, OUT
+from against import Made, compare, report
+from networks import NETWORKS
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from table import write
 
 import lilliput as lp
-from lilliput.measure import DistanceSoFar, interleaved
 from lilliput.model.capture import Inputs
-from lilliput.model.signature import Signature
-from lilliput.targets import OnnxRuntime
 
-FASTER, CLOSER_DB = 1.03, 0.3
 METHODS = {
     "MinMax": CalibrationMethod.MinMax,
     "Entropy": CalibrationMethod.Entropy,
@@ -51,7 +43,7 @@ class Reader(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[tuple[str, Path | str]]:
+def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[Made]:
     """Every setting of the grid with the file that it gives, or with the reason why it gives none."""
     plain = folder / "theirs.onnx"
     with contextlib.chdir(folder):  # it leaves files where it is run
@@ -114,70 +106,10 @@ def _static(plain: Path, path: Path, ranges: Any, per_channel: bool, activation:
     quantizer.model.save_model_to_file(str(path))
 
 
-def compare(name: str, threads: int) -> Iterator[dict[str, Any]]:
-    """Rows for one network: ours first, then every setting of theirs beside it."""
-    task, folder = NETWORKS[name](), OUT / f"against-{name}"
-    target = OnnxRuntime(threads=threads)
-    small = lp.compress(task, target=target, folder=folder)
-    example = Inputs.of(task.example)
-    called = Signature.of(example, example.call(task.model))
-    original = target.open(folder / "work" / "original.onnx", called)
-    ours = target.open(folder / "net.onnx", called)
-    our_db = _sqnr(task, original, ours)
-    yield {
-        "network": name,
-        "setting": "lilliput",
-        "bytes": (folder / "net.onnx").stat().st_size,
-        "sqnr_db": our_db,
-        "faster_than_float": small.data["ratio"]["faster"]["value"],
-    }
-    for setting, path in theirs(task, folder / "work" / "original.onnx", folder):
-        row: dict[str, Any] = {"network": name, "setting": setting}
-        if isinstance(path, str):
-            yield {**row, "failed": path}
-            continue
-        try:
-            run = target.open(path, called)
-            db = _sqnr(task, original, run)
-        except Exception as error:
-            yield {**row, "failed": str(error).splitlines()[0]}
-            continue
-        subjects = {"theirs": functools.partial(example.call, run), "ours": functools.partial(example.call, ours)}
-        taken = interleaved(subjects, rounds=9, round_s=0.06, settle_s=0.05)
-        ratio = taken.ratio("theirs", "ours")
-        theirs_faster = taken.ratio("ours", "theirs")
-        yield {
-            **row,
-            "bytes": path.stat().st_size,
-            "sqnr_db": db,
-            "ours_faster": ratio.value,
-            "ours_faster_low": ratio.low,
-            "ours_faster_high": ratio.high,
-            "rounds": ratio.samples,
-            "others_cores": taken.others_cores,
-            "beats_ours": theirs_faster.low >= FASTER and db - our_db >= CLOSER_DB,
-        }
-
-
-def _sqnr(task: lp.Task, original: Callable[..., Any], run: Callable[..., Any]) -> float:
-    so_far = DistanceSoFar()
-    for batch in task.evaluate or ():
-        inputs = Inputs.of(batch)
-        so_far.add(inputs.call(original), inputs.call(run))
-    return so_far.distance().sqnr_db
-
-
 def main() -> None:
     logging.disable(logging.WARNING)
-    threads = os.cpu_count() or 1
-    rows = []
-    for name in sys.argv[1:] or NETWORKS:
-        for row in compare(name, threads):
-            rows.append(row)
-            print({key: value for key, value in row.items() if key != "failed"}, row.get("failed", ""), flush=True)
-    write("against_onnxruntime", rows, threads)
-    beaten = [row for row in rows if row.get("beats_ours")]
-    print(f"settings that beat ours on both: {len(beaten)} of {len(rows)}")
+    target = lp.OnnxRuntime(threads=os.cpu_count() or 1)
+    report("against_onnxruntime", (compare(name, [target], theirs) for name in sys.argv[1:] or NETWORKS))
 
 
 if __name__ == "__main__":

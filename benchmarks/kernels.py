@@ -1,13 +1,14 @@
-"""Single layers in ONNX Runtime: float32 against what we export, each timed in turns with its float32 self.
+"""Single layers in a runtime: float32 against what we export, each timed in turns with its float32 self.
 
-docs/onnxruntime.md quotes these figures. Static ranges here are forced on layers that the target would leave in float.
+docs/onnxruntime.md and docs/openvino.md quote these figures. Static ranges here are forced on layers that the target
+would leave in float.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import attach
 from lilliput.model.signature import Signature
 from lilliput.model.values import attach_value
+from lilliput.targets import Target
 
 INT8 = lp.Int(8, symmetric=True, per="channel")
 VALUE = lp.Int(8, symmetric=False, per="tensor")
@@ -82,7 +84,7 @@ def encoded(case: Case, net: nn.Module, x: Tensor) -> nn.Module:
     return net
 
 
-def measure(case: Case, target: lp.OnnxRuntime) -> dict[str, Any]:
+def measure(case: Case, target: Target) -> dict[str, Any]:
     torch.manual_seed(0)
     x = torch.randint(0, 30522, case.inputs) if case.op == "embedding" else torch.randn(case.inputs)
     net, example = nn.Sequential(case.make()).eval(), Inputs.of(x)
@@ -109,14 +111,16 @@ def measure(case: Case, target: lp.OnnxRuntime) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def report(benchmark: str, targets: Iterable[Target]) -> None:
+    """Measure every case in every target, and write the rows."""
     rows = []
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for target in targets:
         for case in cases():
-            rows.append({"run_threads": threads, **measure(case, lp.OnnxRuntime(threads=threads))})
+            conditions = {"run_threads": target.threads_used, "precision": getattr(target, "precision", "f32")}
+            rows.append({**conditions, **measure(case, target)})
             print(rows[-1], flush=True)
-    write("kernels", rows, os.cpu_count() or 1)
+    write(benchmark, rows, os.cpu_count() or 1)
 
 
 if __name__ == "__main__":
-    main()
+    report("kernels", (lp.OnnxRuntime(threads=threads) for threads in sorted({1, os.cpu_count() or 1})))

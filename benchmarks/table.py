@@ -19,7 +19,7 @@ def write(name: str, rows: Iterable[Mapping[str, Any]], threads: int) -> Path:
     conditions = {
         "command": f"make bench NAME={name}",
         "commit": _commit(),
-        **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime")},
+        **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime", "openvino")},
         "flags": " ".join(found["flags"]),  # type: ignore[arg-type]
     }
     full = [{**row, **conditions} for row in rows]

@@ -18,12 +18,15 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Sparse as Sparse
     from lilliput.encodings import mxfp4 as mxfp4
     from lilliput.errors import LilliputError as LilliputError
+    from lilliput.exporters.profiles import check as check
     from lilliput.file.lil import load as load
     from lilliput.model.carrier import freeze as freeze
     from lilliput.model.carrier import to_dense as to_dense
     from lilliput.model.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
+    from lilliput.targets import Device as Device
     from lilliput.targets import OnnxRuntime as OnnxRuntime
+    from lilliput.targets import OpenVino as OpenVino
     from lilliput.task import Task as Task
     from lilliput.techniques.distill import Attention as Attention
     from lilliput.techniques.distill import Correlation as Correlation
@@ -50,9 +53,11 @@ _PLACES = {
     "AdaRound": "techniques.rounding",
     "Attention": "techniques.distill",
     "BFloat16": "encodings",
+    "check": "exporters.profiles",
     "compress": "verbs",
     "Correlation": "techniques.distill",
     "Decoupled": "techniques.distill",
+    "Device": "targets",
     "export": "verbs",
     "Finetune": "techniques.finetune",
     "Float16": "encodings",
@@ -71,6 +76,7 @@ _PLACES = {
     "NF4": "encodings",
     "OnnxRuntime": "targets",
     "open": "verbs",
+    "OpenVino": "targets",
     "Percentile": "techniques.ranges",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",

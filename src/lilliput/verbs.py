@@ -319,7 +319,7 @@ def _built(
 def _graph(driver: Driver, built: Built) -> Graph:
     """What was built, to travel inside the file."""
     signature = built.signature
-    return Graph(built.path, driver.target.name, signature.inputs, signature.outputs, built.departure)
+    return Graph(built.path, driver.target.opened_by, signature.inputs, signature.outputs, built.departure)
 
 
 def open(path: str | Path, *, threads: int | None = None) -> Runner:

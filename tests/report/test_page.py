@@ -252,5 +252,7 @@ def test_the_data_are_left_as_they_were() -> None:
 def test_a_processor_on_which_sums_saturate_is_a_warning() -> None:
     data = _report()
     data["conditions"]["may_saturate"] = True
-    data["layers"][0]["runs_as"] = "int8 kernel"
+    data["layers"][0] |= {"runs_as": "int8 kernel", "encoding": "int8 per channel"}
     assert "saturate" in page(data)
+    data["layers"][0]["encoding"] = "int7 per channel"
+    assert "saturate" not in page(data)

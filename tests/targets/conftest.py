@@ -1,4 +1,4 @@
-"""`exported` can be imported by the tests here."""
+"""`subjects` can be imported by the tests here."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import DYNAMIC, built, close, fused, initializers
+from subjects import DYNAMIC, Convolutions, Tokens, built, close, fused, images, initializers, sentences
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -17,52 +17,6 @@ from lilliput.engine.identity import model_digest
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
 from lilliput.report.data import layers
-
-
-class Convolutions(nn.Module):
-    """A stem, a depthwise layer, a residual add, a module called twice, pooling and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.wide = nn.Conv2d(16, 32, 1)
-        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-        self.twice = nn.Conv2d(32, 32, 3, padding=1)
-        self.pool, self.classes = nn.MaxPool2d(2), nn.Linear(32, 10)
-        self.cut = nn.ReLU6()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.cut(self.wide(torch.relu(self.norm(self.stem(x)))))
-        x = x + self.depthwise(x)
-        x = self.pool(torch.relu(self.twice(x)))
-        x = torch.relu(self.twice(x))
-        return self.classes(x.mean((2, 3)))
-
-
-class Tokens(nn.Module):
-    """A table whose rows are looked up, three linear layers that read one value, and a head tied to the table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(50, 32)
-        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
-        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 50, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.norm(self.table(ids))
-        x = x + torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1) @ self.v(x)
-        return self.head(x)
-
-
-def images() -> list[Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(4, 3, 16, 16) for _ in range(3)]
-
-
-def sentences() -> list[Tensor]:
-    torch.manual_seed(0)
-    return [torch.randint(0, 50, (2, 7)) for _ in range(3)]
 
 
 def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
@@ -235,6 +189,13 @@ def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         files.append(built(tmp_path / place, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])[1])
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(8, 8, 3), nn.Linear(16, 8)], ids=["convolution", "linear"])
+def test_a_layer_at_the_end_gives_a_sound_file(tmp_path: Path, layer: nn.Module) -> None:
+    _, path = built(tmp_path, nn.Sequential(layer), [torch.randn(2, 8, 16)], [lp.Quantize(activations=lp.Int(8))])
+    onnx.checker.check_model(onnx.load(path))
+    assert onnx.load(path).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
 def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from exported import DYNAMIC, built, fused
+from subjects import DYNAMIC, built, fused
 from torch import Tensor, nn
 
 import lilliput as lp

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lilliput import __version__
+from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
 from lilliput.cli.exits import DONE, NOT_MET, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
@@ -48,6 +49,10 @@ def compress(
         Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
     ] = None,
     target: Annotated[str, typer.Option(help="The runtime that will run the result.")] = "onnxruntime",
+    command: Annotated[
+        str | None,
+        typer.Option(help='Runs the result on another device: "run {model} {inputs}" prints milliseconds last.'),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of the runtime while it is measured; default: all cores."),
@@ -99,7 +104,7 @@ def compress(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Asked(task, out, recipe, target, threads, seconds, json)
+        asked = commands.Asked(task, out, recipe, target, command, threads, seconds, json)
         return DONE if (commands.dry_run(asked) if dry_run else commands.compress(asked)) else NOT_MET
 
     leave(run, f"the same command goes on where it was (folder {out})")
@@ -108,5 +113,6 @@ def compress(
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 app.command("export")(export_command)
+app.command("check")(check_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)

@@ -22,7 +22,7 @@ from lilliput.engine.store import Store
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 from lilliput.report.data import layers
-from lilliput.targets import Target
+from lilliput.targets import Device, Target
 from lilliput.targets import target as target_called
 from lilliput.task import Task
 
@@ -35,6 +35,7 @@ class Asked:
     out: Path
     recipe: Path | None
     target: str
+    command: str | None
     threads: int | None
     seconds: float | None
     json: bool
@@ -45,7 +46,10 @@ class Asked:
     def chosen_target(self) -> Target:
         given = {"threads": self.threads, "seconds": self.seconds}
         known = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(target_called(self.target), **known)  # type: ignore[arg-type]
+        runtime = dataclasses.replace(target_called(self.target), **known)  # type: ignore[arg-type]
+        if self.command is None:
+            return runtime
+        return Device(command=self.command, builds=runtime, **known)  # type: ignore[arg-type]
 
 
 def compress(asked: Asked) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, reason
-from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, interleaved, mean, paired_difference
+from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, mean, paired_difference
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
 from lilliput.task import Batches, ask, batch_size, fingerprint
@@ -208,8 +208,7 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
 
     def compute() -> Answer:
         driver.progress("timing", 0, 1)
-        subjects = {"before": lambda: driver.example.call(before.run), "after": lambda: driver.example.call(after.run)}
-        taken = interleaved(subjects, budget_s=driver.target.seconds)
+        taken = driver.target.latencies({"before": before.run, "after": after.run}, driver.example)
         driver.progress("timing", 1, 1)
         return Answer(
             {"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores}

@@ -23,9 +23,9 @@ _MULTIPLIES = ("Conv", "Gemm", "MatMul")
 _SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
 
-def lower(model: ir.Model) -> None:
-    """Replace all nodes of the domain in `model`, in place."""
-    lowering = _Lowering(model.graph, model.opset_imports[""])
+def lower(model: ir.Model, *, integer_bias: bool = True) -> None:
+    """Replace all nodes of the domain in `model`, in place; without `integer_bias`, biases stay floats everywhere."""
+    lowering = _Lowering(model.graph, model.opset_imports[""], integer_bias)
     own = [node for node in model.graph if node.domain == DOMAIN]
     for node in own:
         if node.op_type.startswith("Decode"):
@@ -40,8 +40,8 @@ def lower(model: ir.Model) -> None:
 class _Lowering:
     """One graph being lowered; new nodes go in right before the node that needs them."""
 
-    def __init__(self, graph: ir.Graph, opset: int) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, graph: ir.Graph, opset: int, integer_bias: bool) -> None:
+        self.graph, self.opset, self.integer_bias = graph, opset, integer_bias
         self.made = 0
         self.constants: dict[tuple[object, ...] | None, ir.Value] = {}
         self.projected: dict[tuple[object, ...], ir.Value] = {}
@@ -169,7 +169,7 @@ class _Lowering:
         axis, scale = _attribute(node, "axis"), _array(node.inputs[1])
         user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
         bias_user, bias_position = _bias(multiply)
-        if bias_user is None:
+        if bias_user is None or not self.integer_bias:
             return
         bias = _array(bias_user.inputs[bias_position])
         product = (_array(source.inputs[1]).astype(np.float32) * scale).astype(np.float32)
@@ -226,6 +226,7 @@ class _Lowering:
             if key not in self.projected:
                 self.projected[key] = self._pair(x, scale, offset, node)
             out = self.projected[key]
+        out.type = out.type or x.type  # torch's translation gives ours none, and an output must have one
         _give_way(node.outputs[0], out)
 
     def _pair(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray, node: ir.Node) -> ir.Value:

@@ -109,6 +109,8 @@ def export(
     example: Inputs,
     dynamic: Mapping[str | int, Mapping[int, str]],
     opset: int = 20,
+    *,
+    integer_bias: bool = True,
 ) -> None:
     """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside.
 
@@ -131,7 +133,7 @@ def export(
     assert exported is not None
     graph = exported.model
     expand(graph)
-    lower(graph)
+    lower(graph, integer_bias=integer_bias)
     _name_axes(graph, example, dynamic)
     _strip(graph)
     data = ir.to_proto(graph).SerializeToString(deterministic=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ from lilliput.file.checkpoint import HEAD
 from lilliput.file.container import VERSION, Entry, Reader
 from lilliput.file.graph import GRAPH, restored
 from lilliput.file.second import Second
+from lilliput.file.session import session
 
 Progress = Callable[[int, int], None]
 _FIELDS = {"edits": list, "aliases": dict, "buffers": list, "attributes": dict, "files": list, "provenance": dict}
@@ -215,14 +215,9 @@ def _checked_graph(reader: Reader) -> str:
     built = restored(reader)
     import onnx
 
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
-    import onnxruntime
-
     try:
         onnx.checker.check_model(built)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails comes as an error
-        onnxruntime.InferenceSession(built, options, providers=["CPUExecutionProvider"])
+        session(built)
     except Exception as error:  # both raise many kinds
         raise FormatError("does not load", where=f"{reader.where}: graph", why=reason(error)) from None
     return f"{len(built):,} bytes with its tensors; ONNX Runtime loads it"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("lilliput", "torch", "numpy", "onnx", "onnxruntime")
+_PACKAGES = ("lilliput", "torch", "numpy", "onnx", "onnxruntime", "openvino")
 _X86_FLAGS = (
     "sse4_1 avx avx2 fma f16c avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 "
     "avx_vnni avx_vnni_int8 amx_tile amx_int8 amx_bf16"

@@ -65,14 +65,19 @@ def _warnings(data: Data) -> Iterable[Html]:
     verdict, _, reason = data["speed"].partition(": ")
     if verdict.startswith("no speed-up"):
         yield _warning(verdict, reason or "no reason is recorded")
-    if data["conditions"]["may_saturate"] and any("int8 kernel" in row["runs_as"] for row in data["layers"]):
+    if data["conditions"]["may_saturate"] and any(map(_overflows, data["layers"])):
         yield _warning(
             "answers may differ on this processor",
-            "without VNNI, sums of unsigned and signed 8-bit products can saturate; weights as Int(7) avoid it",
+            "without VNNI, sums of u8 × s8 products can saturate; weights as Int(7) or OnnxRuntime(safe=True) avoid it",
         )
     busy = data["environment"].get("others_cores")
     if busy is not None and busy > _BUSY_CORES:
         yield _warning("other work disturbed the timing", f"it kept {busy:.1f} cores busy meanwhile")
+
+
+def _overflows(row: Data) -> bool:
+    """Whether pairs of products in a layer can leave 16 bits: not with weights of 7 bits and fewer."""
+    return "int8 kernel" in row["runs_as"] and "int8" in row["encoding"]
 
 
 def _warning(what: str, why: str) -> Html:

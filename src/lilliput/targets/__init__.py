@@ -1,10 +1,12 @@
 """Runtimes that run the result: one file each."""
 
 from lilliput.errors import InputError, nearest
+from lilliput.targets.device import Device
 from lilliput.targets.onnxruntime import OnnxRuntime
+from lilliput.targets.openvino import OpenVino
 from lilliput.targets.target import Target
 
-TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime}
+TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 def target(name: str | Target) -> Target:
@@ -16,4 +18,4 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "OnnxRuntime", "Target", "target"]
+__all__ = ["TARGETS", "Device", "OnnxRuntime", "OpenVino", "Target", "target"]

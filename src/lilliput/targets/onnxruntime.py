@@ -5,79 +5,78 @@ What it fuses, and what it makes slower, was measured: docs/onnxruntime.md.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.errors import ExportError, InputError, reason
-from lilliput.exporters.onnx import export
-from lilliput.model.capture import Inputs
-from lilliput.model.edits import Edit
-from lilliput.model.fold import fold_norms
-from lilliput.model.signature import Signature
+from lilliput.encodings import Encoding, Int
+from lilliput.exporters.profiles import Profile, profile
+from lilliput.file.session import session
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.target import Runner, Target
+from lilliput.targets.onnx_file import Loaded, OnnxFile
+from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, eight_bits
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
 
-_INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-_SAME_SCALE = frozenset(  # int8 kernels that need equal parameters on both sides
-    (
-        *("max_pool1d", "max_pool2d", "max_pool3d", "flatten", "reshape", "view"),
-        *("transpose", "permute", "squeeze", "unsqueeze"),
-    )
-)
-_THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
-_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
-_FEW_CHANNELS, _FEW_PRODUCTS = 4, 64  # of one group: input channels, and products summed for one output
+SAFE_CODE = 63  # of a weight: two products with codes of 255 sum to 32,130, which 16 bits hold
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(Target):
-    """ONNX Runtime on a CPU: int8 weights, unsigned 8-bit activations."""
+class OnnxRuntime(OnnxFile):
+    """ONNX Runtime on a CPU: int8 weights, unsigned 8-bit activations.
 
-    opset: int = 20
+    With a `profile` the file also keeps to what another runtime takes: ``"tensorrt"``, ``"xnnpack"``, ``"openvino"``.
+    `safe` is for x86 without VNNI, where sums of pairs of products can overflow 16 bits: weights have 7 bits.
+
+    Raises InputError for an unknown profile.
+    """
+
+    profile: str | None = None  # what breaks its rules is refused when it is built
+    safe: bool = False
 
     name: ClassVar[str] = "onnxruntime"
-    format: ClassVar[str] = "onnx"
+    title: ClassVar[str] = "ONNX Runtime"
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            profile(self.profile)
+
+    @property
+    def required(self) -> Profile | None:
+        if not self.safe:
+            return None if self.profile is None else profile(self.profile)
+        rules = profile(self.profile or "ort-cpu")
+        return replace(rules, name=f"{rules.name}, safe without VNNI,", largest_code=SAFE_CODE)
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""
-        convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
-        if not (convolutional and calibrated):
-            return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=True))])
+        convolutional, rules = any(call.op in CONVOLUTIONS for call in view.calls), self.required
+        weights, run_time = Int(7 if self.safe else 8), rules is None or rules.dynamic
+        static, dynamic = (Quantize(weights=weights, activations=Int(8, dynamic=at_run)) for at_run in (False, True))
+        if not (calibrated and (convolutional or not run_time)):
+            return Recipe([dynamic if run_time else Quantize(weights=weights)])
         lstms = sorted({path.rpartition(".")[0] for call in view.calls if call.op == "lstm" for path in call.weights})
-        if not lstms:
-            return Recipe([Quantize(weights=Int(8), activations=Int(8))])
+        if not lstms or not run_time:
+            return Recipe([static])
         others = ("*", *(f"!{path}" for path in lstms))
-        return Recipe(
-            [
-                Quantize(weights=Int(8), activations=Int(8, dynamic=True), where=tuple(lstms)),
-                Quantize(weights=Int(8), activations=Int(8), where=others),
-            ]
-        )
-
-    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
-        return fold_norms(view, root)
+        return Recipe([replace(dynamic, where=tuple(lstms)), replace(static, where=others)])
 
     def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
-        placing = _Placing(view, encoding)
+        rules = self.required
+        if rules is not None and encoding.dynamic and not rules.dynamic:
+            return []
+        if rules is not None and rules.signed:
+            encoding = replace(encoding, symmetric=True)
+        placing = Placing(view, encoding, outputs=True)
         for call in view.calls:
             found = [weights.get(path) for path in call.weights]
-            if call.value is None or not found or not all(map(_eight_bits, found)):
+            if call.value is None or not found or not all(map(eight_bits, found)):
                 continue
             if call.op == "linear" or (call.op == "lstm" and encoding.dynamic and not _projected(call)):
                 placing.operand(call)
-            elif call.op in _INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
+            elif call.op in INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
                 placing.convolution(call)
         placing.additions()
         return list(placing.places.values())
@@ -86,62 +85,23 @@ class OnnxRuntime(Target):
         self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
     ) -> str:
         if call.op in RECURRENT:
-            return _recurrent(call, weight, activation is not None and all(map(_eight_bits, (weight, *others))))
+            return _recurrent(call, weight, activation is not None and all(map(eight_bits, (weight, *others))))
         if weight is None:
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
-        if activation is None or not _eight_bits(weight):
+        if activation is None or not eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
         return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
 
-    def build(
-        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
-    ) -> None:
-        export(path, model, example, dynamic, self.opset)
-
-    def open(self, built: Path | bytes, signature: Signature) -> Runner:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads_used
-        options.log_severity_level = 4  # what fails comes as an error, and is reported as one
-        # threads that spin on after a run would steal time from the session that it is compared with
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        where = "graph" if isinstance(built, bytes) else str(built)
-        given = built if isinstance(built, bytes) else str(built)
-        try:
-            session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises many kinds
-            raise ExportError("ONNX Runtime does not load the export", where=where, why=reason(error)) from error
-        names = [value.name for value in session.get_inputs()]
-        if len(names) != len(signature.inputs) or len(session.get_outputs()) != signature.count:
-            raise ExportError("has other inputs or outputs than the module", where=where)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            tensors = signature.arguments(Inputs(args, kwargs))
-            feed = {name: x.detach().numpy() for name, x in zip(names, tensors, strict=True)}
-            try:
-                found = session.run(None, feed)
-            except Exception as error:  # onnxruntime raises many kinds
-                raise InputError(
-                    "ONNX Runtime fails on this input",
-                    where=where,
-                    why=reason(error),
-                    next="give inputs as the example's",
-                ) from error
-            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in found])
-
-        return run
-
-
-def _eight_bits(encoding: Encoding | None) -> bool:
-    """Whether integer kernels take a weight so encoded."""
-    inner = encoding.values if isinstance(encoding, Sparse) else encoding
-    if not isinstance(inner, Int) or inner.group is not None or inner.bits <= 4:
-        return False
-    return inner.symmetric is not False and (inner.axis == 0 or inner.per == "tensor")
+    def load(self, built: Path | bytes) -> Loaded:
+        held = session(built, self.threads_used)
+        names = [value.name for value in held.get_inputs()]
+        return Loaded(
+            len(names),
+            len(held.get_outputs()),
+            lambda arrays: held.run(None, dict(zip(names, arrays, strict=True))),
+        )
 
 
 def _projected(call: Call) -> bool:
@@ -158,81 +118,3 @@ def _recurrent(call: Call, weight: Encoding | None, on_integers: bool) -> str:
     why = "no integer kernel with projections" if call.op == "lstm" and _projected(call) else ""
     why = f"no integer kernel for {call.op.partition('_')[0]}" if call.op != "lstm" else why
     return f"size only: decoded to float when the runtime loads it{why and f' ({why})'}"
-
-
-class _Placing:
-    """The values to encode, found by going back from each convolution and linear layer."""
-
-    def __init__(self, view: View, encoding: Int) -> None:
-        self.view, self.encoding = view, encoding
-        self.places: dict[str, Placement] = {}
-        self.integer: set[str] = set()  # ids of calls whose output is encoded
-
-    def pays(self, call: Call) -> bool:
-        """Whether a convolution gains from integers: not a small one over an image's few channels, and a depthwise one
-        (whose float kernel is the faster) only where its input is encoded already.
-        """
-        if prod(call.weight_shape[1:]) >= _FEW_PRODUCTS or call.weight_shape[1] > _FEW_CHANNELS:
-            return True
-        source = self.view.by_id.get(call.reads[0] or "")
-        while source is not None and source.op in _THROUGH | _ACTIVATIONS:
-            source = self.view.by_id.get(source.reads[0] or "")
-        return source is not None and source.id in self.integer
-
-    def operand(self, call: Call) -> None:
-        name = f"{call.value}@0"
-        self.places[name] = Placement(name, self.encoding)
-
-    def convolution(self, call: Call) -> None:
-        if self._source(call.reads[0]) is None:
-            self.operand(self._first_through(call))
-        self.integer.add(call.id)
-        self._output(call)
-
-    def additions(self) -> None:
-        """An addition of two encoded values runs on integers if its own is encoded too."""
-        for call in self.view.calls:
-            if call.op == "add" and len(call.reads) > 1 and all(self._encoded(read) for read in call.reads[:2]):
-                self._output(call)
-
-    def _encoded(self, source: str | None) -> bool:
-        call = self.view.by_id.get(source or "")
-        while call is not None and call.op in _THROUGH:
-            call = self.view.by_id.get(call.reads[0] or "")
-        return call is not None and call.value in self.places
-
-    def _output(self, call: Call) -> None:
-        """Encode what a call returns, or what the activation right after it makes of that."""
-        after = self.view.only_reader(call)
-        fused = after if after is not None and after.op in _ACTIVATIONS and after.value else call
-        if fused.value is not None:
-            self.places.setdefault(fused.value, Placement(fused.value, self.encoding))
-
-    def _first_through(self, call: Call) -> Call:
-        """Back over padding and the like: encoded before it, the padding becomes part of the convolution."""
-        before = self.view.by_id.get(call.reads[0] or "")
-        while before is not None and before.op in _THROUGH and before.value is not None:
-            call, before = before, self.view.by_id.get(before.reads[0] or "")
-        return call
-
-    def _source(self, source: str | None) -> str | None:
-        """Encode the value at `source`, where it has a name; returns the value whose range it has."""
-        call = self.view.by_id.get(source or "")
-        if call is None:
-            return None
-        if call.op in _THROUGH:
-            return self._source(call.reads[0])
-        if call.value is None:
-            return None
-        if call.op in _SAME_SCALE:
-            like = self._source(call.reads[0])
-            if like is not None:
-                self.places.setdefault(call.value, Placement(call.value, self.encoding, like=like))
-            return like
-        known = call.value in self.places
-        self.integer.add(call.id)
-        self.places.setdefault(call.value, Placement(call.value, self.encoding))
-        if call.op == "add" and not known:
-            for read in call.reads:
-                self._source(read)
-        return call.value

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int
+from lilliput.measure import Latencies
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
 from lilliput.model.signature import Signature
@@ -63,6 +64,15 @@ class Target(ABC):
         dynamic: Mapping[str | int, Mapping[int, str]],
     ) -> None:
         """Write the file that the runtime loads."""
+
+    @property
+    @abstractmethod
+    def opened_by(self) -> str:
+        """The name of the target that opens what is built, here."""
+
+    @abstractmethod
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
+        """What each of `runs`, opened by this target, takes on the example, in turns, in at most `seconds`."""
 
     @abstractmethod
     def open(self, built: Path | bytes, signature: Signature) -> Runner:

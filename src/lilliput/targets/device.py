@@ -1,0 +1,190 @@
+"""Any other device, measured by a command of the user's."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import Encoding, Int
+from lilliput.errors import InputError, MeasureError, reason
+from lilliput.measure import Latencies
+from lilliput.model.capture import Inputs
+from lilliput.model.edits import Edit
+from lilliput.model.signature import Signature
+from lilliput.model.view import Call, View
+from lilliput.recipe import Recipe
+from lilliput.targets.onnxruntime import OnnxRuntime
+from lilliput.targets.target import Runner, Target
+from lilliput.techniques.technique import Placement
+
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Device(Target):
+    """A device reached by a command: what `builds` builds, run and timed wherever the command takes it.
+
+    The command is given ``{model}``, the file, and ``{inputs}``, an .npz with an array for each input under its name in
+    the file; the last line that it prints is the milliseconds of one run. If it also names ``{outputs}``, it writes the
+    outputs there, an .npz in their order, and agreement is judged by them; otherwise by what `builds` computes here.
+    No shell is involved.
+
+    Raises InputError for a command that names no model.
+    """
+
+    command: str = ""
+    builds: Target = field(default_factory=OnnxRuntime)
+    timeout_s: float = 600.0  # of one run of the command
+
+    name: ClassVar[str] = "device"
+
+    def __post_init__(self) -> None:
+        if "{model}" not in self.command or "{inputs}" not in self.command:
+            raise InputError(
+                f"the command {self.command!r} does not name {{model}} and {{inputs}}",
+                next='write it as "python run.py {model} {inputs}"',
+            )
+        try:
+            shlex.split(self.command)
+        except ValueError as error:
+            raise InputError("the command cannot be split into words", where=self.command, why=reason(error)) from None
+
+    @property
+    def format(self) -> str:  # type: ignore[override]
+        return self.builds.format
+
+    @property
+    def opened_by(self) -> str:
+        return self.builds.opened_by
+
+    def recipe(self, view: View, calibrated: bool) -> Recipe:
+        return self.builds.recipe(view, calibrated)
+
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        return self.builds.prepare(view, root)
+
+    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        return self.builds.place(view, encoding, weights)
+
+    def remark(
+        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
+    ) -> str:
+        return self.builds.remark(call, weight, activation, others)
+
+    def build(
+        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
+    ) -> None:
+        self.builds.build(path, model, example, dynamic)
+
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        """The file as a callable that runs the command; its attribute `timed_ms` gives the command's own figure."""
+        if isinstance(built, bytes):
+            raise InputError("a device opens files", where="graph")
+        here = None if "{outputs}" in self.command else self.builds.open(built, signature)
+        return _OnDevice(self, built, signature, here)
+
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
+        """The command's own figures, taken in turns; each run of it is one sample."""
+        began, took = perf_counter(), 0.0
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for index in range(_ROUNDS):
+            if index and perf_counter() - began + took > self.seconds:
+                break
+            round_began = perf_counter()
+            for name in list(runs)[:: -1 if index % 2 else 1]:
+                run = runs[name]
+                assert isinstance(run, _OnDevice)
+                taken[name].append(run.timed_ms(example))
+            took = perf_counter() - round_began
+        return Latencies({name: tuple(ms) for name, ms in taken.items()})
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """What was built, behind the command."""
+
+    device: Device
+    built: Path
+    signature: Signature
+    here: Runner | None  # what answers, where the command gives no outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.here is not None:
+            return self.here(*args, **kwargs)
+        return self.signature.assemble(self._run(Inputs(args, kwargs))[1])
+
+    def timed_ms(self, example: Inputs) -> float:
+        return self._run(example)[0]
+
+    def _run(self, given: Inputs) -> tuple[float, list[Tensor]]:
+        tensors = self.signature.arguments(given)
+        names = [value.name for value in onnx.load(self.built, load_external_data=False).graph.input]
+        with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+            inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+            arrays: dict[str, Any] = {name: x.detach().numpy() for name, x in zip(names, tensors, strict=True)}
+            np.savez(inputs, **arrays)
+            places = {"{model}": str(self.built), "{inputs}": str(inputs), "{outputs}": str(outputs)}
+            ms = _milliseconds(self._told(places), self.device.command)
+            return ms, self._answers(outputs) if self.here is None else []
+
+    def _told(self, places: Mapping[str, str]) -> str:
+        command, words = self.device.command, []
+        for word in shlex.split(command):
+            for name, path in places.items():
+                word = word.replace(name, path)
+            words.append(word)
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=self.device.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise MeasureError(
+                f"the command took over {self.device.timeout_s:g} s",
+                where=command,
+                next="give Device(timeout_s=…) more",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise MeasureError("the command cannot be started", where=command, why=reason(error)) from None
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["it printed no error"]
+            raise MeasureError(f"the command ended with {done.returncode}", where=command, why=lines[-1])
+        return done.stdout
+
+    def _answers(self, outputs: Path) -> list[Tensor]:
+        command = self.device.command
+        try:
+            with np.load(outputs, allow_pickle=False) as held:
+                found = [torch.from_numpy(held[name]) for name in held.files]
+        except Exception as error:  # NumPy, zip files and torch raise many kinds
+            raise MeasureError("the command left no outputs", where=command, why=reason(error)) from None
+        if len(found) != self.signature.count:
+            raise MeasureError(
+                f"the command left {len(found)} outputs, where the model has {self.signature.count}", where=command
+            )
+        return found
+
+
+def _milliseconds(printed: str, command: str) -> float:
+    lines = printed.strip().splitlines() or [""]
+    try:
+        ms = float(lines[-1])
+    except ValueError:
+        ms = math.nan
+    if not (math.isfinite(ms) and ms > 0):
+        raise MeasureError(
+            f"the command printed {lines[-1]!r}",
+            where=command,
+            why="its last line is not a number of milliseconds",
+            next="let it print that and nothing after it",
+        )
+    return ms

@@ -1,0 +1,100 @@
+"""What targets that run an ONNX file have in common: how it is built, opened and called."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.errors import ExportError, InputError, reason
+from lilliput.exporters.onnx import export
+from lilliput.exporters.profiles import Profile, breaches
+from lilliput.measure import Latencies, interleaved
+from lilliput.model.capture import Inputs
+from lilliput.model.edits import Edit
+from lilliput.model.fold import fold_norms
+from lilliput.model.signature import Signature
+from lilliput.model.view import View
+from lilliput.targets.target import Runner, Target
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file as a runtime holds it."""
+
+    inputs: int
+    outputs: int
+    run: Callable[[Sequence[np.ndarray]], Sequence[Any]]  # the inputs in order -> the outputs in order, as arrays
+
+
+@dataclass(frozen=True)
+class OnnxFile(Target):
+    """A runtime that reads ONNX."""
+
+    opset: int = 20
+
+    title: ClassVar[str]  # the runtime's name in a message
+    format: ClassVar[str] = "onnx"
+
+    @property
+    @abstractmethod
+    def required(self) -> Profile | None:
+        """Rules that what is built must keep; None: what the runtime itself takes, which opening it shows."""
+
+    @abstractmethod
+    def load(self, built: Path | bytes) -> Loaded:
+        """The file in the runtime; raises whatever the runtime raises."""
+
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        return fold_norms(view, root)
+
+    def build(
+        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
+    ) -> None:
+        rules = self.required
+        export(path, model, example, dynamic, self.opset, integer_bias=rules is None or rules.integer_bias)
+        broken = None if rules is None else next(breaches(path, rules), None)
+        if broken is not None and rules is not None:
+            remedy = "use weights=Int(7)" if rules.largest_code < 127 else "leave what stands there out with where="
+            raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=remedy)
+
+    @property
+    def opened_by(self) -> str:
+        return self.name
+
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
+        subjects = {name: functools.partial(example.call, run) for name, run in runs.items()}
+        return interleaved(subjects, budget_s=self.seconds)
+
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        where = "graph" if isinstance(built, bytes) else str(built)
+        try:
+            loaded = self.load(built)
+        except InputError:
+            raise
+        except Exception as error:  # runtimes raise many kinds
+            raise ExportError(f"{self.title} does not load the export", where=where, why=reason(error)) from error
+        if loaded.inputs != len(signature.inputs) or loaded.outputs != signature.count:
+            raise ExportError("has other inputs or outputs than the module", where=where)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            tensors = signature.arguments(Inputs(args, kwargs))
+            try:
+                found = loaded.run([x.detach().numpy() for x in tensors])
+            except Exception as error:  # runtimes raise many kinds
+                raise InputError(
+                    f"{self.title} fails on this input",
+                    where=where,
+                    why=reason(error),
+                    next="give inputs as the example's",
+                ) from error
+            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in found])
+
+        return run
