@@ -64,6 +64,7 @@ def brief(driver: Driver, original: nn.Module, batches: Batches | None, name: st
 
 
 def _brief(driver: Driver, original: nn.Module, batches: Batches | None, name: str) -> Diagnosis:
+    driver.progress("finding where it loses", 0, 1)
     case = _case(driver, original, batches, _BRIEF_SAMPLES, spread=False)
     noise, output = simulation.reached(case)
     found = _found(case, {tap: one.ratio for tap, one in noise.items()})
@@ -73,6 +74,7 @@ def _brief(driver: Driver, original: nn.Module, batches: Batches | None, name: s
     for one in () if why else suspects:
         one.own, one.own_on = simulation.alone(case, one.place), "module"
     _explain(case, sorted(suspects, key=lambda one: -one.badness)[:_BRIEF_WORST], divided=not why)
+    driver.progress("finding where it loses", 1, 1)
     return _diagnosis(case, name, "module", output.ratio, found, [*notes, *_undivided(why)])
 
 

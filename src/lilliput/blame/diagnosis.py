@@ -53,9 +53,7 @@ class Diagnosis:
     def save(self, path: str | Path) -> Path:
         """Write it as data (`.json`) or as a page (`.html`)."""
         path = Path(path)
-        if path.suffix not in (".json", ".html"):
-            ending = path.suffix or "a file without an ending"
-            raise InputError(f"a diagnosis as {ending}", where=str(path), next="write .html or .json")
+        check_ending(path)
         data = json.loads(json.dumps(self.to_json()))
         text = json.dumps(data, indent=1, allow_nan=False) if path.suffix == ".json" else blame_page(data)
         with whole_file(path) as file:
@@ -64,6 +62,13 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return "\n".join(lines(json.loads(json.dumps(self.to_json()))))
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a file that a diagnosis is not written as."""
+    if path.suffix not in (".json", ".html"):
+        ending = path.suffix or "a file without an ending"
+        raise InputError(f"a diagnosis as {ending}", where=str(path), next="write .html or .json")
 
 
 def lines(data: Mapping[str, Any], most: int = 10) -> list[str]:

@@ -251,7 +251,7 @@ def _stored(data: Data) -> str:
 
 
 def _blame(data: Data) -> Html:
-    return blame_section(data["loses"])
+    return blame_section(data.get("loses"))
 
 
 def _skipped(data: Data) -> Html:
