@@ -207,9 +207,11 @@ def _undivided(why: str) -> list[str]:
 
 
 def _how_brief(count: int) -> str:
+    all_of_them = f"all {count} places" if count > 1 else "the one place"
+    some = f"of {count} places the {_BRIEF_SUSPECTS} where most noise enters"
+    tried = some if count > _BRIEF_SUSPECTS else all_of_them
     return (
-        f"{_BRIEF_SAMPLES} samples, with the module; of {count} places the {_BRIEF_SUSPECTS} where most noise enters "
-        "were tried alone: lilliput diagnose tries all, on the target"
+        f"Found in brief: {tried}, tried with the module. lilliput diagnose tries every place, the worst on the target"
     )
 
 

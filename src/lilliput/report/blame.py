@@ -10,6 +10,7 @@ from lilliput.report.markup import Html, document, dotted, el, joined, table, tr
 Data = Mapping[str, Any]
 
 _MANY = 24  # rows; a longer table scrolls under its heading
+_WORST = 12  # rows of a diagnosis in brief of which none was tried alone
 _NOTE = (
     "Alone: signal to noise of the network's output with this layer encoded and no other; its share is of the noise "
     "that all make so. Arrived: signal to noise of what the layer gives with everything encoded, noise from the layers "
@@ -68,7 +69,7 @@ def _summary(data: Data) -> str:
 
 
 def _body(data: Data) -> Iterable[Html]:
-    rows = data["rows"]
+    rows = _told(data)
     heads = ["layer"]
     shares, left = (any(row[key] is not None for row in rows) for key in ("share", "without_db"))
     heads += [
@@ -80,15 +81,24 @@ def _body(data: Data) -> Iterable[Html]:
     heads.append("likely cause, and what to try")
     if rows:
         many = "blame long" if len(rows) > _MANY else "blame"
-        yield table(heads, (_row(row, shares, left) for row in rows), "Where it loses", class_=many)
+        yield table(heads, (_row(row, data["on"], shares, left) for row in rows), "Where it loses", class_=many)
     notes = [_NOTE, *data["notes"]] if rows else data["notes"]
     for note in notes:
         yield el("p", note if note.endswith(".") else f"{note}.")
 
 
-def _row(row: Data, shares: bool, left: bool) -> Iterable[Html]:
+def _told(data: Data) -> list[Data]:
+    """All rows of a diagnosis in full; of one in brief those that were tried alone, or else the worst."""
+    rows = list(data["rows"])
+    tried = [row for row in rows if row["own_on"]]
+    return rows if data["on"] == "target" else tried or rows[:_WORST]
+
+
+def _row(row: Data, on: str, shares: bool, left: bool) -> Iterable[Html]:
     yield el("th", dotted(row["name"]), el("small", f"{row['op']}, ", _represented(row)), scope="row")
-    yield _number(decibels_shown(row["own_db"]), *([el("small", "by the module")] if row["own_on"] == "module" else []))
+    yield _number(
+        decibels_shown(row["own_db"]), *([el("small", "by the module")] if row["own_on"] not in ("", on) else [])
+    )
     if shares:
         bar = (
             "–"
