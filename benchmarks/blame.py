@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 
@@ -28,11 +29,13 @@ def main() -> None:
     for name in sys.argv[1:] or RECIPES:
         task = NETWORKS[name]()
         with TemporaryDirectory() as folder:
-            first = lp.compress(task, lp.Recipe([RECIPES[name]]), target=QUICK, folder=folder).data
+            watch = Watch()
+            first = lp.compress(task, lp.Recipe([RECIPES[name]]), target=QUICK, folder=folder, progress=watch).data
+            compress_seconds = perf_counter() - watch.began
             began, busy = perf_counter(), process_time()
             found = lp.diagnose(task, lp.Recipe([RECIPES[name]]), target=QUICK, folder=folder)
             seconds, cpu_seconds = perf_counter() - began, process_time() - busy
-        advice, changed = advised(RECIPES[name], found.rows[0])
+        advice, changed = advised(RECIPES[name], found.rows)
         with TemporaryDirectory() as folder:
             second = lp.compress(task, lp.Recipe([changed]), target=QUICK, folder=folder).data
         for rank, row in enumerate(found.rows[:5], 1):
@@ -51,6 +54,8 @@ def main() -> None:
                     "samples": found.samples,
                     "seconds": seconds,
                     "cpu_seconds": cpu_seconds,
+                    "compress_seconds": compress_seconds,
+                    "of_which_where_it_loses": watch.seconds,
                     "output_db": found.output_db,
                     "advice_followed": advice if rank == 1 else "",
                     "evaluation_db_before": first["agreement"]["sqnr_db"] if rank == 1 else "",
@@ -63,15 +68,33 @@ def main() -> None:
     write("blame", rows, os.cpu_count() or 1)
 
 
-def advised(step: lp.Quantize, row: Row) -> tuple[str, lp.Quantize]:
-    """What the first cause of a row tells to try, in words and as a step."""
-    kind = row.causes[0].kind
-    if kind == "clipped range":
-        return "calibration=MinMax()", dataclasses.replace(step, calibration=lp.MinMax())
-    if kind == "unused codes":
-        return "calibration=Percentile(99.9)", dataclasses.replace(step, calibration=lp.Percentile(99.9))
-    where = ("*", f"!{row.pattern}")
-    return f"where={where!r}", dataclasses.replace(step, where=where)
+class Watch:
+    """How long a run takes to find where it loses."""
+
+    def __init__(self) -> None:
+        self.began, self.entered, self.seconds = perf_counter(), 0.0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == "finding where it loses":
+            if done:
+                self.seconds = perf_counter() - self.entered
+            else:
+                self.entered = perf_counter()
+
+
+def advised(step: lp.Quantize, rows: Sequence[Row]) -> tuple[str, lp.Quantize]:
+    """The first advice that a setting of the step can follow, worst row first, in words and as a step."""
+    for row in rows:
+        for remedy in (remedy for cause in row.causes for remedy in cause.remedies):
+            if remedy.startswith("leave it in float"):
+                return remedy, dataclasses.replace(step, where=("*", f"!{row.pattern}"))
+            if remedy.startswith("calibration=MinMax()"):
+                return remedy, dataclasses.replace(step, calibration=lp.MinMax())
+            if "calibration=Percentile(99.9" in remedy:
+                return remedy, dataclasses.replace(
+                    step, calibration=lp.Percentile(99.99 if "99.99" in remedy else 99.9)
+                )
+    raise SystemExit("no advice that a setting can follow")
 
 
 if __name__ == "__main__":

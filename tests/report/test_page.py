@@ -188,7 +188,7 @@ def test_losses_are_shown_epoch_by_epoch() -> None:
 
 def test_where_it_loses_is_shown_with_causes() -> None:
     assert "Where it loses" not in _text(_report())
-    cause = {"kind": "outlier channel", "says": "channel 5 ranges 110×", "remedy": 'where="!stem"', "strength": 2.0}
+    cause = {"kind": "outlier channel", "says": "channel 5 ranges 110×", "remedies": ["Int(7)", "more bits"]}
     row = {
         **{"name": "stem.weight", "pattern": "stem", "op": "conv2d", "weight": "int8 per channel", "values": "uint8"},
         **{
@@ -204,7 +204,7 @@ def test_where_it_loses_is_shown_with_causes() -> None:
     loses = {**found, "output_db": 11.9, "rows": [row], "notes": ["only some were tried"]}
     text = _text({**_report(), "loses": loses})
     assert "with the module on 4 samples of the evaluation batches, the output keeps 11.9 dB" in text
-    assert "12.361 %–outlier channel: channel 5 ranges 110×Try: where=" in text
+    assert "12.361 %–outlier channel: channel 5 ranges 110×try Int(7)try more bits" in text
     assert "only some were tried." in text and "if left in float" not in text
     nothing = {**loses, "rows": [], "notes": ["not found: ValueError"]}
     assert "Where it losesnot found: ValueErrorS" in _text({**_report(), "loses": nothing})

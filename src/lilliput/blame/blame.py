@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from lilliput.blame import built, simulation
-from lilliput.blame.causes import Cause, of_runtime, of_value, of_weight, rounding
+from lilliput.blame.causes import Cause, leave_out, of_runtime, of_value, of_weight, rounding
 from lilliput.blame.diagnosis import Diagnosis, Row
 from lilliput.blame.exact import before_encoding
 from lilliput.blame.facts import value_facts, weight_facts
@@ -24,6 +24,7 @@ from lilliput.model.values import value_encodings
 from lilliput.task import Batches
 
 _BRIEF_SAMPLES, _BRIEF_SUSPECTS, _BRIEF_WORST = 4, 8, 3
+_GAIN_DB = 0.5  # of the output, by which leaving a place in float must help to be advised
 _SHARE = 0.05  # of what the worst place loses; below it nothing is explained
 _MOST_CAUSES = 2  # told of one place
 _TAPPING = 1e-3  # noise over signal by which giving values out may change what is built
@@ -101,6 +102,8 @@ def full(
         one.without = built.without(case, one.place)
     driver.progress("building the worst alone and left out", len(chosen), len(chosen))
     _explain(case, chosen, divided=not why)
+    for one in chosen:
+        one.causes = [_as_measured(cause, one, inside.output) for cause in one.causes]
     notes = _undivided(why)
     if inside.tapping > _TAPPING:
         notes.append(
@@ -162,6 +165,21 @@ def _explain(case: Case, worst: Sequence[_Found], *, divided: bool) -> None:
         if not divided:
             first, second = sorted([*first, *second], key=lambda cause: -cause.strength), []
         one.causes = [*one.causes, *(first or [*second, rounding(one.place, part)])][:_MOST_CAUSES]
+
+
+def _as_measured(cause: Cause, one: _Found, output: float) -> Cause:
+    """The cause with what leaving the place in float was measured to bring; not advised where it brings nothing."""
+    before, after = decibels(output), None if one.without is None else decibels(one.without)
+    advice = leave_out(one.place)
+    if before is None or after is None or advice not in cause.remedies:
+        return cause
+    gained = f"{before:.1f} → {after:.1f} dB"
+    if after - before >= _GAIN_DB:
+        told = tuple(f"{remedy} ({gained})" if remedy == advice else remedy for remedy in cause.remedies)
+    else:
+        others = tuple(remedy for remedy in cause.remedies if remedy != advice)
+        told = (*others, f"not worth it: to leave it alone in float ({gained})")
+    return replace(cause, remedies=told)
 
 
 def _diagnosis(

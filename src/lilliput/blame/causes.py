@@ -27,7 +27,7 @@ class Cause:
 
     kind: str  # "clipped range", "outlier channel", …
     says: str
-    remedy: str
+    remedies: tuple[str, ...]  # what to try, the first first
     strength: float  # to put several in order, largest first
 
 
@@ -55,7 +55,7 @@ def of_runtime(place: Place, encoded: bool, extra_db: float, may_saturate: bool)
                 "rounded by the runtime",
                 f"it was left in float, but between integers the runtime rounds it to int8 all the same "
                 f"({extra_db:.0f} dB lost that the module does not lose)",
-                f'leave its neighbours out as well, with where="!…", or encode it: where="{place.pattern}"',
+                ('leave its neighbours out as well: where="!…"', f'encode it: where="{place.pattern}"'),
                 extra_db,
             )
         ]
@@ -65,7 +65,7 @@ def of_runtime(place: Place, encoded: bool, extra_db: float, may_saturate: bool)
                 "saturation",
                 f"this processor has no VNNI, where sums of u8 · s8 products saturate at 16 bits "
                 f"({extra_db:.0f} dB lost)",
-                "weights=Int(7)",
+                ("weights=Int(7)",),
                 extra_db,
             )
         ]
@@ -73,7 +73,7 @@ def of_runtime(place: Place, encoded: bool, extra_db: float, may_saturate: bool)
         Cause(
             "another kernel",
             f"the runtime loses {extra_db:.0f} dB here that the module does not lose",
-            f'leave it out: where="!{place.pattern}"; please report it',
+            (leave_out(place), "please report it"),
             extra_db,
         )
     ]
@@ -85,7 +85,7 @@ def rounding(place: Place, part: str) -> Cause:
     return Cause(
         "rounding",
         f"nothing unusual in the {part}: rounding alone",
-        f"{_leave_out(place)}, or {more}",
+        (leave_out(place), more),
         0.0,
     )
 
@@ -101,7 +101,7 @@ def _one_scale(place: Place, facts: WeightFacts) -> Cause | None:
         "one scale for all channels",
         f"channel {facts.widest} ranges {_times(facts.spread)} as far as the median channel, and all share one scale"
         f"{depthwise}",
-        'one scale a channel: Int(8, per="channel"), the default',
+        ('one scale a channel: Int(8, per="channel"), the default',),
         math.log2(facts.spread / _SHARED_SPREAD) + 3,
     )
 
@@ -112,7 +112,7 @@ def _few_bits(place: Place, facts: WeightFacts) -> Cause | None:
     return Cause(
         "few bits",
         f"its weight has {facts.bits} bits, which leave {_db(facts.db)}",
-        f'more bits here: a Quantize(weights=Int(8), where="{place.pattern}") of its own',
+        (f'more bits here: a Quantize(weights=Int(8), where="{place.pattern}") of its own',),
         (8 - facts.bits) * 0.8,
     )
 
@@ -123,7 +123,7 @@ def _peak(place: Place, facts: WeightFacts) -> Cause | None:
     return Cause(
         "outlier weight",
         f"one weight is {_times(facts.peak)} the root mean square of those it shares a scale with",
-        f"{_leave_out(place)}; for the size alone, smaller groups: Int(8, group=32)",
+        (leave_out(place), "for the size alone, smaller groups: Int(8, group=32)"),
         math.log2(facts.peak / _PEAK_WEIGHT),
     )
 
@@ -134,7 +134,7 @@ def _emptied(facts: WeightFacts) -> Cause | None:
     return Cause(
         "dead channels",
         f"{facts.emptied} of {facts.channels} channels became nothing but zeros",
-        'one scale a channel: Int(8, per="channel")' if facts.shared else "more bits, or less pruning",
+        ('one scale a channel: Int(8, per="channel")',) if facts.shared else ("more bits", "less pruning"),
         math.log2(1 + 8 * facts.emptied / facts.channels),
     )
 
@@ -145,7 +145,7 @@ def _pruned(facts: WeightFacts) -> Cause | None:
     return Cause(
         "pruned",
         f"{_percent(facts.zeros)} of its weights are zero",
-        'a smaller Prune amount here, scope="global", or a Finetune after the Prune',
+        ('a smaller Prune amount here, or scope="global"', "a Finetune after the Prune"),
         3 + 4 * facts.zeros,
     )
 
@@ -156,7 +156,7 @@ def _depthwise(place: Place, facts: WeightFacts) -> Cause | None:
     return Cause(
         "few products",
         f"an output sums only {facts.products} products, as in depthwise convolutions: errors do not average out",
-        f"{_leave_out(place)}, or train on: Finetune",
+        (leave_out(place), "train on: Finetune"),
         0.5,
     )
 
@@ -171,13 +171,13 @@ def _clipped(place: Place, facts: ValueFacts) -> Cause | None:
     )
     if facts.dynamic or facts.clipping < _CLIPPING or reach < _REACH:
         return None
-    at_run_time = ", or ranges found at run time: Int(8, dynamic=True)" if place.op == "linear" else ""
+    at_run_time = ("ranges found at run time: Int(8, dynamic=True)",) if place.op == "linear" else ()
     return Cause(
         "clipped range",
         f"{_percent(facts.outside)} of what it {_verb(facts)} lies outside the calibrated range "
         f"{_span(facts.grid_low, facts.grid_high)}, up to {_times(reach)} as far, and makes "
         f"{_percent(facts.clipping)} of the error",
-        f"calibrate with inputs like these; calibration=MinMax() keeps all that they hold{at_run_time}",
+        ("calibrate with inputs like these", "calibration=MinMax(), which keeps all that they hold", *at_run_time),
         4 + math.log2(max(1.0, reach)),
     )
 
@@ -189,8 +189,10 @@ def _outlier(place: Place, facts: ValueFacts) -> Cause | None:
         "outlier channel",
         f"channel {facts.widest} of what it {_verb(facts)} ranges {_times(facts.spread)} as far as the median channel, "
         "and all share one scale",
-        f"{_leave_out(place)}, or move the outliers into the weights before: divide that channel, "
-        "and multiply the weights that read it",
+        (
+            leave_out(place),
+            "move the outliers into the weights before: divide that channel, and multiply the weights that read it",
+        ),
         math.log2(facts.spread / _VALUE_SPREAD) + 1,
     )
 
@@ -203,7 +205,7 @@ def _unused(facts: ValueFacts) -> Cause | None:
         "unused codes",
         f"what it {_verb(facts)} takes {facts.codes} of {2**facts.bits} codes: the calibrated range "
         f"{_span(facts.grid_low, facts.grid_high)} is wider than what flows, {_span(facts.low, facts.high)}",
-        "calibrate with inputs like these, or with calibration=Percentile(99.9)",
+        ("calibrate with inputs like these", "calibration=Percentile(99.9)"),
         math.log2(2**facts.bits / facts.codes),
     )
 
@@ -214,7 +216,7 @@ def _few_levels(facts: ValueFacts) -> Cause | None:
     return Cause(
         "few bits",
         f"what it {_verb(facts)} has {facts.bits} bits, which leave {_db(facts.db)}",
-        "activations=Int(8)",
+        ("activations=Int(8)",),
         (8 - facts.bits) * 0.8,
     )
 
@@ -222,11 +224,11 @@ def _few_levels(facts: ValueFacts) -> Cause | None:
 def _tail(place: Place, facts: ValueFacts) -> Cause | None:
     if facts.peak < _PEAK_VALUE:
         return None
-    cut = "" if facts.dynamic else ", or cut the tail: calibration=Percentile(99.99)"
+    cut = () if facts.dynamic else ("cut the tail: calibration=Percentile(99.99)",)
     return Cause(
         "long tail",
         f"the largest of what it {_verb(facts)} is {_times(facts.peak)} the root mean square",
-        f"{_leave_out(place)}{cut}",
+        (leave_out(place), *cut),
         math.log2(facts.peak / _PEAK_VALUE) + 0.5,
     )
 
@@ -235,7 +237,8 @@ def _ordered(found: Iterable[Cause | None]) -> list[Cause]:
     return sorted((cause for cause in found if cause is not None), key=lambda cause: -cause.strength)
 
 
-def _leave_out(place: Place) -> str:
+def leave_out(place: Place) -> str:
+    """The remedy that is always there."""
     return f'leave it in float: where="!{place.pattern}"' if place.weight else "leave the layers around it in float"
 
 

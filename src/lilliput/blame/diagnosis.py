@@ -11,7 +11,7 @@ from typing import Any
 from lilliput.blame.causes import Cause
 from lilliput.disk import whole_file
 from lilliput.errors import InputError
-from lilliput.report.blame import blame_page, decibels_shown, share_shown
+from lilliput.report.blame import advised, blame_page, decibels_shown, share_shown
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ def lines(data: Mapping[str, Any], most: int = 10) -> list[str]:
             told.append(f"… and {len(data['rows']) - most} that lose less")
     for i, row in enumerate(row for row in data["rows"][:most] if row["causes"]):
         told += ["", f"{i + 1}. {row['name']}"]
-        told += [f"   {cause['says']}\n   try: {cause['remedy']}" for cause in row["causes"]]
-        if row["without_db"] is not None:
-            told.append(f"   left in float, the output keeps {decibels_shown(row['without_db'])} dB")
+        for cause in row["causes"]:
+            told += [f"   {cause['kind']}: {cause['says']}", *(f"   {advised(remedy)}" for remedy in cause["remedies"])]
     return [*told, *(["", *data["notes"]] if data["notes"] else [])]
 
 

@@ -57,7 +57,10 @@ def with_encodings(exact: nn.Module, small: nn.Module, chosen: Sequence[Place]) 
 def simulated(
     exact: nn.Module, small: nn.Module, chosen: Sequence[Place], *, weights: bool = True, values: bool = True
 ) -> Iterator[None]:
-    """Inside, `exact` computes as if the `chosen` places were encoded: their weights, their values, or both."""
+    """Inside, one run of `exact` computes as if the `chosen` places were encoded: their weights, their values, or both.
+
+    One run only: values are named by how often a function was called before.
+    """
     encoders = value_encodings(small) if values else {}
     only = {name: encoders[name] for place in chosen for name in place.values if name in encoders}
     changed = _changed(small, chosen) if weights else {}

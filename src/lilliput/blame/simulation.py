@@ -105,7 +105,7 @@ def alone(case: Case, place: Place, *, weights: bool = True, values: bool = True
     """Noise over signal of the output with this place encoded and no other."""
 
     def compute() -> Answer:
-        return Answer(_with(case, [place], weights, values).ratio)
+        return Answer(with_places(case, [place], weights=weights, values=values))
 
     question = case.question("alone", place.name, weights, values)
     return float(case.driver.store.answer(question, compute).data)
@@ -129,12 +129,13 @@ def divided(case: Case) -> str:
     return ""
 
 
-def _with(case: Case, chosen: Sequence[Place], weights: bool, values: bool) -> Noise:
+def with_places(case: Case, chosen: Sequence[Place], *, weights: bool = True, values: bool = True) -> float:
+    """Noise over signal of the output with the `chosen` places encoded and no others."""
     noise, answers = Noise(), case.answers()
-    with simulated(case.exact, case.small, chosen, weights=weights, values=values):
-        for inputs, before in zip(case.pieces, answers, strict=True):
+    for inputs, before in zip(case.pieces, answers, strict=True):
+        with simulated(case.exact, case.small, chosen, weights=weights, values=values):
             noise.add(before, _ask(case.exact, inputs, case.judged_on))
-    return noise
+    return noise.ratio
 
 
 def _ask(model: nn.Module, inputs: Inputs, where: str) -> Any:

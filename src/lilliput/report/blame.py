@@ -37,6 +37,15 @@ def share_shown(share: float) -> str:
     return f"{100 * share:.0f}{space}%" if share >= 0.01 else f"under 1{space}%"
 
 
+def advised(remedy: str) -> str:
+    """A remedy as advice.
+
+    >>> advised("more bits"), advised("not worth it: more bits")
+    ('try more bits', 'not worth it: more bits')
+    """
+    return remedy if remedy.startswith("not worth") else f"try {remedy}"
+
+
 def blame_section(data: Data | None) -> Html:
     """Where it loses; nothing where nothing was looked for."""
     if not data:
@@ -119,7 +128,7 @@ def _represented(row: Data) -> str:
 def _cause(cause: Data) -> Iterable[Html]:
     says = cause["says"]
     yield el("p", el("strong", f"{cause['kind']}: "), says)
-    yield el("small", f"Try: {cause['remedy']}")
+    yield from (el("small", advised(remedy)) for remedy in cause["remedies"])
 
 
 def _number(*inside: object) -> Html:
