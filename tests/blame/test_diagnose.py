@@ -264,7 +264,7 @@ def test_it_is_shown_and_written(full: tuple[lp.Diagnosis, Path], tmp_path: Path
     text = str(found)
     assert (
         text.index("stem.weight") < text.index("twice.weight")
-        and "try leave it in float" in text
+        and "Try: leave it in float" in text
         and "* found with" in text
     )
     assert json.loads(found.save(tmp_path / "a.json").read_text())["rows"][0]["name"] == "stem.weight"

@@ -204,7 +204,7 @@ def test_where_it_loses_is_shown_with_causes() -> None:
     loses = {**found, "output_db": 11.9, "rows": [row], "notes": ["only some were tried"]}
     text = _text({**_report(), "loses": loses})
     assert "with the module on 4 samples of the evaluation batches, the output keeps 11.9 dB" in text
-    assert "12.361 %–outlier channel: channel 5 ranges 110×try Int(7)try more bits" in text
+    assert "12.361 %–outlier channel: channel 5 ranges 110×Try: Int(7)Try: more bits" in text
     assert "only some were tried." in text and "if left in float" not in text
     nothing = {**loses, "rows": [], "notes": ["not found: ValueError"]}
     assert "Where it losesnot found: ValueErrorS" in _text({**_report(), "loses": nothing})

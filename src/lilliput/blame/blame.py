@@ -164,7 +164,18 @@ def _explain(case: Case, worst: Sequence[_Found], *, divided: bool) -> None:
         first, second = (in_weight, in_values) if part == "weight" else (in_values, in_weight)
         if not divided:
             first, second = sorted([*first, *second], key=lambda cause: -cause.strength), []
-        one.causes = [*one.causes, *(first or [*second, rounding(one.place, part)])][:_MOST_CAUSES]
+        likely = [*one.causes, *(first or [*second, rounding(one.place, part)])][:_MOST_CAUSES]
+        one.causes = _each_once(likely)
+
+
+def _each_once(causes: Sequence[Cause]) -> list[Cause]:
+    """The causes, each remedy with the first of them that names it."""
+    told: set[str] = set()
+    found = []
+    for cause in causes:
+        found.append(replace(cause, remedies=tuple(remedy for remedy in cause.remedies if remedy not in told)))
+        told.update(cause.remedies)
+    return found
 
 
 def _as_measured(cause: Cause, one: _Found, output: float) -> Cause:

@@ -41,9 +41,9 @@ def advised(remedy: str) -> str:
     """A remedy as advice.
 
     >>> advised("more bits"), advised("not worth it: more bits")
-    ('try more bits', 'not worth it: more bits')
+    ('Try: more bits', 'Not worth it: more bits')
     """
-    return remedy if remedy.startswith("not worth") else f"try {remedy}"
+    return f"N{remedy[1:]}" if remedy.startswith("not worth") else f"Try: {remedy}"
 
 
 def blame_section(data: Data | None) -> Html:
