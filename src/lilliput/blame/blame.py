@@ -26,6 +26,7 @@ from lilliput.task import Batches
 _BRIEF_SAMPLES, _BRIEF_SUSPECTS, _BRIEF_WORST = 4, 8, 3
 _GAIN_DB = 0.5  # of the output, by which leaving a place in float must help to be advised
 _SHARE = 0.05  # of what the worst place loses; below it nothing is explained
+_EVEN, _FEW = 0.25, 3  # share of the noise up to which the worst is none to blame; how many are told beside it
 _MOST_CAUSES = 2  # told of one place
 _TAPPING = 1e-3  # noise over signal by which giving values out may change what is built
 
@@ -104,7 +105,7 @@ def full(
     _explain(case, chosen, divided=not why)
     for one in chosen:
         one.causes = [_as_measured(cause, one, inside.output) for cause in one.causes]
-    notes = _undivided(why)
+    notes = [*_undivided(why), *_even(found)]
     if inside.tapping > _TAPPING:
         notes.append(
             f"giving values out changed the output by {decibels(inside.tapping):.0f} dB: "
@@ -233,6 +234,18 @@ def _row(case: Case, one: _Found, whole: float) -> Row:
 def _undivided(why: str) -> list[str]:
     told = "no layer's own damage is known, and the order is that of the noise added at each layer's output"
     return [f"{told}: {why}"] if why else []
+
+
+def _even(found: Sequence[_Found]) -> list[str]:
+    """Whether there is no layer to blame, which is worth knowing before one is treated."""
+    own = sorted((one.own for one in found if one.own is not None), reverse=True)
+    if len(own) <= _FEW or not sum(own) or own[0] > _EVEN * sum(own):
+        return []
+    first, few = (100 * sum(own[:count]) / sum(own) for count in (1, _FEW))
+    return [
+        f"no single layer is to blame: the worst makes {first:.0f} % of the noise, the worst {_FEW} together {few:.0f} %; "
+        "more bits or a Finetune help all of them at once"
+    ]
 
 
 def _how_brief(count: int) -> str:
