@@ -243,8 +243,8 @@ def _even(found: Sequence[_Found]) -> list[str]:
         return []
     first, few = (100 * sum(own[:count]) / sum(own) for count in (1, _FEW))
     return [
-        f"no single layer is to blame: the worst makes {first:.0f} % of the noise, the worst {_FEW} together {few:.0f} %; "
-        "more bits or a Finetune help all of them at once"
+        f"no single layer is to blame: the worst makes {first:.0f} % of the noise, the worst {_FEW} together "
+        f"{few:.0f} %; more bits or a Finetune help all of them at once"
     ]
 
 
