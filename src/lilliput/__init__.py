@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gives
     from lilliput import metrics as metrics
+    from lilliput.blame.diagnosis import Diagnosis as Diagnosis
     from lilliput.encodings import NF4 as NF4
     from lilliput.encodings import BFloat16 as BFloat16
     from lilliput.encodings import Float16 as Float16
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.rounding import AdaRound as AdaRound
     from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
+    from lilliput.verbs import diagnose as diagnose
     from lilliput.verbs import export as export
     from lilliput.verbs import open as open
     from lilliput.verbs import save as save
@@ -58,6 +60,8 @@ _PLACES = {
     "Correlation": "techniques.distill",
     "Decoupled": "techniques.distill",
     "Device": "targets",
+    "diagnose": "verbs",
+    "Diagnosis": "blame.diagnosis",
     "export": "verbs",
     "Finetune": "techniques.finetune",
     "Float16": "encodings",

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.blame.blame import brief, full
+from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
@@ -111,14 +113,7 @@ def compress(
     >>> small.model(torch.randn(1, 64)).shape
     torch.Size([1, 8])
     """
-    if isinstance(task, nn.Module):
-        task = Task(task, calibrate=calibrate)
-    elif not isinstance(task, Task):
-        raise InputError(f"compress of a {type(task).__name__}", next="give a torch.nn.Module or a Task")
-    elif calibrate is not None:
-        raise InputError("calibration batches beside a task", next="give them to the task: Task(…, calibrate=…)")
-    if not isinstance(recipe, Recipe | None):
-        raise InputError(f"a recipe of type {type(recipe).__name__}", next="give lp.Recipe([…])")
+    task = _checked(task, recipe, calibrate, "compress")
     if folder is not None:
         return _compress(task, recipe, target_called(target), Path(folder), progress)
     place = Path(tempfile.mkdtemp(prefix="lilliput-"))
@@ -129,6 +124,58 @@ def compress(
         raise
     weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)  # the folder lives as long as the result
     return result
+
+
+def diagnose(
+    task: Task | nn.Module,
+    recipe: Recipe | None = None,
+    *,
+    target: str | Target = "onnxruntime",
+    calibrate: Iterable[Any] | None = None,
+    folder: str | Path | None = None,
+    samples: int = 16,
+    worst: int = 3,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Say where the network that `compress` would give loses against the original: worst layer first, and why.
+
+    Each layer is encoded alone in the module; the `worst` ones are also built for the target alone and left out, as is
+    the whole network, with what its layers give shown. `samples` are taken from the evaluation batches, or else from
+    those for calibration, where a calibration that is too tame cannot be seen. In the `folder` of a `compress`, what
+    that has found is used, and a run that was cut off goes on.
+
+    Raises LilliputError as `compress` does.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> net[0].weight.data[3] *= 100
+    >>> from lilliput import Int, Quantize
+    >>> found = diagnose(net, Recipe([Quantize(weights=Int(8, per="tensor"))]), calibrate=[torch.randn(4, 64)], worst=1)
+    >>> found.rows[0].name, found.rows[0].causes[0].kind
+    ('0.weight', 'one scale for all channels')
+    """
+    task = _checked(task, recipe, calibrate, "diagnose")
+    for name, value, least in (("samples", samples, 1), ("worst", worst, 0)):
+        if type(value) is not int or value < least:
+            raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
+    work = None if folder is None else Path(folder) / "work"
+    driver, evaluate = begin(task, target_called(target), Store(work), progress)
+    recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
+    follow(recipe, driver)
+    name = task.name or type(task.model).__name__
+    return full(driver, task.model, evaluate or driver.calibrate, name, samples=samples, worst=worst)
+
+
+def _checked(task: Task | nn.Module, recipe: Recipe | None, calibrate: Iterable[Any] | None, verb: str) -> Task:
+    if isinstance(task, nn.Module):
+        task = Task(task, calibrate=calibrate)
+    elif not isinstance(task, Task):
+        raise InputError(f"{verb} of a {type(task).__name__}", next="give a torch.nn.Module or a Task")
+    elif calibrate is not None:
+        raise InputError("calibration batches beside a task", next="give them to the task: Task(…, calibrate=…)")
+    if not isinstance(recipe, Recipe | None):
+        raise InputError(f"a recipe of type {type(recipe).__name__}", next="give lp.Recipe([…])")
+    return task
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +256,7 @@ def _prove(
     stored = write_module(
         work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance
     )
+    named = task.name or type(task.model).__name__
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
     near = closeness(
         driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None
@@ -227,7 +275,7 @@ def _prove(
     }
     weighed_before: list[dict[str, Any]] = [artifact(work / f"original.{ending}", ending, driver.target.name), plain]
     data = report_data.assemble(
-        name=task.name or type(task.model).__name__,
+        name=named,
         driver=driver,
         recipe=recipe,
         before=report_data.side(
@@ -248,6 +296,7 @@ def _prove(
             "may_saturate": cpu().may_saturate,
         },
         environment=environment(driver.target.threads_used),
+        loses=brief(driver, task.model, evaluate or driver.calibrate, named),
     )
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:

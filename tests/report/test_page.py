@@ -186,6 +186,30 @@ def test_losses_are_shown_epoch_by_epoch() -> None:
     assert "Finetune(epochs=3)epochlossvalidation loss10.75000.500020.25000.400030.1250–" in text
 
 
+def test_where_it_loses_is_shown_with_causes() -> None:
+    assert "Where it loses" not in _text(_report())
+    cause = {"kind": "outlier channel", "says": "channel 5 ranges 110×", "remedies": ["Int(7)", "more bits"]}
+    row = {
+        **{"name": "stem.weight", "pattern": "stem", "op": "conv2d", "weight": "int8 per channel", "values": "uint8"},
+        **{
+            "own_db": 12.34,
+            "own_on": "module",
+            "share": 0.61,
+            "reached_db": None,
+            "without_db": None,
+            "causes": [cause],
+        },
+    }
+    found = {"name": "net", "target": "onnxruntime", "on": "module", "judged_on": "evaluation batches", "samples": 4}
+    loses = {**found, "output_db": 11.9, "rows": [row], "notes": ["only some were tried"]}
+    text = _text({**_report(), "loses": loses})
+    assert "with the module on 4 samples of the evaluation batches, the output keeps 11.9 dB" in text
+    assert "12.361 %–outlier channel: channel 5 ranges 110×Try: Int(7)Try: more bits" in text
+    assert "only some were tried." in text and "if left in float" not in text
+    nothing = {**loses, "rows": [], "notes": ["not found: ValueError"]}
+    assert "Where it losesnot found: ValueErrorS" in _text({**_report(), "loses": nothing})
+
+
 def test_a_disturbed_timing_is_a_warning() -> None:
     data = _report()
     for cores, warned in ((0.2, False), (0.83, True), (None, False)):

@@ -13,9 +13,11 @@ from subjects import DYNAMIC, Convolutions, Tokens, built, close, fused, images,
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.blame.places import places
 from lilliput.engine.identity import model_digest
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
+from lilliput.model.values import tapped
 from lilliput.report.data import layers
 
 
@@ -207,3 +209,27 @@ def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
     inputs = [torch.randn(2, 4, 12, 12)]
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8), bias_correction=False)])
     close(driver, path, inputs, 0.05)
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "tokens"])
+def test_values_given_out_encoded_leave_the_kernels_and_the_output_as_they_are(tmp_path: Path, kind: str) -> None:
+    """What `diagnose` looks at is what runs without it: a value is given out behind its decoding."""
+    torch.manual_seed(0)
+    step = lp.Quantize(activations=lp.Int(8) if kind == "convolutions" else DYNAMIC)
+    net, inputs = (Convolutions(), images()) if kind == "convolutions" else (Tokens(), sentences())
+    driver, path = built(tmp_path, net, inputs, [step])
+    taps = list(dict.fromkeys(tap for place in places(driver.view(), driver.model) for tap in place.gives))
+    assert len(taps) >= 5
+    shown = tmp_path / "shown.onnx"
+    with tapped(driver.model, taps), torch.no_grad():
+        driver.target.build(shown, driver.model, driver.example, driver.dynamic)
+        answer = driver.example.call(driver.model)
+    signature = Signature.of(driver.example, driver.example.call(driver.model))
+    integer = {"QLinearConv", "QLinearAdd", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+    before, after = ({op: n for op, n in fused(built).items() if op in integer} for built in (path, shown))
+    assert before == after and sum(before.values()) >= 3
+    plain = driver.target.open(path, signature)
+    looked_into = driver.target.open(shown, Signature.of(driver.example, answer))
+    for x in inputs:
+        out, values = looked_into(x)
+        assert torch.equal(out, plain(x)) and len(values) == len(taps)

@@ -10,6 +10,7 @@ import typer
 from lilliput import __version__
 from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
+from lilliput.cli.diagnose import diagnose_command
 from lilliput.cli.exits import DONE, NOT_MET, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
 
@@ -110,6 +111,7 @@ def compress(
     leave(run, f"the same command goes on where it was (folder {out})")
 
 
+app.command("diagnose")(diagnose_command)
 app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 app.command("export")(export_command)

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import lilliput
+from lilliput.blame.diagnosis import check_ending
 from lilliput.cli import table
 from lilliput.cli.load import load_task
 from lilliput.cli.progress import shown
@@ -65,6 +66,24 @@ def compress(asked: Asked) -> bool:
         files = [result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")]
         print(result, "", *files, sep="\n")
     return bool(result.data["outcome"] != "not met")
+
+
+def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, worst: int) -> None:
+    """Diagnose, print what was found, and write it where `out` says."""
+    recipe, target = asked.chosen_recipe(), asked.chosen_target()
+    if out is not None:
+        check_ending(out)
+    with contextlib.redirect_stdout(sys.stderr):
+        task = load_task(asked.task)
+        with shown() as progress:
+            given = {"target": target, "folder": folder, "samples": samples, "worst": worst, "progress": progress}
+            found = lilliput.diagnose(task, recipe, **given)  # type: ignore[arg-type]
+    if out is not None:
+        found.save(out)
+    if asked.json:
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        table.show_diagnosis(found.to_json())
 
 
 def dry_run(asked: Asked) -> bool:

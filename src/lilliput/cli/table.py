@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lilliput.blame.diagnosis import lines
+
 _WIDE = 200  # columns where stdout is no terminal
 
 
@@ -22,6 +24,15 @@ def show(plan: Mapping[str, Any], out: Path) -> None:
     for skipped in plan["skipped"]:
         console.print(f"skipped {skipped['path']}: {skipped['reason']}", soft_wrap=True)
     console.print(_estimate(plan["estimate"], out), soft_wrap=True)
+
+
+def show_diagnosis(found: Mapping[str, Any]) -> None:
+    """Print where it loses, worst first, then the likely causes."""
+    console = Console(file=sys.stdout, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    for line in lines(found):
+        console.print(line, soft_wrap=True)
 
 
 def _layers(rows: list[dict[str, Any]]) -> Table:

@@ -22,6 +22,7 @@ from lilliput.task import Batches, batch_size
 _BUILD_CAPTURES = 9  # captures that both builds take as long as
 _BUILD_S = 1.5  # what building takes whatever the model
 _BUILD_COPIES = 2  # copies of the model's tensors that building adds to the peak
+_LOOKED = 60  # samples that go through the module to find where it loses
 _ROUNDS, _ROUND_S, _WARM_S = 20, 0.17, 0.2  # of the timing
 
 
@@ -70,6 +71,7 @@ def rehearse(driver: Driver, work: Callable[[], None], *, compared: int, begun_s
         "encoding": worked_s - (0.0 if timed is None else timed.seconds),
         "building for the target": _BUILD_S + _BUILD_CAPTURES * capture_s,
         "comparing outputs": 2 * forward_s * compared,
+        "finding where it loses": _LOOKED * forward_s,
         "timing": min(2 * (_WARM_S + _ROUNDS * max(_ROUND_S, 2 * forward_s)), driver.target.seconds),
     }
     return Estimate(

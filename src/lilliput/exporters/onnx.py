@@ -155,6 +155,8 @@ def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Map
         for axis, name in dynamic.get(key, {}).items():
             if value.shape is not None and isinstance(value.shape[axis], ir.SymbolicDim):
                 names[str(value.shape[axis])] = name
+    for value in model.graph.outputs:  # an output that an operator of ours gave is of no known type
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -216,6 +216,33 @@ def watched(root: nn.Module, visit: Visit) -> Iterator[None]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with Interception(self, visit):
             return cls.forward(self, *args, **kwargs)
+
+    root.__class__ = type(cls.__name__, (cls,), {"forward": forward})
+    try:
+        yield
+    finally:
+        root.__class__ = cls
+
+
+@contextmanager
+def tapped(root: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside, `root` answers with (its output, the values called `names` as the calls after them read them).
+
+    A value with an encoding is given out encoded: what is built of it then keeps its integer kernels.
+    """
+    cls, encoders = type(root), value_encodings(root)
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen: dict[str, Tensor] = {}
+
+        def visit(name: str, x: Tensor) -> Tensor:
+            seen[name] = encoders[name](x) if name in encoders else x
+            return x
+
+        with Interception(self, visit, only=names):
+            out = cls.forward(self, *args, **kwargs)
+        return out, tuple(seen[name] for name in names)
 
     root.__class__ = type(cls.__name__, (cls,), {"forward": forward})
     try:

@@ -112,6 +112,7 @@ def assemble(
     rows: list[dict[str, Any]],
     conditions: Mapping[str, Any],
     environment: Mapping[str, Any],
+    loses: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole report."""
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
@@ -149,6 +150,7 @@ def assemble(
         "export": {"before": _finite(builds[0].departure), "after": _finite(builds[1].departure)},
         "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
         "layers": rows,
+        "loses": loses,
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "recipe": to_plain(list(recipe.steps)),
         "training": list(driver.trainings),

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from importlib.resources import files
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
 
 
 class Html(str):
@@ -46,3 +54,18 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[Html]], label: str, *, c
     body = el("tbody", *(el("tr", *row) for row in rows))
     inside = el("table", el("thead", el("tr", *cells)), body)
     return el("div", inside, class_=f"frame {class_}".strip(), role="region", aria_label=label, tabindex="0")
+
+
+def track(share: float, low: float | None = None, high: float | None = None) -> Html:
+    """A bar as long as its share of the track, with a whisker where both ends of the interval are known."""
+    bar = el("i", style=f"width:{share:.2%}")
+    if low is None or high is None:
+        return bar
+    return joined(bar, el("u", style=f"left:{low:.2%};width:{high - low:.2%}"))
+
+
+def document(title: str, *sections: Html) -> str:
+    """A whole page in the house's style that needs nothing beside it."""
+    style = files("lilliput.report").joinpath("page.css").read_text(encoding="utf-8")
+    body = el("body", el("main", *sections))
+    return f"{_HEAD}{el('title', title)}\n<style>\n{style}</style>\n{body}\n</html>\n"

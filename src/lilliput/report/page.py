@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
+from lilliput.report.blame import blame_section
 from lilliput.report.figures import digits, interval, percent, signed, size
-from lilliput.report.markup import Html, dotted, el, joined, table
+from lilliput.report.markup import Html, document, dotted, el, joined, table, track
 
 Data = Mapping[str, Any]
 
@@ -20,21 +20,12 @@ _RUNGS = {
     "submodule": "The model was captured in parts, one submodule at a time.",
     "module-local": "Some parts were captured only module by module.",
 }
-_HEAD = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
 
 
 def page(data: dict[str, Any]) -> str:
     """The page that shows `data`, the report; nothing is on it that is not in there."""
-    style = files("lilliput.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = el("title", f"{data['name']} · Lilliput report")
-    sections = (_top, _figures, _bars, _layers, _skipped, _training, _checks, _recipe, _environment)
-    body = el("body", el("main", *(section(data) for section in sections)))
-    return f"{_HEAD}{title}\n<style>\n{style}</style>\n{body}\n</html>\n"
+    sections = (_top, _figures, _bars, _layers, _blame, _skipped, _training, _checks, _recipe, _environment)
+    return document(f"{data['name']} · Lilliput report", *(section(data) for section in sections))
 
 
 def _section(title: str, *inside: object) -> Html:
@@ -187,16 +178,8 @@ def _latency_bars(data: Data) -> Iterable[Html]:
 
 
 def _bar(side: str, share: float, figure: str, low: float | None = None, high: float | None = None) -> Html:
-    drawn = el("span", _track(share, low, high), class_="track")
+    drawn = el("span", track(share, low, high), class_="track")
     return el("div", el("span", side), drawn, el("b", figure), class_=f"bar {side}")
-
-
-def _track(share: float, low: float | None = None, high: float | None = None) -> Html:
-    """A bar as long as its share of the track, with a whisker where both ends of the interval are known."""
-    bar = el("i", style=f"width:{share:.2%}")
-    if low is None or high is None:
-        return bar
-    return joined(bar, el("u", style=f"left:{low:.2%};width:{high - low:.2%}"))
 
 
 def _exactly(data: Data) -> Html:
@@ -238,7 +221,7 @@ def _layer(row: Data, largest: int) -> Iterable[Html]:
     yield _cell(el("code", row["encoding"]))
     yield _cell(el("code", row["activations"]))
     yield _number(f"{row['bits_per_weight']:.2f}")
-    yield _number(el("span", _track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
+    yield _number(el("span", track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
     yield _number(percent(row["zeros"]))
     yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
     yield _cell(_way(row["runs_as"]))
@@ -270,6 +253,10 @@ def _stored(data: Data) -> str:
         f"the graph and its index. Coding alone, without loss, would bring the original from {size(was['bytes'])} to "
         f"{size(was['coded_bytes'])}."
     )
+
+
+def _blame(data: Data) -> Html:
+    return blame_section(data.get("loses"))
 
 
 def _skipped(data: Data) -> Html:
@@ -314,7 +301,7 @@ def _losses(training: Data) -> Iterable[Html]:
 def _loss(value: float | None, largest: float) -> Html:
     if value is None:
         return _number("–")
-    return _number(el("span", _track(max(0.0, value / largest)), class_="track"), digits(value, 4))
+    return _number(el("span", track(max(0.0, value / largest)), class_="track"), digits(value, 4))
 
 
 # how far it can be trusted
