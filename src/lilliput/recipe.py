@@ -16,9 +16,15 @@ from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
+from lilliput.techniques.share import Share
 from lilliput.techniques.technique import Technique
 
-TECHNIQUES: dict[str, type[Technique]] = {"Finetune": Finetune, "Prune": Prune, "Quantize": Quantize}
+TECHNIQUES: dict[str, type[Technique]] = {
+    "Finetune": Finetune,
+    "Prune": Prune,
+    "Quantize": Quantize,
+    "Share": Share,
+}
 KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **TERMS}
 
 

@@ -21,6 +21,7 @@ from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
+from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.model.capture import Inputs, program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
@@ -30,9 +31,13 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
     "decode_exponent": ("DecodeExponent", ("codes",), ()),
     "decode_levels": ("DecodeLevels", ("codes", "levels"), ("axis", "group")),
     "decode_grid": ("DecodeGrid", ("codes", "scale"), ("table", "axis", "group")),
+    "decode_tiles": ("DecodeTiles", ("codes", "scale", "choice"), ("tables", "axis", "group", "channels")),
     "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
     "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
+    "project_grid": ("ProjectGrid", ("x", "scale"), ("levels",)),
+    "project_grid_dynamic": ("ProjectGridDynamic", ("x",), ("tables", "choices", "axis", "group")),
 }
+_TABLES = ("table", "tables", "levels")  # attributes that are lists of numbers
 
 
 @functools.cache
@@ -44,7 +49,9 @@ def _translations() -> dict[Any, Any]:
 def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]) -> Any:
     schema = onnx.defs.OpSchema
     optional = {"offset": schema.FormalParameterOption.Optional}
-    tensor = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)", "tensor(int8)", "tensor(uint8)"]
+    floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
+    tensor = [*floats, "tensor(int8)", "tensor(uint8)", "tensor(int16)"]
+
     onnx.defs.register_schema(
         schema(
             name,
@@ -59,7 +66,7 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
             outputs=[schema.FormalParameter("out", "TOut")],
             type_constraints=[(f"T{i}", tensor, "") for i in range(len(inputs))] + [("TOut", tensor, "")],
             attributes=[
-                schema.Attribute(given, schema.AttrType.FLOATS if given == "table" else schema.AttrType.INT, "")
+                schema.Attribute(given, schema.AttrType.FLOATS if given in _TABLES else schema.AttrType.INT, "")
                 for given in attributes
             ],
         )
@@ -99,6 +106,7 @@ def export(
         ) from error
     assert exported is not None
     graph = exported.model
+    expand_simulated(graph)
     lower(graph)
     _name_axes(graph, example, dynamic)
     _strip(graph)

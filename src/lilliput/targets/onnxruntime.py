@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings.integer import Uniform
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.model.capture import Inputs
@@ -25,6 +26,7 @@ from lilliput.model.fold import fold_norms
 from lilliput.model.signature import Signature
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.recipe import Recipe
+from lilliput.targets.simulated import REMARK, operands
 from lilliput.targets.target import Runner, Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
@@ -60,7 +62,9 @@ class OnnxRuntime(Target):
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return fold_norms(view, root)
 
-    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        if not isinstance(encoding, Uniform):
+            return operands(view, encoding, weights)
         placing = _Placing(view, encoding)
         for call in view.calls:
             weight = weights.get(call.weight or "")
@@ -68,19 +72,21 @@ class OnnxRuntime(Target):
                 continue
             if call.op == "linear":
                 placing.operand(call)
-            elif call.op in _INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
+            elif call.op in _INTEGER_CONVOLUTIONS and not _dynamic(encoding) and placing.pays(call):
                 placing.convolution(call)
         placing.additions()
         return list(placing.places.values())
 
     def remark(self, call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
-        if weight is None:
+        if weight is None and isinstance(activation, Uniform | None):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
+        if activation is not None and not isinstance(activation, Uniform):
+            return REMARK
         if activation is None or not _eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
-        return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
+        return "int8 kernel, range found at each run" if _dynamic(activation) else "int8 kernel"
 
     def build(
         self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
@@ -126,15 +132,20 @@ class OnnxRuntime(Target):
 def _eight_bits(encoding: Encoding | None) -> bool:
     """Whether integer kernels take a weight so encoded."""
     inner = encoding.values if isinstance(encoding, Sparse) else encoding
-    if not isinstance(inner, Int) or inner.group is not None or inner.bits <= 4:
+    if not isinstance(inner, Uniform) or inner.group is not None or not 4 < inner.bits <= 8:
         return False
-    return inner.symmetric is not False and (inner.axis == 0 or inner.per == "tensor")
+    symmetric = not isinstance(inner, Int) or inner.symmetric is not False
+    return symmetric and (inner.axis == 0 or inner.per == "tensor")
+
+
+def _dynamic(encoding: Encoding) -> bool:
+    return isinstance(encoding, Int) and encoding.dynamic
 
 
 class _Placing:
     """The values to encode, found by going back from each convolution and linear layer."""
 
-    def __init__(self, view: View, encoding: Int) -> None:
+    def __init__(self, view: View, encoding: Encoding) -> None:
         self.view, self.encoding = view, encoding
         self.places: dict[str, Placement] = {}
         self.integer: set[str] = set()  # ids of calls whose output is encoded

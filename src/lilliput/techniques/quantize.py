@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int, Levels
-from lilliput.encodings.grids import Grid
+from lilliput.encodings import Encoding, Int
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.techniques.combinations import check
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.statistics import Observe
 from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
@@ -25,12 +25,15 @@ class Quantize(Technique):
     (dynamic): ``activations=Int(8, dynamic=True)``. What flows into weights that an earlier step has encoded is encoded
     with the rest, so that bits may differ from layer to layer.
 
+    Activations as a grid of numbers, ``activations=Log(4)`` or ``Tiles(4)``, show what a network would lose by it: no
+    runtime computes so, and nothing gets faster. What formats and fits combine is in the guide.
+
     >>> Quantize(weights=Int(8), activations=Int(8))
     Quantize(activations=Int())
     """
 
     weights: Encoding | None = Int()
-    activations: Int | None = None
+    activations: Encoding | None = None
     fit: Range = MSE()  # how the ranges of weights are found
     calibration: Range = MSE()  # how the ranges of activations are found
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
@@ -38,12 +41,12 @@ class Quantize(Technique):
     def __post_init__(self) -> None:
         if self.weights is None:
             raise RecipeError("Quantize without weights", next="give weights=Int(8), or leave the step out")
-        if self.activations is not None and not isinstance(self.activations, Int):
-            raise RecipeError(f"activations as {self.activations}", next="activations are quantized by Int")
+        check(self.weights, self.fit, "weights")
+        check(self.activations, self.calibration, "values")
 
     @property
     def establishes(self) -> frozenset[str]:
-        static = self.activations is not None and not self.activations.dynamic
+        static = self.activations is not None and self.activations.calibrated
         return frozenset({"ranges"}) if static else frozenset()
 
     @property
@@ -56,7 +59,7 @@ class Quantize(Technique):
         encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
         places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
-        wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
+        wanted = {place.value: Observe() for place in places if place.encoding.calibrated}
         wanted |= {
             operand: Observe(histogram=operand in wanted, channel_axis=1 if call.op in CONVOLUTIONS else -1)
             for operand, call in correct.items()
@@ -69,12 +72,12 @@ class Quantize(Technique):
             shift = mean_error(call, exact[call.weight], run.tensor(call.weight), seen[operand].mean)  # type: ignore[arg-type]
             run.set_tensor(call.bias, run.tensor(call.bias) - shift)  # type: ignore[arg-type]
         for place in places:
-            parameters = (
-                {}
-                if place.encoding.dynamic
-                else self.calibration.of_value(seen[place.like or place.value], place.encoding)
-            )
-            run.encode_value(place.value, place.encoding, parameters)
+            if place.encoding.calibrated:
+                held = seen[place.like or place.value]
+                encoding = place.encoding.for_range(held.low)
+                run.encode_value(place.value, encoding, self.calibration.of_value(held, encoding))
+            else:
+                run.encode_value(place.value, place.encoding, place.encoding.given())
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
         """The tensors to encode, with the calls that use them; all others are reported with a reason."""
@@ -91,21 +94,11 @@ class Quantize(Technique):
 
     def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         assert self.activations is not None
-        symmetric, per = self.activations.symmetric, self.activations.per
-        flowing = replace(self.activations, symmetric=symmetric is True, per=per or "tensor")
-        if flowing.per != "tensor" or flowing.group:
-            raise RecipeError("activations with one scale a channel or group", next='use per="tensor" for activations')
-        return run.place(flowing, weights)
+        return run.place(self.activations.for_value(), weights)
 
     def _for_weight(self, call: Call) -> Encoding:
-        encoding = self.weights
-        assert encoding is not None
-        if isinstance(encoding, Int | Levels | Grid):
-            encoding = replace(encoding, axis=1 if call.op.startswith("conv_transpose") else encoding.axis)
-        if not isinstance(encoding, Int):
-            return encoding
-        per = None if encoding.group else encoding.per or "channel"
-        return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
+        assert self.weights is not None
+        return self.weights.for_weight(1 if call.op.startswith("conv_transpose") else None)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their weight, by the operand they multiply."""
