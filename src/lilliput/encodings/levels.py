@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from lilliput.encodings.blocks import Blocked, bracketed, held_bits, spread, who
 from lilliput.encodings.encoding import Encoding, Part
 
 _ROUNDS = 40  # of Lloyd's algorithm at most
+_CLIPS = (0.7, 0.5, 0.35, 0.25)  # shares of the range, of which the best is one of its starts
 
 
 @torch.library.custom_op("lilliput::decode_levels", mutates_args=())
@@ -36,9 +37,10 @@ def _(codes: Tensor, levels: Tensor, axis: int, group: int) -> Tensor:
 class Levels(Blocked):
     """Each element is one of `n` numbers that are fitted to the tensor: weights share them.
 
-    Fitted by Lloyd's algorithm for the least squared error, from levels spread evenly and from quantiles, whichever
-    ends better (Lloyd, "Least squares quantization in PCM", 1982; for weights Han et al., "Deep Compression", 2015,
-    arXiv 1510.00149). One list for the tensor unless `per` or `group` ask for more.
+    Fitted by Lloyd's algorithm for the least squared error, from levels spread evenly over the whole range and over a
+    part of it, and from quantiles, whichever ends best (Lloyd, "Least squares quantization in PCM", 1982; for weights
+    Han et al., "Deep Compression", 2015, arXiv 1510.00149). One list for the tensor unless `per` or `group`
+    ask for more.
 
     >>> Levels(3).represent(torch.tensor([[-2.0, -2.2, 0.0, 0.1, 5.0, 5.0]])).decode()
     tensor([[-2.1000, -2.1000,  0.0000,  0.0000,  5.0000,  5.0000]])
@@ -132,7 +134,8 @@ def lloyd(rows: Tensor, n: int, zero: bool) -> Tensor:
     spread_evenly = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, n, device=rows.device)
     places = torch.linspace(0, rows.shape[1] - 1, n, device=rows.device).round().long()
     best, least = spread_evenly, rows.new_full((len(rows),), torch.inf, dtype=torch.float64)
-    for start in (_distinct(ordered, n), spread_evenly, ordered[:, places]):
+    clipped = interval_levels(rows, n, False, _CLIPS)
+    for start in (_distinct(ordered, n), spread_evenly, ordered[:, places], clipped):
         levels = _moved(ordered, sums, start, zero)
         error = _error(ordered, levels)
         best = torch.where((error < least)[:, None], levels, best)
@@ -187,7 +190,7 @@ def quantile_levels(rows: Tensor, n: int, zero: bool) -> Tensor:
     return _with_zero(_means(ordered, _sums(ordered), borders[1:-1].expand(len(rows), -1), lowest), zero)[0]
 
 
-def interval_levels(rows: Tensor, n: int, zero: bool, clips: Tensor) -> Tensor:
+def interval_levels(rows: Tensor, n: int, zero: bool, clips: Sequence[float]) -> Tensor:
     """The means of `n` intervals of equal width, ascending, [rows, n]; of the shares `clips` of each row's range, that
     with the least squared error. What lies outside belongs to the outermost intervals; with `zero`, 0 takes the place
     of one mean.

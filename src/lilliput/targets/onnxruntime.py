@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings import Encoding, Fixed, Int, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
@@ -86,6 +86,8 @@ class OnnxRuntime(Target):
             return REMARK
         if activation is None or not _eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
+        if isinstance(activation, Fixed) or (isinstance(activation, Int) and activation.symmetric):
+            return "int8 kernel, but in float where a ReLU follows"
         return "int8 kernel, range found at each run" if _dynamic(activation) else "int8 kernel"
 
     def build(

@@ -251,7 +251,7 @@ class Intervals(Range):
         self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
     ) -> Mapping[str, Tensor]:
         assert isinstance(encoding, Levels)
-        clips = torch.linspace(1.0, self.smallest, self.steps)
+        clips = torch.linspace(1.0, self.smallest, self.steps).tolist()
         return encoding.from_levels(interval_levels(points, encoding.n, encoding.zero, clips), shape)
 
 
