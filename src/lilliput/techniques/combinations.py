@@ -29,9 +29,8 @@ def check(encoding: Encoding | None, fit: Range, use: Use) -> None:
         if type(fit) is not MSE:
             raise RecipeError(f"{fit} for {inner}, which leaves nothing to calibrate", next="leave calibration= out")
         return
-    names = fitting(type(inner), use)
-    if type(fit).__name__ not in names:
-        listing = " or ".join(f"{name}()" for name in names)
+    if not isinstance(inner, fit.takes[use]):
+        listing = " or ".join(f"{name}()" for name in fitting(type(inner), use))
         raise RecipeError(f"{fit} for {_WHERE[use]} as {inner}", next=f"use {listing}")
 
 

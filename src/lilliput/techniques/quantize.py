@@ -34,8 +34,8 @@ class Quantize(Technique):
 
     weights: Encoding | None = Int()
     activations: Encoding | None = None
-    fit: Range = MSE()  # how the ranges of weights are found
-    calibration: Range = MSE()  # how the ranges of activations are found
+    fit: Range = MSE()  # how the scales, ranges or levels of weights are found
+    calibration: Range = MSE()  # how those of activations are found
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:

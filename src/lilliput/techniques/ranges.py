@@ -190,7 +190,7 @@ class Entropy(Ends):
     def _ends(self, x: Tensor, counts: Tensor, encoding: Int) -> tuple[Tensor, Tensor]:
         """The two ends for points [points]."""
         low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-        still = x.abs() <= (high - low) / 2**12  # the bins around 0
+        still = x.abs() <= 1.01 * (high - low) / 2**11  # the bins around 0
         counts = torch.where(still, 0.0, counts)
         best, least = (low, high), float("inf")
         for share in torch.linspace(1.0, self.smallest, self.steps).tolist():
