@@ -29,8 +29,9 @@ from lilliput.encodings import (
 )
 from lilliput.encodings.blocks import Blocked
 from lilliput.encodings.encoding import Encoded
-from lilliput.encodings.grids import Grid, scale_of
+from lilliput.encodings.grids import Grid
 from lilliput.encodings.levels import lloyd
+from lilliput.encodings.scales import scale_of
 from lilliput.errors import EncodingError, LilliputError, RecipeError
 from lilliput.plain import from_plain, to_plain
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -19,10 +19,9 @@ from lilliput.encodings.blocks import Blocked, at_run_time, bracketed, held_bits
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Exponent8
 from lilliput.encodings.flowing import ascending
-from lilliput.encodings.levels import bits_for, nearest_of, places_of
+from lilliput.encodings.levels import bits_for, nearest_of
+from lilliput.encodings.scales import scale_of, scale_to_reach
 from lilliput.errors import EncodingError, nearest
-
-_STARTS, _CUTS, _TURNS = 4, (0.8, 0.6, 0.4, 0.2), 4  # of the search for a scale
 
 
 @torch.library.custom_op("lilliput::decode_grid", mutates_args=())
@@ -87,7 +86,7 @@ class Grid(Blocked):
 
     def from_range(self, low: Tensor, high: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The scale at which the outermost numbers hold blocks that range over low … high, each [blocks]."""
-        return self._parameters(scale_to_reach(low.float(), high.float(), self.levels), shape)
+        return self._parameters(scale_to_reach(low.float(), high.float(), self.levels.to(low.device)), shape)
 
     def _parameters(self, scale: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         return {"scale": held_scale(scale, self.scale).reshape(self.parameter_shape(shape))}
@@ -165,7 +164,8 @@ class Log(Grid):
 
     Source: Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016, arXiv
     1603.01025. With `terms` = 2, sums of two powers, which lie closer to one another where they are large (APoT: Li et
-    al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144).
+    al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144). Without a sign there are twice as many, for
+    values behind a ReLU.
 
     >>> Log(3).table()
     (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
@@ -293,44 +293,6 @@ class MiniFloat(Grid):
 def mxfp4(axis: int = 0) -> MiniFloat:
     """MXFP4: e2m1 in groups of 32 inputs, whose scales are powers of two of 8 bits."""
     return MiniFloat("e2m1", group=32, axis=axis, scale=Exponent8())
-
-
-def scale_of(
-    rows: Tensor,
-    levels: Tensor,
-    held: Callable[[Tensor], Tensor] = lambda scale: scale,
-    counts: Tensor | None = None,
-) -> Tensor:
-    """Scales of least squared error for each row of a grid, [rows]: from several starts, codes and scale by turns.
-
-    The largest element starts at each of the largest levels, and outside of all; `held` says what becomes of a scale
-    when it is stored, `counts` how often each element occurs, [rows or 1, elements].
-    """
-    weights: Tensor | float = 1.0 if counts is None else counts.to(rows.dtype)
-    largest, top = rows.abs().amax(1, keepdim=True), levels.abs().max()
-    starts = [*(largest / level for level in levels[levels > 0][-_STARTS:]), *(largest / top * cut for cut in _CUTS)]
-    best = torch.where(largest > 0, starts[-1], 1.0)
-    least = torch.full_like(best, torch.inf, dtype=torch.float64)
-    for start in starts:
-        scale = torch.where(largest > 0, start, 1.0)
-        for _ in range(_TURNS):
-            tried = held(scale)
-            numbers = levels[places_of(rows / tried, levels[None])]
-            error = ((rows - numbers * tried).double().square() * weights).sum(1, keepdim=True)
-            better = (error < least) & (tried > 0)
-            best, least = torch.where(better, tried, best), torch.where(better, error, least)
-            squares = (numbers.square() * weights).sum(1, keepdim=True)
-            fitted = (rows * numbers * weights).sum(1, keepdim=True) / squares.clamp(min=1e-30)
-            scale = torch.where((squares > 0) & (fitted > 0), fitted, scale)
-    return best[:, 0]
-
-
-def scale_to_reach(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-    """The least scales at which ascending `levels` reach from `low` to `high`, each [blocks]; 1 where both are 0."""
-    scale = high.clamp(min=0) / levels[-1]
-    if levels[0] < 0:
-        scale = torch.maximum(scale, low.clamp(max=0) / levels[0])
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def _codes(table: tuple[float, ...]) -> Tensor:

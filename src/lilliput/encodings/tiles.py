@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lilliput.encodings.blocks import Blocked, bracketed, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.encodings.grids import Log, scale_of, scale_to_reach
+from lilliput.encodings.grids import Log
 from lilliput.encodings.levels import nearest_of, places_of
+from lilliput.encodings.scales import scale_of, scale_to_reach
 from lilliput.errors import EncodingError
 
 
