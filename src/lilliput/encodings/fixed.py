@@ -15,13 +15,16 @@ from lilliput.encodings.encoding import Part
 from lilliput.encodings.integer import Uniform
 from lilliput.errors import EncodingError
 
+_ADDED = 128  # to the codes of 9 to 15 bits
+
 
 @dataclass(frozen=True, repr=False)
 class Fixed(Uniform):
     """Fixed point Qm.n: a sign, `m` bits before the point and `n` after it, as processors without floats compute.
 
     ``x ≈ codes * 2**-n``; the codes run from ``-2**(m+n)`` to ``2**(m+n) - 1``, so numbers from -2^m to 2^m - 2^-n.
-    Nothing is fitted: what lies outside becomes the nearest end.
+    Nothing is fitted: what lies outside becomes the nearest end. Codes of 9 to 15 bits are stored with 128 added: the
+    upper bytes of small ones are then all alike, and cost a file next to nothing.
 
     >>> Fixed(1, 2).represent(torch.tensor([0.3, -1.0, 5.0])).decode()
     tensor([ 0.2500, -1.0000,  1.7500])
@@ -46,7 +49,12 @@ class Fixed(Uniform):
 
     @property
     def limits(self) -> tuple[int, int]:
-        return -(2 ** (self.m + self.n)), 2 ** (self.m + self.n) - 1
+        added = _ADDED if self._shifted else 0
+        return added - 2 ** (self.m + self.n), added + 2 ** (self.m + self.n) - 1
+
+    @property
+    def _shifted(self) -> bool:
+        return 8 < self.bits < 16
 
     @property
     def stored(self) -> torch.dtype:
@@ -60,7 +68,8 @@ class Fixed(Uniform):
 
     def least_squares(self, rows: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """The scale, which is given: nearest codes are all there is to choose."""
-        return {"scale": self.given()["scale"].to(rows.device)}
+        offset = {"offset": torch.tensor(_ADDED, dtype=torch.uint8)} if self._shifted else {}
+        return {name: x.to(rows.device) for name, x in (self.given() | offset).items()}
 
     def for_value(self) -> Fixed:
         if self.bits > 8:
@@ -69,17 +78,19 @@ class Fixed(Uniform):
 
     def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
         super().check_parts(shape, parts)
-        codes, scale = parts["codes"], parts["scale"]
-        if not isinstance(codes, Tensor) or codes.dtype != self.stored:
-            raise ValueError(f"codes of another type than {self.stored}")
-        self.check_value({"scale": scale})  # type: ignore[dict-item]
+        wanted = self.least_squares(torch.empty(0), shape)
+        held = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        if held.keys() != {"codes", *wanted} or held["codes"].dtype != self.stored:
+            raise ValueError(f"not codes of {self.stored}, {' and '.join(wanted)}")
+        if not all(torch.equal(held[name].cpu(), x) for name, x in wanted.items()):
+            raise ValueError(f"its scale is 2^-{self.n}" + (f", its offset {_ADDED}" if self._shifted else ""))
 
     def check_value(self, parts: Mapping[str, Tensor]) -> None:
         if parts.keys() != {"scale"} or not torch.equal(parts["scale"].float(), self.given()["scale"]):
             raise ValueError(f"its scale is 2^-{self.n}")
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
-        return self.bits * prod(shape) + 32
+        return self.bits * prod(shape) + 32 + 8 * self._shifted
 
     def label(self) -> str:
         return f"fixed point Q{self.m}.{self.n}"
