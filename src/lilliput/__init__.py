@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.blame.diagnosis import Diagnosis as Diagnosis
     from lilliput.encodings import NF4 as NF4
     from lilliput.encodings import BFloat16 as BFloat16
+    from lilliput.encodings import Fixed as Fixed
     from lilliput.encodings import Float16 as Float16
     from lilliput.encodings import Int as Int
     from lilliput.encodings import Levels as Levels
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import MiniFloat as MiniFloat
     from lilliput.encodings import Signs as Signs
     from lilliput.encodings import Sparse as Sparse
+    from lilliput.encodings import Tiles as Tiles
     from lilliput.encodings import mxfp4 as mxfp4
     from lilliput.errors import LilliputError as LilliputError
     from lilliput.exporters.profiles import check as check
@@ -39,10 +41,14 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.prune import Prune as Prune
     from lilliput.techniques.quantize import Quantize as Quantize
     from lilliput.techniques.ranges import MSE as MSE
+    from lilliput.techniques.ranges import Entropy as Entropy
+    from lilliput.techniques.ranges import Intervals as Intervals
     from lilliput.techniques.ranges import MinMax as MinMax
     from lilliput.techniques.ranges import Percentile as Percentile
+    from lilliput.techniques.ranges import Quantiles as Quantiles
     from lilliput.techniques.rounding import GPTQ as GPTQ
     from lilliput.techniques.rounding import AdaRound as AdaRound
+    from lilliput.techniques.share import Share as Share
     from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
     from lilliput.verbs import diagnose as diagnose
@@ -62,13 +68,16 @@ _PLACES = {
     "Device": "targets",
     "diagnose": "verbs",
     "Diagnosis": "blame.diagnosis",
+    "Entropy": "techniques.ranges",
     "export": "verbs",
     "Finetune": "techniques.finetune",
+    "Fixed": "encodings",
     "Float16": "encodings",
     "freeze": "model.carrier",
     "GPTQ": "techniques.rounding",
     "Hint": "techniques.distill",
     "Int": "encodings",
+    "Intervals": "techniques.ranges",
     "Levels": "encodings",
     "LilliputError": "errors",
     "load": "file.lil",
@@ -83,15 +92,18 @@ _PLACES = {
     "OpenVino": "targets",
     "Percentile": "techniques.ranges",
     "Prune": "techniques.prune",
+    "Quantiles": "techniques.ranges",
     "Quantize": "techniques.quantize",
     "Recipe": "recipe",
     "Relation": "techniques.distill",
     "Response": "techniques.distill",
     "Result": "verbs",
     "save": "verbs",
+    "Share": "techniques.share",
     "Signs": "encodings",
     "Sparse": "encodings",
     "Task": "task",
+    "Tiles": "encodings",
     "to_dense": "model.carrier",
     "train": "verbs",
     "unfreeze": "model.carrier",

@@ -56,7 +56,7 @@ def from_plain(data: Any, kinds: Mapping[str, type], where: str = "") -> Any:
     if not isinstance(kind, str) or kind not in kinds:
         raise RecipeError(f"unknown kind {kind!r}", where=where, next=nearest(str(kind), kinds))
     cls = kinds[kind]
-    known = {field.name for field in dataclasses.fields(cls)}
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
     fields = {key: value for key, value in data.items() if key != "kind"}
     for key in fields:
         if key not in known:

@@ -17,9 +17,15 @@ from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
 from lilliput.techniques.rounding import ROUNDINGS
+from lilliput.techniques.share import Share
 from lilliput.techniques.technique import Technique
 
-TECHNIQUES: dict[str, type[Technique]] = {"Finetune": Finetune, "Prune": Prune, "Quantize": Quantize}
+TECHNIQUES: dict[str, type[Technique]] = {
+    "Finetune": Finetune,
+    "Prune": Prune,
+    "Quantize": Quantize,
+    "Share": Share,
+}
 KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **ROUNDINGS, **TERMS}
 
 

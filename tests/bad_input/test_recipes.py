@@ -35,13 +35,13 @@ UNKNOWN = {
         _step('kind = "Quantize"\nweights = {kind = "Int", bit = 8}'),
         "did you mean 'bits'?",
     ),
-    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Finetune, Prune, Quantize"),
+    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Finetune, Prune, Quantize, Share"),
     "a fit": (_step('kind = "Quantize"\nfit = {kind = "MinMaks"}'), "did you mean 'MinMax'?"),
     "a unit": (_step('kind = "Prune"\nunit = "heads"\namount = 0.5'), "known units"),
     "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
     "a field that is missing": (_step('kind = "Prune"\nunit = "weights"'), "amount"),
     "bits": (_step('kind = "Quantize"\nweights = {kind = "Int", bits = 12}'), "2 to 8 bits"),
-    "activations": (_step('kind = "Quantize"\nactivations = {kind = "Float16"}'), "quantized by Int"),
+    "activations": (_step('kind = "Quantize"\nactivations = {kind = "Float16"}'), "use one of Int, Fixed, Log"),
     "a list": ("steps = [1]", "known techniques"),
 }
 
@@ -94,7 +94,7 @@ def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
 
 @pytest.mark.parametrize("step", [lp.Int(8), "Quantize", lp.Quantize], ids=repr)
 def test_a_step_that_is_none(step: Any) -> None:
-    with pytest.raises(RecipeError, match="known techniques: Finetune, Prune, Quantize"):
+    with pytest.raises(RecipeError, match="known techniques: Finetune, Prune, Quantize, Share"):
         lp.Recipe([step])
 
 
@@ -130,7 +130,7 @@ def test_where_matches_nothing(technique: str, where: Any, task: Tasks, refused:
     [
         (lp.Int(4, group=5), "groups of 5 do not divide 72 inputs", 'use group=4, or where="!conv"'),
         (lp.Int(8, axis=9), "axis 9 of a tensor with 4 axes", 'where="!conv"'),
-        (lp.Int(8, dynamic=True), "no run-time range", "activations only"),
+        (lp.Tiles(4, channels=5, group=None), "tiles of 5 channels do not divide 8", "use channels=4, or where="),
     ],
     ids=repr,
 )
@@ -142,9 +142,33 @@ def test_an_encoding_that_does_not_fit_a_layer(
     assert what in error.what and remedy in error.next
 
 
-def test_values_with_a_scale_for_each_channel(task: Tasks, refused: Refused) -> None:
-    step = lp.Quantize(activations=lp.Int(8, per="channel"))
-    assert 'per="tensor"' in refused(RecipeError, task(), lp.Recipe([step])).next
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"activations": lp.Int(8, per="channel")}, 'per="tensor"'),
+        ({"activations": lp.Log(4, group=8)}, "dynamic=True"),
+        ({"activations": lp.Fixed(3, 8)}, "at most 8"),
+        ({"activations": lp.Levels(16)}, "use one of Int, Fixed, Log, Signs, NF4, MiniFloat, Tiles"),
+        ({"activations": lp.Sparse(lp.Int(8))}, "use one of Int"),
+        ({"activations": lp.Log(4), "calibration": lp.Entropy()}, "use MinMax() or Percentile() or MSE()"),
+        ({"activations": lp.Tiles(4), "calibration": lp.MinMax()}, "leave calibration= out"),
+        ({"weights": lp.Levels(16), "fit": lp.MinMax()}, "use MSE() or Quantiles() or Intervals()"),
+        ({"weights": lp.Sparse(lp.Levels(16)), "fit": lp.MinMax()}, "use MSE() or Quantiles() or Intervals()"),
+        ({"weights": lp.Int(8), "fit": lp.Entropy()}, "use MinMax() or Percentile() or MSE()"),
+        ({"weights": lp.Float16(), "fit": lp.MinMax()}, "use MSE()"),
+        ({"weights": lp.Int(8, dynamic=True)}, "activations only"),
+    ],
+    ids=repr,
+)
+def test_what_makes_no_sense_together_is_refused_before_work(fields: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        lp.Quantize(**fields)
+    assert remedy in caught.value.next
+
+
+def test_groups_that_do_not_divide_what_flows(task: Tasks, refused: Refused) -> None:
+    error = refused(EncodingError, task(), lp.Recipe([lp.Quantize(activations=lp.Tiles(4, group=3))]))
+    assert error.where == "conv.weight" and 'use group=2, or where="!conv"' in error.next
 
 
 def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refused: Refused) -> None:

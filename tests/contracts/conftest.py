@@ -18,6 +18,7 @@ from lilliput.encodings import (
     BFloat16,
     Encoding,
     Exponent8,
+    Fixed,
     Float16,
     Int,
     Levels,
@@ -25,6 +26,7 @@ from lilliput.encodings import (
     MiniFloat,
     Signs,
     Sparse,
+    Tiles,
 )
 from lilliput.model.carrier import attach, tensors
 
@@ -52,6 +54,12 @@ CARRIED: tuple[Encoding, ...] = (
     MiniFloat("e5m2"),
     MiniFloat("e2m1", group=4, scale=Exponent8()),
     Sparse(Levels(16)),
+    Fixed(1, 5),
+    Fixed(2, 9),
+    Int(1, symmetric=False, group=4),
+    Tiles(4, group=4),
+    Tiles(3, 4, 4, axis=1, scale=Float16()),
+    Tiles(5, 2, None),
 )
 assert {type(encoding) for encoding in CARRIED} | {Exponent8} == set(ENCODINGS.values()), (
     "an encoding that no contract is checked on"

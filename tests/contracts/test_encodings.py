@@ -16,6 +16,7 @@ from lilliput.encodings import (
     BFloat16,
     Encoding,
     Exponent8,
+    Fixed,
     Float16,
     Int,
     Levels,
@@ -23,12 +24,14 @@ from lilliput.encodings import (
     MiniFloat,
     Signs,
     Sparse,
+    Tiles,
     mxfp4,
 )
 from lilliput.encodings.blocks import Blocked
 from lilliput.encodings.encoding import Encoded
-from lilliput.encodings.grids import Grid, scale_of
+from lilliput.encodings.grids import Grid
 from lilliput.encodings.levels import lloyd
+from lilliput.encodings.scales import scale_of
 from lilliput.errors import EncodingError, LilliputError, RecipeError
 from lilliput.plain import from_plain, to_plain
 
@@ -69,6 +72,13 @@ GRIDS: list[Grid] = [
         (None, Float16(), Exponent8()),
     )
 ]
+FIXED = [Fixed(m, n) for m, n in ((0, 1), (0, 7), (3, 4), (4, 4), (0, 15), (9, 6), (2, 0))]
+TILES = [
+    Tiles(bits, channels, group, axis=axis, scale=scale)
+    for bits, (channels, group), (axis, scale) in itertools.product(
+        (2, 4, 8), ((1, 4), (4, 4), (2, None), (1, None)), ((0, None), (1, Float16()), (0, Exponent8()))
+    )
+]
 ALL = [
     Float16(),
     BFloat16(),
@@ -78,6 +88,11 @@ ALL = [
     *(Sparse(encoding) for encoding in INTEGERS[::17]),
     *LEVELS,
     *GRIDS,
+    *FIXED,
+    *TILES,
+    Int(1, symmetric=False),
+    Log(3, signed=False),
+    Log(4, terms=2, signed=False, group=4),
     Sparse(Levels(16)),
     Sparse(Signs(3, group=4)),
 ]
@@ -96,16 +111,17 @@ def sample(shape: tuple[int, ...]) -> Tensor:
 
 def block_of(index: tuple[int, ...], shape: tuple[int, ...], encoding: Blocked) -> tuple[int, ...]:
     """Where the scale of the element at `index` stands among the scales."""
+    high = encoding.channels if isinstance(encoding, Tiles) else 1
     if encoding.per == "tensor" or (isinstance(encoding, Levels) and encoding.per is encoding.group is None):
         return ()
     channel = index[encoding.axis]
     if encoding.group is None:
-        return (channel,)
+        return (channel // high,)
     rest = [(i, n) for axis, (i, n) in enumerate(zip(index, shape, strict=True)) if axis != encoding.axis]
     position = 0
     for i, n in rest:
         position = position * n + i
-    return (channel, position // encoding.group)
+    return (channel // high, position // encoding.group)
 
 
 def reference(encoded: Encoded) -> Tensor:
@@ -126,9 +142,18 @@ def reference(encoded: Encoded) -> Tensor:
             out[index] = parts["levels"][block][code].double()
         elif isinstance(encoding, Grid):
             out[index] = encoding.table()[code] * parts["scale"][block].double()
+        elif isinstance(encoding, Tiles):
+            out[index] = tile_numbers(encoding, parts, block)[code]
         else:
             out[index] = (code - offset) * parts["scale"][block].double()
     return out
+
+
+def tile_numbers(encoding: Tiles, parts: dict[str, Tensor], block: tuple[int, ...]) -> list[float]:
+    """The numbers of one tile, by hand."""
+    steps, scale = 2 ** (encoding.bits - 1) - 1, parts["scale"][block].item()
+    sizes = [2.0**-i for i in range(steps)] if parts["choice"][block] else [i / steps for i in range(steps, 0, -1)]
+    return [scale * number for number in (*(-size for size in sizes), 0.0, *reversed(sizes))]
 
 
 def integer_of(encoding: Encoding) -> Int | None:
@@ -182,7 +207,7 @@ def test_inside_its_range_nothing_moves_by_more_than_half_a_step(encoding: Int) 
         )  # a half-precision scale falls short a little
 
 
-@pytest.mark.parametrize("encoding", [*LEVELS, *GRIDS], ids=repr)
+@pytest.mark.parametrize("encoding", [*LEVELS, *GRIDS, *FIXED, *TILES], ids=repr)
 def test_every_element_gets_its_nearest_number(encoding: Blocked) -> None:
     x = sample((12, 8))
     encoded = encoding.represent(x)
@@ -191,13 +216,22 @@ def test_every_element_gets_its_nearest_number(encoding: Blocked) -> None:
         block = block_of(index, (12, 8), encoding)
         if isinstance(encoding, Grid):
             numbers = [number * parts["scale"][block].item() for number in encoding.table() if not math.isnan(number)]
+        elif isinstance(encoding, Tiles):
+            numbers = tile_numbers(encoding, parts, block)
+        elif isinstance(encoding, Fixed):
+            step = 2.0**-encoding.n
+            numbers = [
+                min(max(round(x[index].item() / step), low), -low - 1) * step for low in (-(2 ** (encoding.bits - 1)),)
+            ]
         else:
             numbers = parts["levels"][block].tolist()
         least = min(abs(number - x[index].item()) for number in numbers)
-        assert abs(decoded[index].item() - x[index].item()) <= least * (1 + 1e-5) + 1e-6
+        assert abs(decoded[index].item() - x[index].item()) <= least * (1 + 1e-5) + 1e-6 * max(
+            1.0, abs(x[index].item())
+        )
 
 
-@pytest.mark.parametrize("encoding", [*INTEGERS, *LEVELS, *GRIDS], ids=repr)
+@pytest.mark.parametrize("encoding", [*INTEGERS, *LEVELS, *GRIDS, *FIXED, *TILES], ids=repr)
 def test_an_element_lies_between_the_numbers_around_it(encoding: Blocked) -> None:
     torch.manual_seed(5)
     x = sample((8, 8))
@@ -219,7 +253,7 @@ def test_an_element_lies_between_the_numbers_around_it(encoding: Blocked) -> Non
     )
 
 
-@pytest.mark.parametrize("encoding", [*INTEGERS[::5], *LEVELS[::3], *GRIDS[::7]], ids=repr)
+@pytest.mark.parametrize("encoding", [*INTEGERS[::5], *LEVELS[::3], *GRIDS[::7], *FIXED, *TILES], ids=repr)
 def test_parameters_of_a_column_are_those_of_its_elements(encoding: Blocked) -> None:
     torch.manual_seed(6)
     x = sample((8, 8))
@@ -291,6 +325,11 @@ def bits_by_hand(encoding: Encoding, shape: tuple[int, ...]) -> int:
         return math.ceil(math.log2(encoding.n)) * whole + held_in(encoding.held, blocks * encoding.n)
     if isinstance(encoding, Grid):
         return math.ceil(math.log2(len(encoding.table()))) * whole + held_in(encoding.scale, blocks)
+    if isinstance(encoding, Fixed):
+        bits = 1 + encoding.m + encoding.n
+        return bits * whole + 32 + (8 if 8 < bits < 16 else 0)
+    if isinstance(encoding, Tiles):
+        return encoding.bits * whole + held_in(encoding.scale, blocks) + blocks
     assert isinstance(encoding, Int)
     offsets = 0 if encoding.symmetric else encoding.bits * blocks
     return encoding.bits * whole + held_in(encoding.scale, blocks) + offsets
@@ -303,13 +342,11 @@ def test_size_is_exact(encoding: Encoding) -> None:
         held = encoding.represent(sample(shape)).tensors()
         inner, before = (encoding.values, "values.") if isinstance(encoding, Sparse) else (encoding, "")
         few = inner.code_bits if inner is not None else None
+        narrow = {f"{before}codes": few, f"{before}offset": min(few or 8, 8), f"{before}choice": 1}
         for name, x in held.items():
-            if few and name in (f"{before}codes", f"{before}offset"):
-                assert int(x.max()) - min(0, int(x.min())) < 2**few
-        bits = {
-            name: few if few and name in (f"{before}codes", f"{before}offset") else 8 * x.element_size()
-            for name, x in held.items()
-        }
+            if narrow.get(name):
+                assert int(x.max()) - min(0, int(x.min())) < 2 ** narrow[name]
+        bits = {name: narrow.get(name) or 8 * x.element_size() for name, x in held.items()}
         assert encoding.size_bits(shape) == sum(bits[name] * x.numel() for name, x in held.items())
 
 
@@ -366,7 +403,7 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
 @pytest.mark.parametrize(
     ("make", "hint"),
     [
-        (lambda: Int(1), "2 to 8"),
+        (lambda: Int(1), "Signs(2)"),
         (lambda: Int(9), "2 to 8"),
         (lambda: Int(8.0), "2 to 8"),  # type: ignore[arg-type]
         (lambda: Int("8"), "2 to 8"),  # type: ignore[arg-type]
@@ -393,6 +430,23 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: NF4(scale="x"), "Exponent8"),  # type: ignore[arg-type]
         (lambda: Exponent8().represent(torch.tensor([0.0])), "Float16"),
         (lambda: Sparse(Signs(2)), "Signs(3)"),
+        (lambda: Int(1, symmetric=True), "Signs(2)"),
+        (lambda: Fixed(8, 8), "2 to 16"),
+        (lambda: Fixed(0, 0), "2 to 16"),
+        (lambda: Fixed(-1, 8), "0 or more"),
+        (lambda: Fixed(1, "8"), "0 or more"),  # type: ignore[arg-type]
+        (lambda: Fixed(4, 8).for_value(), "at most 8"),
+        (lambda: Tiles(1), "2 to 8"),
+        (lambda: Tiles(4, channels=0), "positive"),
+        (lambda: Tiles(4, group=0), "positive"),
+        (lambda: Tiles(4, channels=5, group=4).represent(torch.randn(8, 8)), "channels=4"),
+        (lambda: Tiles(4, group=32).represent(torch.randn(8, 27)), "group=27"),
+        (lambda: Tiles(4, channels=2).for_value(), "channels=1"),
+        (lambda: Log(4, group=8).for_value(), "dynamic=True"),
+        (lambda: Log(4, per="channel").for_value(), "tensor"),
+        (lambda: Log(4, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
+        (lambda: Log(4, signed=1), "True, False or None"),  # type: ignore[arg-type]
+        (lambda: Levels(4).for_value(), "Int(8)"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_remedy(make: Any, hint: str) -> None:
@@ -459,6 +513,13 @@ def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> Non
         (Levels(4, group=4), {"levels": torch.zeros(4)}, "for 8 blocks"),
         (Signs(3), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 3"),
         (NF4(), {"scale": torch.zeros(3)}, "for 4 blocks"),
+        (Tiles(3, 2, 4), {"scale": torch.zeros(4, 2)}, "for 4 blocks"),
+        (Tiles(3, 2, 4), {"choice": torch.zeros(4, dtype=torch.uint8)}, "for 4 blocks"),
+        (Tiles(3, 2, 4), {"choice": torch.full((2, 2), 2, dtype=torch.uint8)}, "neither 0 nor 1"),
+        (Tiles(3, 2, 4), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 7"),
+        (Fixed(1, 3), {"scale": torch.tensor(0.5)}, "2\\^-3"),
+        (Fixed(1, 9), {"codes": torch.zeros(4, 8, dtype=torch.int8)}, "int16"),
+        (Fixed(1, 9), {"offset": torch.tensor(0, dtype=torch.uint8)}, "offset 128"),
     ],
 )
 def test_forged_parts_are_refused(encoding: Encoding, forged: dict[str, Tensor], words: str) -> None:

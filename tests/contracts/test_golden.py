@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import lilliput
+from lilliput.encodings import ENCODINGS
 from lilliput.entropy import chunk
 from lilliput.errors import FormatError
 from lilliput.file.assets import read_asset
@@ -101,6 +102,15 @@ def test_the_module_answers_as_it_did() -> None:
         assert np.allclose(net(golden.example()).reshape(-1).numpy(), expected, atol=2e-4)
     assert net.up.weight is not None and net.up._modules["weight_encoded"] is net.down._modules["weight_encoded"]
     assert net.gain.ne(1).all() and net.shift.any() and isinstance(net.norm, torch.nn.Identity)
+
+
+def test_every_number_format_answers_as_it_did() -> None:
+    net = lilliput.load(golden.FORMATS, golden.Formats())
+    with torch.no_grad():
+        out = net(golden.rows()).reshape(-1).numpy()
+    assert np.allclose(out, EXPECTED[golden.FORMATS.name]["output"], atol=2e-4)
+    held = {type(module.encoding).__name__ for module in net.modules() if hasattr(module, "encoding")}
+    assert held | {"Sparse"} == ENCODINGS.keys()  # which is in the other file
 
 
 def test_its_graph_answers_so_without_its_source() -> None:

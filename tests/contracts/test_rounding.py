@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lilliput as lp
-from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse
+from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse, Tiles
 from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
 from lilliput.model.capture import Inputs, capture
@@ -33,6 +33,7 @@ FORMATS: tuple[Encoding, ...] = (
     Levels(4, per="channel"),
     NF4(group=16),
     Log(4),
+    Tiles(3, channels=4, group=8),
     Sparse(Int(4)),
 )
 ROUNDINGS: tuple[Rounding, ...] = (GPTQ(), GPTQ(sweeps=0), GPTQ(ordered=False, correct=False), AdaRound(steps=150))
@@ -291,6 +292,9 @@ def test_knobs_that_cannot_be_are_refused(make: Callable[[], Rounding], words: s
 def test_what_has_no_numbers_to_choose_from_is_refused_by_name() -> None:
     with pytest.raises(EncodingError, match="GPTQ onto"):
         GPTQ().round(torch.randn(4, 8), Float16(), {}, stop_at(correlated(16, 8)))
+
+    with pytest.raises(RecipeError, match="leave rounding= out"):
+        lp.Quantize(weights=Sparse(Float16()), rounding=GPTQ())
 
 
 def test_infinite_inputs_are_named() -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
-from lilliput.errors import EncodingError
+from lilliput.encodings import NF4, BFloat16, Encoding, Fixed, Float16, Int, Log, MiniFloat, Signs, Sparse, Tiles
+from lilliput.errors import EncodingError, FormatError
 from lilliput.model.capture import Inputs, capture, dynamic_axes
 from lilliput.model.carrier import to_dense
+from lilliput.model.edits import EncodeValue
 from lilliput.model.values import Interception, Value, attach_value, value_encodings
 
 if TYPE_CHECKING:
@@ -281,12 +282,89 @@ def test_the_dynamic_range_is_that_of_each_run() -> None:
     torch.testing.assert_close(model(torch.zeros(3)), torch.zeros(3))
 
 
+def nearest_by_hand(x: Tensor, numbers: list[float]) -> Tensor:
+    """Each element at the nearest of some numbers, of two equally near the lower."""
+    flat = [min(sorted(numbers), key=lambda number, x=x: abs(number - x)) for x in x.flatten().tolist()]  # type: ignore[misc]
+    return torch.tensor(flat).reshape(x.shape)
+
+
+GRIDS = [Log(4), Log(3, signed=False), Signs(2), Signs(3), NF4(), MiniFloat("e4m3"), MiniFloat("e5m2")]
+
+
+@pytest.mark.parametrize("encoding", GRIDS, ids=repr)
+def test_a_value_is_at_the_nearest_number_times_its_scale(encoding: Any) -> None:
+    scale, x = torch.tensor(0.37), torch.randn(4, 25, requires_grad=True)
+    out = encoding.project_value(x, {"scale": scale})
+    numbers = [number * scale.item() for number in encoding.table() if number == number]
+    torch.testing.assert_close(out.detach(), nearest_by_hand(x.detach(), numbers), rtol=1e-6, atol=1e-6)
+    out.sum().backward()
+    inside = (x >= min(numbers)) & (x <= max(numbers))
+    torch.testing.assert_close(x.grad, inside.float())
+
+
+def group_by_hand(group: Tensor, tables: list[list[float]]) -> Tensor:
+    """A group on each table at the scale that reaches its ends, moved once to the least error; the better of them."""
+    found = []
+    for numbers in tables:
+        scale = max(group.max().item() / max(numbers), group.min().item() / (min(numbers) or 1.0), 0.0) or 1.0
+        near = nearest_by_hand(group / scale, numbers)
+        squares, products = float((near * near).sum()), float((near * group).sum())
+        scale = products / squares if squares > 0 and products > 0 else scale
+        found.append(nearest_by_hand(group / scale, numbers) * scale)
+    return min(found, key=lambda near: float((near - group).square().sum()))
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+@pytest.mark.parametrize("encoding", [*(GRIDS[:5]), Tiles(3)], ids=repr)
+def test_each_group_has_a_scale_of_its_own_run(encoding: Any, axis: int) -> None:
+    x = (torch.randn(2, 8, 3, 8) * torch.logspace(-2, 1, 8)).requires_grad_()
+    if isinstance(encoding, Tiles):
+        tables = [[-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1], [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]]
+        flowing = Tiles(3, group=4, axis=axis)
+    else:
+        tables = [list(encoding.table())]
+        flowing = type(encoding)(**{**vars(encoding), "group": 4, "axis": axis, "dynamic": True})
+    out = flowing.for_value().project_value(x, {})
+    moved, ours = x.detach().movedim(axis, -1), out.detach().movedim(axis, -1)
+    for group, mine in zip(moved.reshape(-1, 4), ours.reshape(-1, 4), strict=True):
+        torch.testing.assert_close(mine, group_by_hand(group, tables), rtol=1e-4, atol=1e-6)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
 @pytest.mark.parametrize(
-    "encoding", [Float16(), BFloat16(), Int(8, symmetric=True, per="tensor"), Int(4, dynamic=True)], ids=repr
+    ("encoding", "parts", "words"),
+    [
+        (Log(4, per="tensor"), {}, "needed"),
+        (Log(4, group=4, dynamic=True), {"scale": torch.tensor(1.0)}, "run time"),
+        (Fixed(2, 3), {"scale": torch.tensor(1.0)}, "2\\^-3"),
+        (Tiles(4), {"scale": torch.tensor(1.0)}, "scale"),
+        (NF4(per="tensor"), {"scale": torch.ones(3)}, "shapes"),
+    ],
+    ids=repr,
+)
+def test_forged_parameters_of_values_are_refused(encoding: Encoding, parts: dict[str, Tensor], words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        EncodeValue("act:relu#0", encoding).apply(Residual(), parts)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        Float16(),
+        BFloat16(),
+        Int(8, symmetric=True, per="tensor"),
+        Int(4, dynamic=True),
+        Fixed(2, 4),
+        Log(4, per="tensor"),
+        MiniFloat("e4m3", dynamic=True),
+        Tiles(3, group=2, axis=1),
+    ],
+    ids=repr,
 )
 def test_values_of_every_representation_run_train_and_are_captured(encoding: Encoding) -> None:
     model, x = Residual(), torch.randn(2, 4, 6, 6)
-    parameters = {"scale": torch.tensor(0.05)} if encoding == Int(8, symmetric=True, per="tensor") else {}
+    parameters = {"scale": torch.tensor(0.05)} if encoding.calibrated else encoding.given()
     attach_value(model, "act:relu#0", encoding, parameters)
     model(x).sum().backward()
     assert model.conv.weight.grad is not None and bool(model.conv.weight.grad.abs().sum() > 0)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).parent
 MODULE, ANSWER = HERE / "version2.lil", HERE / "version2-answer.lil"
-FILES = (MODULE, ANSWER)
+FORMATS = HERE / "version2-formats.lil"
+FILES = (MODULE, ANSWER, FORMATS)
 EXPECTED = HERE / "expected.json"
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -37,6 +38,23 @@ class Net(nn.Module):
         x = torch.relu(self.fc(x)) * self.gain + self.shift
         x = self.down(torch.tanh(self.up(x)))
         return self.last(torch.relu(self.thin(x)))  # type: ignore[no-any-return]
+
+
+class Formats(nn.Module):
+    """A layer for each number format of weights, and values on grids between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(14))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + x
+        return x
+
+
+def rows() -> Tensor:
+    return drawn(2, 16, seed=98)
 
 
 def drawn(*shape: int, seed: int) -> Tensor:

@@ -18,9 +18,23 @@ from unittest import mock
 
 import numpy as np
 import torch
-from golden import ANSWER, DTYPES, EXPECTED, FILES, MODULE, Net, drawn, example
+from golden import ANSWER, DTYPES, EXPECTED, FILES, FORMATS, MODULE, Formats, Net, drawn, example, rows
 
-from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
+from lilliput.encodings import (
+    NF4,
+    BFloat16,
+    Encoding,
+    Exponent8,
+    Fixed,
+    Float16,
+    Int,
+    Levels,
+    Log,
+    MiniFloat,
+    Signs,
+    Sparse,
+    Tiles,
+)
 from lilliput.entropy import dtype_called, encode
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph
@@ -34,12 +48,15 @@ ASSETS = {"words.txt": b"one two three " * 20, "folder/config.json": b'{"classes
 
 
 def main() -> None:
-    if any(path.exists() for path in FILES) and "--again" not in sys.argv[1:]:
+    missing = [path for path in FILES if not path.exists() or "--again" in sys.argv[1:]]
+    if not missing:
         sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
     torch.set_num_threads(1)
-    expected = {MODULE.name: module(MODULE), ANSWER.name: answer(ANSWER)}
+    expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
+    makers = {MODULE: module, ANSWER: answer, FORMATS: formats}
+    expected |= {path.name: makers[path](path) for path in missing}
     EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in FILES:
+    for path in missing:
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
@@ -76,6 +93,47 @@ def compressed() -> Net:
         EncodeValue(value, Int(8, symmetric=False, per="tensor")).apply(net, grid)
     EncodeValue("thin:linear#0@0", Int(8, dynamic=True)).apply(net, {})
     return net
+
+
+WEIGHTS: tuple[Encoding, ...] = (
+    Fixed(1, 5),
+    Fixed(2, 9),
+    Int(1, symmetric=False, group=4),
+    Levels(5, held=Float16()),
+    Levels(16, group=8),
+    Log(4),
+    Log(5, terms=2, per="tensor"),
+    Log(3, signed=False),
+    Signs(3, scale=BFloat16()),
+    NF4(group=8),
+    MiniFloat("e5m2"),
+    MiniFloat("e2m1", group=8, scale=Exponent8()),
+    Tiles(4, channels=4, group=8, scale=Float16()),
+    Tiles(3, group=None, scale=Exponent8()),
+)
+VALUES: tuple[Encoding, ...] = (
+    Fixed(2, 5),
+    Log(4, per="tensor", signed=False),
+    MiniFloat("e4m3", per="tensor"),
+    NF4(group=4, axis=1, dynamic=True),
+    Tiles(4, group=8, axis=1),
+)
+
+
+def formats(path: Path) -> dict[str, Any]:
+    """Write the file of a module in every number format; what must come out."""
+    net = Formats().eval()
+    for i, encoding in enumerate(WEIGHTS):
+        x = drawn(16, 16, seed=200 + i) / 4
+        made = EncodeTensor((f"layers.{i}.weight",), encoding, (16, 16), "float32")
+        made.apply(net, encoding.represent(x).tensors())
+    for i, encoding in enumerate(VALUES):
+        given = {"scale": torch.tensor(0.5)} if encoding.calibrated else encoding.given()
+        EncodeValue(f"layers.{i}:linear#0@0", encoding).apply(net, given)
+    with torch.no_grad():
+        out = net(rows())
+    save(path, net)
+    return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}
 
 
 def encoded(net: Net, encoding: Encoding, *paths: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -233,3 +234,91 @@ def test_values_given_out_encoded_leave_the_kernels_and_the_output_as_they_are(t
     for x in inputs:
         out, values = looked_into(x)
         assert torch.equal(out, plain(x)) and len(values) == len(taps)
+
+
+# number formats
+
+WEIGHTS = [
+    lp.Fixed(1, 5),
+    lp.Fixed(2, 9),
+    lp.Int(1, symmetric=False),
+    lp.Levels(5),
+    lp.Levels(16, per="channel"),
+    lp.Log(4),
+    lp.Signs(2),
+    lp.NF4(),
+    lp.MiniFloat("e4m3"),
+    lp.Tiles(4, group=None),
+    lp.Tiles(3, channels=4, group=None, scale=lp.Float16()),
+    lp.Tiles(5, channels=2, group=4),
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=repr)
+def test_weights_keep_their_values_and_only_size_is_gained(tmp_path: Path, weights: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(2), nn.Linear(36, 16))
+    inputs = [torch.randn(2, 4, 8, 8)[..., :8, :8]]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(weights=weights)])
+    close(driver, path, inputs, 1e-5)
+    assert {row["runs_as"] for row in layers(driver, {}, {})} == {
+        "size only: decoded to float when the runtime loads it"
+    }
+    if weights == lp.Fixed(2, 9):
+        assert onnx.TensorProto.INT16 in initializers(path).values()
+
+
+VALUES = [
+    lp.Log(4),
+    lp.Log(4, terms=2),
+    lp.Signs(2),
+    lp.NF4(),
+    lp.MiniFloat("e4m3"),
+    lp.Log(4, dynamic=True),
+    lp.Tiles(4, group=None),
+    lp.Log(3, group=8, dynamic=True),
+    lp.Tiles(3, group=8),
+]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=repr)
+def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path: Path, values: Any) -> None:
+    torch.manual_seed(0)
+    where = ("*", "!stem") if values.group else "*"
+    step = lp.Quantize(weights=lp.Levels(16), activations=values, where=where, bias_correction=False)
+    driver, path = built(tmp_path, Convolutions(), images(), [step])
+    x = images()[0]
+    expected = driver.model(x).detach()
+    out = driver.target.open(path, Signature.of(Inputs.of(x), expected))(x)
+    # a value at a threshold falls either way, in few places: the rest is the same
+    apart = (out - expected).abs() > 1e-5
+    assert float(apart.float().mean()) < 0.1
+    ops = fused(path)
+    assert not [op for op in ops if "Q" in op] and all(
+        node.domain in ("", "ai.onnx") for node in onnx.load(path).graph.node
+    )
+    told = {row["runs_as"] for row in layers(driver, {}, {}) if row["path"] != "stem.weight"}
+    assert told == {"simulated in float: shows accuracy, gains nothing"}
+
+
+def test_groups_of_tokens_lie_along_the_last_axis(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(nn.Linear(16, 8)), [torch.randn(2, 5, 16)]
+    step = lp.Quantize(weights=lp.Int(8), activations=lp.Tiles(4, group=4), bias_correction=False)
+    driver, path = built(tmp_path, net, inputs, [step], {0: {0: "batch", 1: "tokens"}})
+    assert [held.encoding.axis for held in driver.model.value_encodings.values()] == [2]  # type: ignore[union-attr,operator]
+    close(driver, path, inputs, 1e-5)
+
+
+def test_fixed_point_values_run_on_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)), [torch.randn(2, 8, 12, 12)]
+    step = lp.Quantize(weights=lp.Fixed(0, 7), activations=lp.Fixed(3, 4))
+    driver, path = built(tmp_path, net, inputs, [step])
+    assert fused(path)["QLinearConv"] == 2
+    close(driver, path, inputs, 2 * 2.0**-4)
+    graph = onnx.load(path).graph
+    scales = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+    held = [onnx.numpy_helper.to_array(x) for x in graph.initializer if x.name in scales]
+    assert [x.tolist() for x in held] == [np.float32(2.0**-4)]
+    assert {row["runs_as"] for row in layers(driver, {}, {})} == {"int8 kernel, but in float where a ReLU follows"}

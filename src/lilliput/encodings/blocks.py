@@ -21,6 +21,7 @@ class Blocked(Encoding):
     group: int | None  # inputs that share parameters; None: a whole channel
     per: str | None  # "channel" or "tensor"; None: chosen by use
     axis: int  # the channel axis
+    channels: int = 1  # channels that share parameters, side by side
 
     def __post_init__(self) -> None:
         for wrong, what, remedy in (*self.mistakes(), *self._block_mistakes()):
@@ -57,15 +58,20 @@ class Blocked(Encoding):
                 f"axis {self.axis} of a tensor with {x.dim()} axes", next=f"use axis={x.dim() - 1} or less"
             )
         rows = x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
-        if self.group is None:
-            return rows
-        if rows.shape[1] % self.group:
-            divisors = [d for d in range(1, rows.shape[1] + 1) if rows.shape[1] % d == 0]
-            fitting = min(divisors, key=lambda d: abs(d - (self.group or 0)))
+        high, wide = self.channels, rows.shape[1] if self.group is None else self.group
+        if wide and rows.shape[1] % wide:
             raise EncodingError(
-                f"groups of {self.group} do not divide {rows.shape[1]} inputs", next=f"use group={fitting}"
+                f"groups of {wide} do not divide {rows.shape[1]} inputs",
+                next=f"use group={divisor(rows.shape[1], wide)}",
             )
-        return rows.reshape(-1, self.group)
+        if len(rows) % high:
+            raise EncodingError(
+                f"tiles of {high} channels do not divide {len(rows)}", next=f"use channels={divisor(len(rows), high)}"
+            )
+        if high > 1 and wide:
+            tiles = rows.reshape(len(rows) // high, high, -1, wide).transpose(1, 2)
+            return tiles.reshape(-1, high * wide)
+        return rows if self.group is None else rows.reshape(-1, self.group)
 
     def rows(self, x: Tensor) -> Tensor:
         """`blocks` of a tensor as float32 laid out in order, so that sums over a block do not depend on strides."""
@@ -75,15 +81,22 @@ class Blocked(Encoding):
         """What `blocks` made of a tensor of `shape`, laid out as that tensor again."""
         if self.one_block or len(shape) < 2:
             return rows.reshape(shape)
-        moved = (shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :])
+        moved, high = (shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :]), self.channels
+        if high > 1 and rows.numel():
+            wide = rows.shape[1] // high
+            rows = rows.reshape(moved[0] // high, -1, high, wide).transpose(1, 2)
         return rows.reshape(moved).movedim(0, self.axis).contiguous()
 
     def parameter_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """[] | [channels] | [channels, groups]: the shape of one parameter of a tensor of `shape`."""
+        """[] | [channels] | [channels, groups]: the shape of one parameter of a tensor of `shape`.
+
+        Of channels that share parameters there is one.
+        """
         if self.one_block or not shape:
             return ()
         channels = shape[self.axis]
-        return (channels,) if self.group is None else (channels, prod(shape) // max(1, channels) // self.group)
+        tiles = channels // self.channels
+        return (tiles,) if self.group is None else (tiles, prod(shape) // max(1, channels) // self.group)
 
     def of_column(self, parameters: Mapping[str, Tensor], shape: tuple[int, ...], column: int) -> dict[str, Tensor]:
         """The parameters of input number `column` of each channel, [channels, …], of a tensor of `shape`."""
@@ -92,14 +105,15 @@ class Blocked(Encoding):
         def of(x: Tensor) -> Tensor:
             if axes == 0:
                 return x.expand(channels, *x.shape)
-            return x if axes == 1 else x[:, column // (self.group or 1)]
+            mine = x if axes == 1 else x[:, column // (self.group or 1)]
+            return mine if self.channels == 1 else mine.repeat_interleave(self.channels, 0)
 
         return {name: of(x) for name, x in parameters.items()}
 
     def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
         super().check_parts(shape, parts)
         blocks = len(self.blocks(torch.empty(shape, device="meta")))
-        for name in ("scale", "offset", "levels"):
+        for name in ("scale", "offset", "levels", "choice"):
             if name in parts and tuple(parts[name].shape) != self.part_shape(name, shape):
                 raise ValueError(f"{name} of shape {tuple(parts[name].shape)} for {blocks} blocks")
         codes = parts.get("codes")
@@ -120,6 +134,8 @@ class Blocked(Encoding):
 
     def where(self) -> str:
         """Which elements share parameters, in a few words."""
+        if self.channels > 1:
+            return f"tiles of {self.channels} channels" + (f" × {self.group}" if self.group else "")
         return f"groups of {self.group}" if self.group else "per tensor" if self.one_block else "per channel"
 
     def _block_mistakes(self) -> Iterator[tuple[bool, str, str]]:
@@ -133,6 +149,12 @@ class Blocked(Encoding):
             'drop group=, or per="tensor"',
         )
         yield not whole(self.axis, 0), f"channels along axis {self.axis!r}", "count the axis from 0, the first"
+        yield not whole(self.channels, 1), f"tiles of {self.channels!r} channels", "use a positive number of channels"
+
+
+def at_run_time() -> EncodingError:
+    """Why a tensor that is stored cannot be encoded so."""
+    return EncodingError("a stored tensor has no run-time range", next="use dynamic=True for activations only")
 
 
 def held_bits(encoding: Encoding | None, shape: tuple[int, ...]) -> int:
@@ -166,10 +188,21 @@ def whole(number: object, least: int, most: float = inf) -> bool:
     return type(number) is int and least <= number <= most
 
 
-def spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int) -> Tensor:
+def divisor(n: int, near: int) -> int:
+    """The divisor of `n` that lies nearest to `near`.
+
+    >>> divisor(27, 8)
+    9
+    """
+    return min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: abs(d - near), default=1)
+
+
+def spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int, channels: int = 1) -> Tensor:
     """A parameter laid out so that it broadcasts against a tensor of `shape`; `group` 0: none."""
     if parameter.dim() == 0:
         return parameter
+    if channels > 1:
+        parameter = parameter.repeat_interleave(channels, 0)
     if group == 0:
         return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])

@@ -11,6 +11,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
+from lilliput.errors import EncodingError
 from lilliput.plain import short_repr
 
 Part = Union[Tensor, "Encoded"]
@@ -45,6 +46,11 @@ class Encoding(ABC):
         return None
 
     @property
+    def part_bits(self) -> dict[str, int]:
+        """For the parts whose numbers take fewer bits than their type has, how many."""
+        return {} if self.code_bits is None else {"codes": self.code_bits}
+
+    @property
     def holds_zero(self) -> bool:
         """Whether 0 is represented exactly, as what was pruned needs it."""
         return True
@@ -71,6 +77,36 @@ class Encoding(ABC):
         with torch.no_grad():
             nearest = self.represent(kept.detach(), self.parameters(frozen)).decode()
         return kept + (nearest - kept).detach()
+
+    def for_weight(self, axis: int | None = None) -> Encoding:
+        """This encoding with what it leaves open chosen for a weight; `axis` is that of its channels where known."""
+        return self
+
+    def for_value(self) -> Encoding:
+        """This encoding with what it leaves open chosen for a value that flows; EncodingError where it is for none."""
+        raise EncodingError(f"values that flow as {self!r}", next="use Int(8), Fixed, a grid or Tiles")
+
+    def for_range(self, low: float) -> Encoding:
+        """This encoding with what it leaves open chosen for values of which `low` is the least."""
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a value so encoded has parameters that only calibration can tell."""
+        return False
+
+    def given(self) -> dict[str, Tensor]:
+        """The parameters of a value so encoded that need no calibration."""
+        return {}
+
+    def check_value(self, parts: Mapping[str, Tensor]) -> None:
+        """Refuse, by a ValueError, parameters that a file may claim and with which no value can be encoded."""
+        if parts:
+            raise ValueError(f"the parts {', '.join(sorted(parts))}")
+
+    def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """A value that flows, as the target will see it; gradients pass straight through."""
+        return self.project(x, self.represent(x.detach()))
 
     def keeping(self, earlier: Encoding) -> Encoding:
         """This encoding for a tensor that had `earlier`: what that one established (zeros, levels) lasts."""

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, bracketed, held_bits, held_scale, spread, whole
+from lilliput.encodings.blocks import Blocked, at_run_time, bracketed, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Exponent8
-from lilliput.encodings.levels import bits_for, nearest_of, places_of
-from lilliput.errors import nearest
-
-_STARTS, _CUTS, _TURNS = 4, (0.8, 0.6, 0.4, 0.2), 4  # of the search for a scale
+from lilliput.encodings.flowing import ascending
+from lilliput.encodings.levels import bits_for, nearest_of
+from lilliput.encodings.scales import scale_of, scale_to_reach
+from lilliput.errors import EncodingError, nearest
 
 
 @torch.library.custom_op("lilliput::decode_grid", mutates_args=())
@@ -49,6 +48,7 @@ class Grid(Blocked):
     per: Literal["channel", "tensor"] | None = None  # None: "channel"
     axis: int = 0  # the channel axis
     scale: Encoding | None = None  # how the scales are held; None: float32
+    dynamic: bool = False  # values only: the scale, of each group or of all, is found anew at each run
 
     @abstractmethod
     def table(self) -> tuple[float, ...]:
@@ -57,6 +57,7 @@ class Grid(Blocked):
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         held = isinstance(self.scale, Encoding | None)
         yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8() or None"
+        yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
 
     @property
     def places(self) -> int:
@@ -69,23 +70,40 @@ class Grid(Blocked):
     def nested(self) -> dict[str, Encoding]:
         return {} if self.scale is None else {"scale": self.scale}
 
+    @property
+    def levels(self) -> Tensor:
+        """The numbers in ascending order, float32."""
+        return torch.tensor(ascending(self.table()))
+
     def fit(self, x: Tensor) -> dict[str, Tensor]:
-        rows = self.rows(x)
-        levels = _sorted(self.table())[0].to(rows.device)
-        scale = scale_of(rows, levels, self._held) if rows.numel() else rows.new_ones(len(rows))
-        return {"scale": held_scale(scale, self.scale).reshape(self.parameter_shape(tuple(x.shape)))}
+        return self.least_squares(self.rows(x), tuple(x.shape))
+
+    def least_squares(self, rows: Tensor, shape: tuple[int, ...], counts: Tensor | None = None) -> dict[str, Tensor]:
+        """The scale of least squared error for blocks `rows` of a tensor of `shape`, each element `counts` times."""
+        levels = self.levels.to(rows.device)
+        scale = scale_of(rows, levels, self._held, counts) if rows.numel() else rows.new_ones(len(rows))
+        return self._parameters(scale, shape)
+
+    def from_range(self, low: Tensor, high: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """The scale at which the outermost numbers hold blocks that range over low … high, each [blocks]."""
+        return self._parameters(scale_to_reach(low.float(), high.float(), self.levels.to(low.device)), shape)
+
+    def _parameters(self, scale: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        return {"scale": held_scale(scale, self.scale).reshape(self.parameter_shape(shape))}
 
     def _held(self, scale: Tensor) -> Tensor:
         return scale if self.scale is None else self.scale.represent(scale).decode()
 
     def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scale, levels = parameters["scale"].float()[:, None], _sorted(self.table())[0].to(rows.device)
+        scale, levels = parameters["scale"].float()[:, None], self.levels.to(rows.device)
         below, above = bracketed(rows / scale, levels[None])
         return below * scale, above * scale
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        if self.dynamic:
+            raise at_run_time()
         rows = self.rows(x)
-        levels, codes = (held.to(rows.device) for held in _sorted(self.table()))
+        levels, codes = self.levels.to(rows.device), _codes(self.table()).to(rows.device)
         at = nearest_of(rows / parameters["scale"].reshape(-1, 1).float(), levels[None])
         parts: dict[str, Part] = {"codes": self.unblocked(codes[at.long()], tuple(x.shape)), **parameters}
         if self.scale is not None:
@@ -96,10 +114,44 @@ class Grid(Blocked):
         codes, scale = parts["codes"], parts["scale"]
         return torch.ops.lilliput.decode_grid(codes, scale, self.table(), self.axis, self.group or 0)  # type: ignore[no-any-return]
 
+    def for_weight(self, axis: int | None = None) -> Grid:
+        if self.dynamic:
+            raise at_run_time()
+        return replace(self, axis=self.axis if axis is None else axis)
+
+    def for_value(self) -> Grid:
+        if self.per == "channel":
+            raise EncodingError(
+                "activations with one scale a channel", next='use per="tensor", or group= and dynamic=True'
+            )
+        if self.group and not self.dynamic:
+            raise EncodingError(
+                "groups of activations whose scales are calibrated", next="add dynamic=True, or drop group="
+            )
+        if self.dynamic and self.scale is not None:
+            raise EncodingError(f"scales of each run held as {self.scale}", next="drop scale=")
+        return replace(self, per=None if self.group else "tensor")
+
+    @property
+    def calibrated(self) -> bool:
+        return not self.dynamic
+
+    def check_value(self, parts: Mapping[str, Tensor]) -> None:
+        if parts.keys() != (set() if self.dynamic else {"scale"}):
+            raise ValueError("its scale is " + ("found at run time" if self.dynamic else "needed"))
+
+    def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        levels = ascending(self.table())
+        if self.dynamic:
+            return torch.ops.lilliput.project_grid_dynamic(x, levels, 1, self.axis, self.group or 0)  # type: ignore[no-any-return]
+        return torch.ops.lilliput.project_grid(x, parts["scale"], levels)  # type: ignore[no-any-return]
+
     def size_bits(self, shape: tuple[int, ...]) -> int:
         return self.code_bits * math.prod(shape) + held_bits(self.scale, self.parameter_shape(shape))
 
     def label(self) -> str:
+        if self.dynamic:
+            return f"{self.name()} {self.where() + ' ' if self.group else ''}at run time"
         return f"{self.name()} {self.where()}"
 
     def name(self) -> str:
@@ -112,7 +164,8 @@ class Log(Grid):
 
     Source: Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016, arXiv
     1603.01025. With `terms` = 2, sums of two powers, which lie closer to one another where they are large (APoT: Li et
-    al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144).
+    al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144). Without a sign there are twice as many, for
+    values behind a ReLU.
 
     >>> Log(3).table()
     (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
@@ -120,23 +173,29 @@ class Log(Grid):
 
     bits: int = 4  # 2 … 8, the sign included
     terms: int = 1  # powers of two that are added up: 1 or 2
+    signed: bool | None = None  # whether there are numbers below zero; None: yes, but for values that never lie there
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield from super().mistakes()
         yield not whole(self.bits, 2, 8), f"Log of {self.bits!r} bits", "use 2 to 8 bits"
         yield not whole(self.terms, 1, 2), f"{self.terms!r} terms", "use 1 or 2"
+        yield not isinstance(self.signed, bool | None), f"signed={self.signed!r}", "use True, False or None"
         yield self.terms == 2 and self.bits < 3, f"two powers in {self.bits} bits", "use at least 3 bits"
 
     def table(self) -> tuple[float, ...]:
-        free = self.bits - 1
+        free = self.bits - (self.signed is not False)
         share = [free] if self.terms == 1 else [free - free // 2, free // 2]
         powers = [[0.0, *(2.0 ** -(i + self.terms * j) for j in range(2**held - 1))] for i, held in enumerate(share)]
         sizes = sorted({sum(added) for added in product(*powers)})
         largest = sizes[-1]
-        return (*(-size / largest for size in sizes[:0:-1]), *(size / largest for size in sizes))
+        below = () if self.signed is False else sizes[:0:-1]
+        return (*(-size / largest for size in below), *(size / largest for size in sizes))
 
     def name(self) -> str:
-        return f"log{self.bits}" if self.terms == 1 else f"apot{self.bits}"
+        return ("u" if self.signed is False else "") + (f"log{self.bits}" if self.terms == 1 else f"apot{self.bits}")
+
+    def for_range(self, low: float) -> Log:
+        return replace(self, signed=self.signed is not False and (self.signed is True or low < 0))
 
 
 _SIGNS = {2: (-1.0, 1.0), 3: (-1.0, 0.0, 1.0), 4: (-1.0, -1 / 3, 1 / 3, 1.0)}
@@ -236,33 +295,7 @@ def mxfp4(axis: int = 0) -> MiniFloat:
     return MiniFloat("e2m1", group=32, axis=axis, scale=Exponent8())
 
 
-def scale_of(rows: Tensor, levels: Tensor, held: Callable[[Tensor], Tensor] = lambda scale: scale) -> Tensor:
-    """Scales of least squared error for each row of a grid, [rows]: from several starts, codes and scale by turns.
-
-    The largest element starts at each of the largest levels, and outside of all; `held` says what becomes of a scale
-    when it is stored.
-    """
-    largest, top = rows.abs().amax(1, keepdim=True), levels.abs().max()
-    starts = [*(largest / level for level in levels[levels > 0][-_STARTS:]), *(largest / top * cut for cut in _CUTS)]
-    best = torch.where(largest > 0, starts[-1], 1.0)
-    least = torch.full_like(best, torch.inf, dtype=torch.float64)
-    for start in starts:
-        scale = torch.where(largest > 0, start, 1.0)
-        for _ in range(_TURNS):
-            tried = held(scale)
-            numbers = levels[places_of(rows / tried, levels[None])]
-            error = (rows - numbers * tried).double().square().sum(1, keepdim=True)
-            better = (error < least) & (tried > 0)
-            best, least = torch.where(better, tried, best), torch.where(better, error, least)
-            squares = numbers.square().sum(1, keepdim=True)
-            fitted = (rows * numbers).sum(1, keepdim=True) / squares.clamp(min=1e-30)
-            scale = torch.where((squares > 0) & (fitted > 0), fitted, scale)
-    return best[:, 0]
-
-
-@cache
-def _sorted(table: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The numbers of a table in ascending order, and the code of each; of equal ones (0 and -0) the first."""
+def _codes(table: tuple[float, ...]) -> Tensor:
+    """The code of each number of a table in ascending order, uint8; of equal ones (0 and -0) the first."""
     codes = {value: code for code, value in reversed(list(enumerate(table))) if not math.isnan(value)}
-    ordered = sorted(codes)
-    return torch.tensor(ordered), torch.tensor([codes[value] for value in ordered], dtype=torch.uint8)
+    return torch.tensor([codes[value] for value in sorted(codes)], dtype=torch.uint8)

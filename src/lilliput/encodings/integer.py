@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, held_bits, held_scale, spread, whole
+from lilliput.encodings.blocks import Blocked, at_run_time, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.errors import EncodingError
 
@@ -83,19 +84,79 @@ def _pass_on(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Te
 torch.library.register_autograd("lilliput::project_int_dynamic", _pass_on, setup_context=_nothing)
 
 
+class Uniform(Blocked):
+    """Steps of one size: ``x ≈ (codes - offset) * scale``."""
+
+    bits: int
+    scale: Encoding | None  # how the scales are held; None: float32
+
+    @property
+    @abstractmethod
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+
+    @property
+    @abstractmethod
+    def stored(self) -> torch.dtype:
+        """The type of the codes."""
+
+    @property
+    def code_bits(self) -> int:
+        return self.bits
+
+    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scale, offset = _columns(parameters)
+        place = rows / scale + offset
+        return tuple((end.clamp(*self.limits) - offset) * scale for end in (place.floor(), place.ceil()))  # type: ignore[return-value]
+
+    def nearest(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        scale, offset = _columns(parameters)
+        return ((torch.round(rows / scale) + offset).clamp(*self.limits) - offset) * scale
+
+    def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Integer codes of `x`, in its shape."""
+        shape, group = tuple(x.shape), self.group or 0
+        codes = torch.round(x.float() / spread(parameters["scale"].float(), shape, self.axis, group))
+        if "offset" in parameters:
+            codes = codes + spread(parameters["offset"].float(), shape, self.axis, group)
+        return codes.clamp(*self.limits).to(self.stored)
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        self.blocks(x)  # refuses groups that do not divide
+        parts: dict[str, Part] = {"codes": self.codes(x.detach(), parameters), **parameters}
+        if self.scale is not None:
+            parts["scale"] = self.scale.represent(parameters["scale"])
+        return parts
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        scale, offset = parts["scale"], parts.get("offset")
+        return torch.ops.lilliput.decode_int(parts["codes"], scale, offset, self.axis, self.group or 0)  # type: ignore[no-any-return]
+
+    def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
+        return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
+
+
+def _columns(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+    """Scale and offset of blocks, each [blocks, 1]."""
+    offset = parameters.get("offset")
+    return parameters["scale"].float()[:, None], 0.0 if offset is None else offset.float()[:, None]
+
+
 @dataclass(frozen=True, repr=False)
-class Int(Blocked):
+class Int(Uniform):
     """Uniform integers: ``x ≈ (codes - offset) * scale``.
 
     Symmetric codes run from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1`` without an offset; asymmetric ones from 0 to
     ``2**bits - 1``. Zero is always representable exactly. `symmetric` and `per` left at None are chosen by use: weights
-    symmetric with one scale a channel, values that flow asymmetric with one scale.
+    symmetric with one scale a channel, values that flow asymmetric with one scale. One bit is asymmetric: zero and one
+    step above it or below it, for what has one sign; `Signs(2)` are the two numbers around zero.
 
     >>> Int(4).represent(torch.tensor([[-7.0, 3.2, 7.0]])).decode()
     tensor([[-7.,  3.,  7.]])
     """
 
-    bits: int = 8  # 2 … 8
+    bits: int = 8  # 1 … 8
     group: int | None = None  # inputs that share a scale; None: a whole channel
     symmetric: bool | None = None  # None: for weights yes, for values no
     per: Literal["channel", "tensor"] | None = None  # None: "channel" for weights, "tensor" for values
@@ -104,7 +165,7 @@ class Int(Blocked):
     dynamic: bool = False  # values only: the range is found anew at each run
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
-        yield not whole(self.bits, 2, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits"
+        yield not whole(self.bits, 1, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits, or Signs(2) for one"
         yield (
             not isinstance(self.scale, Encoding | None),
             f"scales as {self.scale!r}",
@@ -112,16 +173,20 @@ class Int(Blocked):
         )
         yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
-
-    @property
-    def code_bits(self) -> int:
-        return self.bits
+        yield (
+            self.bits == 1 and self.symmetric is not False,
+            "one bit around zero",
+            "use Signs(2), or symmetric=False for zero and one step beside it",
+        )
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Smallest and largest code."""
         top = 2 ** (self.bits - 1) - 1
         return (0, 2**self.bits - 1) if self.symmetric is False else (-top, top)
+
+    @property
+    def stored(self) -> torch.dtype:
+        return torch.uint8 if self.symmetric is False else torch.int8
 
     def nested(self) -> dict[str, Encoding]:
         return {} if self.scale is None else {"scale": self.scale}
@@ -146,44 +211,38 @@ class Int(Blocked):
         offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
         return {"scale": scale.reshape(shaped), "offset": offset.reshape(shaped)}
 
-    def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scale = parameters["scale"].float()[:, None]
-        offset = parameters["offset"].float()[:, None] if self.symmetric is False else torch.zeros_like(scale)
-        place = rows / scale + offset
-        return tuple((end.clamp(*self.limits) - offset) * scale for end in (place.floor(), place.ceil()))  # type: ignore[return-value]
-
-    def nearest(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        scale = parameters["scale"].float()[:, None]
-        offset = parameters["offset"].float()[:, None] if self.symmetric is False else 0.0
-        return ((torch.round(rows / scale) + offset).clamp(*self.limits) - offset) * scale
-
-    def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Integer codes of `x`, in its shape: int8 when symmetric, uint8 otherwise."""
-        shape, group = tuple(x.shape), self.group or 0
-        codes = torch.round(x.float() / spread(parameters["scale"].float(), shape, self.axis, group))
-        if self.symmetric is False:
-            codes = codes + spread(parameters["offset"].float(), shape, self.axis, group)
-        return codes.clamp(*self.limits).to(torch.uint8 if self.symmetric is False else torch.int8)
-
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         if self.dynamic:
-            raise EncodingError("a stored tensor has no run-time range", next="use dynamic=True for activations only")
-        self.blocks(x)  # refuses groups that do not divide
-        parts: dict[str, Part] = {"codes": self.codes(x.detach(), parameters), **parameters}
-        if self.scale is not None:
-            parts["scale"] = self.scale.represent(parameters["scale"])
-        return parts
+            raise at_run_time()
+        return super().encode(x, parameters)
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        scale, offset = parts["scale"], parts.get("offset")
-        return torch.ops.lilliput.decode_int(parts["codes"], scale, offset, self.axis, self.group or 0)  # type: ignore[no-any-return]
+    def for_weight(self, axis: int | None = None) -> Int:
+        if self.dynamic:
+            raise at_run_time()
+        per = None if self.group else self.per or "channel"
+        return replace(self, symmetric=self.symmetric is not False, per=per, axis=self.axis if axis is None else axis)
+
+    def for_value(self) -> Int:
+        if self.group or self.per == "channel":
+            raise EncodingError(
+                "activations with one scale a channel or group", next='use per="tensor", or Tiles for groups'
+            )
+        return replace(self, symmetric=self.symmetric is True, per="tensor")
+
+    @property
+    def calibrated(self) -> bool:
+        return not self.dynamic
+
+    def check_value(self, parts: Mapping[str, Tensor]) -> None:
+        wanted = set() if self.dynamic else {"scale"} | ({"offset"} & parts.keys())
+        if parts.keys() != wanted:
+            raise ValueError(f"it has {', '.join(sorted(wanted)) or 'none'}")
 
     def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-        """A value that flows, as the target will see it: one scale, or a range found at run time."""
+        """One scale, or a range found at run time."""
         if self.dynamic:
             return torch.ops.lilliput.project_int_dynamic(x, self.bits)  # type: ignore[no-any-return]
-        offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
-        return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
+        return super().project_value(x, parts)
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         shaped = self.parameter_shape(shape)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from lilliput.encodings.blocks import Blocked, bracketed, held_bits, spread, who
 from lilliput.encodings.encoding import Encoding, Part
 
 _ROUNDS = 40  # of Lloyd's algorithm at most
+_CLIPS = (0.7, 0.5, 0.35, 0.25)  # shares of the range, of which the best is one of its starts
 
 
 @torch.library.custom_op("lilliput::decode_levels", mutates_args=())
@@ -36,9 +37,10 @@ def _(codes: Tensor, levels: Tensor, axis: int, group: int) -> Tensor:
 class Levels(Blocked):
     """Each element is one of `n` numbers that are fitted to the tensor: weights share them.
 
-    Fitted by Lloyd's algorithm for the least squared error, from levels spread evenly and from quantiles, whichever
-    ends better (Lloyd, "Least squares quantization in PCM", 1982; for weights Han et al., "Deep Compression", 2015,
-    arXiv 1510.00149). One list for the tensor unless `per` or `group` ask for more.
+    Fitted by Lloyd's algorithm for the least squared error, from levels spread evenly over the whole range and over a
+    part of it, and from quantiles, whichever ends best (Lloyd, "Least squares quantization in PCM", 1982; for weights
+    Han et al., "Deep Compression", 2015, arXiv 1510.00149). One list for the tensor unless `per` or `group`
+    ask for more.
 
     >>> Levels(3).represent(torch.tensor([[-2.0, -2.2, 0.0, 0.1, 5.0, 5.0]])).decode()
     tensor([[-2.1000, -2.1000,  0.0000,  0.0000,  5.0000,  5.0000]])
@@ -79,12 +81,22 @@ class Levels(Blocked):
     def nested(self) -> dict[str, Encoding]:
         return {} if self.held is None else {"levels": self.held}
 
+    def for_weight(self, axis: int | None = None) -> Levels:
+        return replace(self, axis=self.axis if axis is None else axis)
+
     def fit(self, x: Tensor) -> dict[str, Tensor]:
-        blocks = self.rows(x)
-        levels = lloyd(blocks, self.n, self.zero) if blocks.numel() else blocks.new_zeros(len(blocks), self.n)
+        return self.least_squares(self.rows(x), tuple(x.shape))
+
+    def least_squares(self, rows: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Levels of least squared error for blocks `rows` of a tensor of `shape`."""
+        levels = lloyd(rows, self.n, self.zero) if rows.numel() else rows.new_zeros(len(rows), self.n)
+        return self.from_levels(levels, shape)
+
+    def from_levels(self, levels: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Levels, [blocks, n], as they will be held for a tensor of `shape`."""
         if self.held is not None:
             levels = self.held.represent(levels).decode().sort(1).values
-        return {"levels": levels.reshape(*self.parameter_shape(tuple(x.shape)), self.n)}
+        return {"levels": levels.reshape(*self.parameter_shape(shape), self.n)}
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         rows = self.rows(x)
@@ -117,14 +129,15 @@ def lloyd(rows: Tensor, n: int, zero: bool) -> Tensor:
     A row of no more than `n` values, such as one that was decoded, keeps them all.
     """
     ordered = rows.sort(1).values
-    sums = torch.nn.functional.pad(ordered.double().cumsum(1), (1, 0))
+    sums = _sums(ordered)
     ends = ordered[:, :1], ordered[:, -1:]
     spread_evenly = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, n, device=rows.device)
     places = torch.linspace(0, rows.shape[1] - 1, n, device=rows.device).round().long()
     best, least = spread_evenly, rows.new_full((len(rows),), torch.inf, dtype=torch.float64)
-    for start in (_distinct(ordered, n), spread_evenly, ordered[:, places]):
-        levels = _moved(ordered, sums, start.clone(), zero)
-        error = (ordered - levels.gather(1, places_of(ordered, levels))).double().square().sum(1)
+    clipped = interval_levels(rows, n, False, _CLIPS)
+    for start in (_distinct(ordered, n), spread_evenly, ordered[:, places], clipped):
+        levels = _moved(ordered, sums, start, zero)
+        error = _error(ordered, levels)
         best = torch.where((error < least)[:, None], levels, best)
         least = torch.minimum(error, least)
     return best
@@ -138,25 +151,68 @@ def _distinct(ordered: Tensor, n: int) -> Tensor:
 
 
 def _moved(ordered: Tensor, sums: Tensor, levels: Tensor, zero: bool) -> Tensor:
-    """Levels moved to the means of what is nearest to them until nothing moves."""
-    fixed = levels.abs().argmin(1, keepdim=True)
+    """Levels moved to the means of what is nearest to them until nothing moves; they stay in order throughout."""
+    levels, fixed = _with_zero(levels, zero)
     for _ in range(_ROUNDS):
-        if zero:
-            levels = levels.scatter(1, fixed, 0.0).sort(1).values
-            fixed = levels.abs().argmin(1, keepdim=True)
         between = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
-        cuts = torch.searchsorted(ordered, between)
-        cuts = torch.nn.functional.pad(cuts, (1, 1), value=0)
-        cuts[:, -1] = ordered.shape[1]
-        counts = cuts.diff(dim=1)
-        means = sums.gather(1, cuts).diff(dim=1) / counts.clamp(min=1)
-        moved = torch.where(counts > 0, means.to(levels.dtype), levels)
-        if zero:
-            moved = moved.scatter(1, fixed, 0.0)
+        moved = _with_zero(_means(ordered, sums, torch.searchsorted(ordered, between), levels), zero, fixed)[0]
         if torch.equal(moved, levels):
             break
         levels = moved
-    return levels.sort(1).values
+    return levels
+
+
+def _with_zero(levels: Tensor, zero: bool, fixed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Ascending levels with 0 for the one at `fixed`, by default the nearest, if `zero`; and where that is."""
+    fixed = levels.abs().argmin(1, keepdim=True) if fixed is None else fixed
+    return (levels.scatter(1, fixed, 0.0) if zero else levels), fixed
+
+
+def _means(ordered: Tensor, sums: Tensor, between: Tensor, otherwise: Tensor) -> Tensor:
+    """Means of the parts that rows are cut into at places `between`, [rows, n]; `otherwise` where a part is empty."""
+    cuts = torch.nn.functional.pad(between, (1, 1), value=0)
+    cuts[:, -1] = ordered.shape[1]
+    counts = cuts.diff(dim=1)
+    means = sums.gather(1, cuts).diff(dim=1) / counts.clamp(min=1)
+    return torch.where(counts > 0, means.to(otherwise.dtype), otherwise)
+
+
+def _sums(ordered: Tensor) -> Tensor:
+    """Σ of the first 0, 1, … elements of each row, [rows, elements + 1], float64."""
+    return torch.nn.functional.pad(ordered.double().cumsum(1), (1, 0))
+
+
+def quantile_levels(rows: Tensor, n: int, zero: bool) -> Tensor:
+    """The means of `n` equally large parts of each row, ascending, [rows, n]; with `zero`, 0 takes the place of one."""
+    ordered = rows.sort(1).values
+    borders = torch.linspace(0, rows.shape[1], n + 1, device=rows.device).round().long()
+    lowest = ordered[:, borders[:-1].clamp(max=rows.shape[1] - 1)]
+    return _with_zero(_means(ordered, _sums(ordered), borders[1:-1].expand(len(rows), -1), lowest), zero)[0]
+
+
+def interval_levels(rows: Tensor, n: int, zero: bool, clips: Sequence[float]) -> Tensor:
+    """The means of `n` intervals of equal width, ascending, [rows, n]; of the shares `clips` of each row's range, that
+    with the least squared error. What lies outside belongs to the outermost intervals; with `zero`, 0 takes the place
+    of one mean.
+    """
+    ordered = rows.sort(1).values
+    sums, low, high = _sums(ordered), ordered[:, :1], ordered[:, -1:]
+    best, least = ordered[:, :1].expand(-1, n), rows.new_full((len(rows),), torch.inf, dtype=torch.float64)
+    for clip in clips:
+        centre, half = (low + high) / 2, (high - low) / 2 * clip
+        borders = centre + half * torch.linspace(-1, 1, n + 1, device=rows.device)
+        middles = (borders[:, 1:] + borders[:, :-1]) / 2
+        between = torch.searchsorted(ordered, borders[:, 1:-1].contiguous())
+        levels = _with_zero(_means(ordered, sums, between, middles), zero)[0]
+        error = _error(ordered, levels)
+        best = torch.where((error < least)[:, None], levels, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def _error(ordered: Tensor, levels: Tensor) -> Tensor:
+    """Σ squared distance to the nearest level, [rows], float64."""
+    return (ordered - levels.gather(1, places_of(ordered, levels))).double().square().sum(1)
 
 
 def nearest_of(rows: Tensor, levels: Tensor) -> Tensor:

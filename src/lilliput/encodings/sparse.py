@@ -64,6 +64,9 @@ class Sparse(Encoding):
         same = isinstance(inner, Encoded) and inner.encoding == self.values
         return inner.encoding.parameters(inner) if same and isinstance(inner, Encoded) else None
 
+    def for_weight(self, axis: int | None = None) -> Sparse:
+        return self if self.values is None else Sparse(self.values.for_weight(axis))
+
     def keeping(self, earlier: Encoding) -> Encoding:
         held = earlier.values if isinstance(earlier, Sparse) else earlier
         return Sparse(held if self.values is None else self.values)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
@@ -166,7 +166,7 @@ class Driver:
         else:
             self._edit(SetTensor(paths[0]), {"value": x})
 
-    def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         return self.target.place(self.view(), encoding, weights)
 
     def skip(self, path: str, reason: str) -> None:

@@ -11,6 +11,7 @@ What was found by trying, on ONNX Runtime 1.31 (docs/onnxruntime.md has the figu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import ml_dtypes
@@ -112,12 +113,17 @@ class _Lowering:
         x = self._new("Cast", [packed], before=before, to=kind)
         shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
         order = [axis, *(i for i in range(len(shape)) if i != axis)]
-        if group:
+        channels = _attribute(node, "channels") if node.op_type == "DecodeTiles" else 1
+        if group or channels > 1:
             if axis:
                 x = self._new("Transpose", [x], before=before, perm=order)
-            x = self._reshape(x, (shape[axis], -1, group), before)
+            inputs = math.prod(shape) // shape[axis]
+            tiles = (shape[axis] // channels, channels, inputs // (group or inputs), group or inputs)
+            x = self._reshape(x, tiles if channels > 1 else (shape[axis], -1, group), before)
 
         def laid(parameter: np.ndarray) -> np.ndarray:
+            if channels > 1:
+                return parameter.reshape(len(parameter), 1, -1, 1)
             if group:
                 return parameter[..., None]
             return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
@@ -129,13 +135,20 @@ class _Lowering:
             table = np.array(node.attributes["table"].as_floats(), np.float32)
             x = self._new("Gather", [self._constant(table), x], before=before, axis=0)
             x = self._affine(x, laid(_array(node.inputs[1])), None, before)
+        elif node.op_type == "DecodeTiles":
+            tables = np.array(node.attributes["tables"].as_floats(), np.float32)
+            choice = self._new("Cast", [self._constant(laid(_array(node.inputs[2])))], before=before, to=kind)
+            half = self._constant(np.array(len(tables) // 2, np.int32))
+            x = self._new("Add", [x, self._new("Mul", [choice, half], before=before)], before=before)
+            x = self._new("Gather", [self._constant(tables), x], before=before, axis=0)
+            x = self._affine(x, laid(_array(node.inputs[1])), None, before)
         else:
             levels = _array(node.inputs[1])
             if levels.ndim > 1:
                 starts = np.arange(0, levels.size, levels.shape[-1], dtype=np.int32).reshape(levels.shape[:-1])
                 x = self._new("Add", [x, self._constant(laid(starts))], before=before)
             x = self._new("Gather", [self._constant(levels.reshape(-1).astype(np.float32)), x], before=before, axis=0)
-        if group:
+        if group or channels > 1:
             x = self._reshape(x, tuple(shape[i] for i in order), before)
             if axis:
                 x = self._new("Transpose", [x], before=before, perm=np.argsort(order).tolist())
@@ -236,6 +249,8 @@ class _Lowering:
             ends = [self._constant(np.array((end - int(offset)) * float(scale), np.float32)) for end in (low, high)]
             x = self._new("Clip", [x, *ends], before=node)
         assert whole.bits == 8
+        if whole.min < 0:  # the same steps, from 0 on: kernels take unsigned activations
+            offset = (offset.astype(np.int16) - whole.min).astype(np.uint8)
         parameters = [self._constant(scale), self._constant(offset)]
         codes = self._new("QuantizeLinear", [x, *parameters], before=node)
         return self._new("DequantizeLinear", [codes, *parameters], before=node)
@@ -306,7 +321,7 @@ def integers(value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
 
 def _scaled_by_output(node: ir.Node) -> bool:
     """Whether a tensor is integers with a scale for each output or one for all, as integer kernels take it."""
-    if node.op_type != "DecodeInt" or _attribute(node, "group"):
+    if node.op_type != "DecodeInt" or _attribute(node, "group") or _array(node.inputs[0]).itemsize > 1:
         return False
     return _attribute(node, "axis") == 0 or _array(node.inputs[1]).ndim == 0
 

@@ -22,6 +22,7 @@ from lilliput.encodings import Encoding
 from lilliput.errors import ExportError
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
+from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.model.capture import Inputs, program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
@@ -31,16 +32,20 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
     "decode_exponent": ("DecodeExponent", ("codes",), ()),
     "decode_levels": ("DecodeLevels", ("codes", "levels"), ("axis", "group")),
     "decode_grid": ("DecodeGrid", ("codes", "scale"), ("table", "axis", "group")),
+    "decode_tiles": ("DecodeTiles", ("codes", "scale", "choice"), ("tables", "axis", "group", "channels")),
     "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
     "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
+    "project_grid": ("ProjectGrid", ("x", "scale"), ("levels",)),
+    "project_grid_dynamic": ("ProjectGridDynamic", ("x",), ("tables", "choices", "axis", "group")),
 }
+_TABLES = ("table", "tables", "levels")  # attributes that are lists of numbers
 _RECURRENT = {  # op in torch -> its node until it is written out, and how many outputs it has
     "lstm": ("LSTM", 3),
     "gru": ("GRU", 2),
     "rnn_tanh": ("RNNTanh", 2),
     "rnn_relu": ("RNNRelu", 2),
 }
-_TENSOR = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int8", "uint8")]
+_TENSOR = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int8", "uint8", "int16")]
 
 
 @functools.cache
@@ -90,7 +95,7 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
             outputs=[schema.FormalParameter("out", "TOut")],
             type_constraints=[(f"T{i}", _TENSOR, "") for i in range(len(inputs))] + [("TOut", _TENSOR, "")],
             attributes=[
-                schema.Attribute(given, schema.AttrType.FLOATS if given == "table" else schema.AttrType.INT, "")
+                schema.Attribute(given, schema.AttrType.FLOATS if given in _TABLES else schema.AttrType.INT, "")
                 for given in attributes
             ],
         )
@@ -133,6 +138,7 @@ def export(
     assert exported is not None
     graph = exported.model
     expand(graph)
+    expand_simulated(graph)
     lower(graph, integer_bias=integer_bias)
     _name_axes(graph, example, dynamic)
     _strip(graph)

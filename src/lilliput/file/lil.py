@@ -109,13 +109,12 @@ def _once(named: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:
 
 
 def _code_bits(model: nn.Module) -> dict[str, int]:
-    """Names of packed code tensors, with the bits of a code."""
+    """Names of packed tensors of codes and choices, with the bits of each number."""
     found: dict[str, int] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         encoding = getattr(module, "encoding", None)
-        bits = encoding.code_bits if isinstance(encoding, Encoding) else None
-        if bits is not None and bits < 8 and isinstance(getattr(module, "codes", None), Tensor):
-            found[f"{path}.codes"] = bits
+        if isinstance(encoding, Encoding) and isinstance(getattr(module, "codes", None), Tensor):
+            found |= {f"{path}.{part}": bits for part, bits in encoding.part_bits.items() if bits < 8}
     return found
 
 

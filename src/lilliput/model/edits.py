@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import ENCODINGS, Encoded, Encoding, Int, tensor_digest
+from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
@@ -249,10 +249,13 @@ def _assemble(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype, te
 
 def _check_value(encoding: Encoding, parts: Mapping[str, Tensor], value: str) -> None:
     """Refuse parameters with which a value cannot be encoded: it would only fail in a run."""
-    calibrated = isinstance(encoding, Int) and not encoding.dynamic
-    wanted = {"scale"} | ({"offset"} & parts.keys()) if calibrated else set()
-    if parts.keys() != wanted or any(x.dim() for x in parts.values()):
-        raise FormatError(f"{encoding} with the parts {', '.join(sorted(parts)) or 'none'}", where=value)
+    try:
+        encoding.check_value(parts)
+        if any(x.dim() for x in parts.values()):
+            raise ValueError(f"parts of shapes {[tuple(x.shape) for x in parts.values()]}")
+    except ValueError as error:
+        held = ", ".join(sorted(parts)) or "none"
+        raise FormatError(f"{encoding} with the parts {held}", where=value, why=reason(error)) from error
 
 
 def _dtype(name: str) -> torch.dtype:

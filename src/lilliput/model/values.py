@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding
 from lilliput.errors import EncodingError
 from lilliput.model.carrier import EncodedTensor, become, encoded_names, move_stored
 
@@ -160,9 +160,7 @@ class ValueEncoder(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.encoding, Int):
-            return self.encoding.project_value(x, self.parameters_of_value())
-        return self.encoding.project(x, self.encoding.represent(x.detach()))
+        return self.encoding.project_value(x, self.parameters_of_value())
 
     def extra_repr(self) -> str:
         return f"{self.name}: {self.encoding}"

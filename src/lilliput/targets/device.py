@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding
 from lilliput.errors import InputError, MeasureError, reason
 from lilliput.measure import Latencies
 from lilliput.model.capture import Inputs
@@ -75,7 +75,7 @@ class Device(Target):
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return self.builds.prepare(view, root)
 
-    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         return self.builds.place(view, encoding, weights)
 
     def remark(

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding, Fixed, Int
+from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import Profile, profile
 from lilliput.file.session import session
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
-from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, eight_bits
+from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
+from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
 
@@ -63,20 +65,22 @@ class OnnxRuntime(OnnxFile):
         others = ("*", *(f"!{path}" for path in lstms))
         return Recipe([replace(dynamic, where=tuple(lstms)), replace(static, where=others)])
 
-    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
-        rules = self.required
-        if rules is not None and encoding.dynamic and not rules.dynamic:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        if not isinstance(encoding, Uniform):
+            return operands(view, encoding, weights)
+        rules, dynamic = self.required, at_run_time(encoding)
+        if rules is not None and dynamic and not rules.dynamic:
             return []
-        if rules is not None and rules.signed:
+        if rules is not None and rules.signed and isinstance(encoding, Int):
             encoding = replace(encoding, symmetric=True)
         placing = Placing(view, encoding, outputs=True)
         for call in view.calls:
             found = [weights.get(path) for path in call.weights]
             if call.value is None or not found or not all(map(eight_bits, found)):
                 continue
-            if call.op == "linear" or (call.op == "lstm" and encoding.dynamic and not _projected(call)):
+            if call.op == "linear" or (call.op == "lstm" and dynamic and not _projected(call)):
                 placing.operand(call)
-            elif call.op in INTEGER_CONVOLUTIONS and not encoding.dynamic and placing.pays(call):
+            elif call.op in INTEGER_CONVOLUTIONS and not dynamic and placing.pays(call):
                 placing.convolution(call)
         placing.additions()
         return list(placing.places.values())
@@ -86,13 +90,17 @@ class OnnxRuntime(OnnxFile):
     ) -> str:
         if call.op in RECURRENT:
             return _recurrent(call, weight, activation is not None and all(map(eight_bits, (weight, *others))))
-        if weight is None:
+        if weight is None and isinstance(activation, Uniform | None):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
+        if activation is not None and not isinstance(activation, Uniform):
+            return REMARK
         if activation is None or not eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
-        return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
+        if isinstance(activation, Fixed) or (isinstance(activation, Int) and activation.symmetric):
+            return "int8 kernel, but in float where a ReLU follows"
+        return "int8 kernel, range found at each run" if at_run_time(activation) else "int8 kernel"
 
     def load(self, built: Path | bytes) -> Loaded:
         held = session(built, self.threads_used)

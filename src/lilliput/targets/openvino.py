@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings.integer import Uniform
 from lilliput.errors import InputError, nearest, reason
 from lilliput.exporters.profiles import Profile
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
-from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, eight_bits
+from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
+from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
 
@@ -54,12 +56,14 @@ class OpenVino(OnnxFile):
             return Recipe([Quantize(weights=Int(8), activations=Int(8))])
         return Recipe([Quantize(weights=Int(8))])
 
-    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         """Of what is dynamic nothing: beside int8 weights alone the runtime itself rounds what a linear layer reads."""
+        if not isinstance(encoding, Uniform):
+            return operands(view, encoding, weights)
         placing = Placing(view, encoding, outputs=False)
         for call in view.calls:
             found = [weights.get(path) for path in call.weights]
-            if call.value is None or encoding.dynamic or not found or not all(map(eight_bits, found)):
+            if call.value is None or at_run_time(encoding) or not found or not all(map(eight_bits, found)):
                 continue
             if call.op == "linear" and not _reads_long_tails(view, call):
                 placing.operand(call)
@@ -74,6 +78,8 @@ class OpenVino(OnnxFile):
             return "float"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
+        if activation is not None and not isinstance(activation, Uniform):
+            return REMARK
         if activation is not None and eight_bits(weight):
             return "int8 kernel"
         if call.op == "linear" and activation is None and _whole_rows(weight):

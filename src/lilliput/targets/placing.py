@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings.integer import Uniform
 from lilliput.model.view import Call, View
 from lilliput.techniques.technique import Placement
 
@@ -23,15 +24,21 @@ _FEW_CHANNELS, _FEW_PRODUCTS = 4, 64  # of one group: input channels, and produc
 def eight_bits(encoding: Encoding | None) -> bool:
     """Whether integer kernels take a weight so encoded."""
     inner = encoding.values if isinstance(encoding, Sparse) else encoding
-    if not isinstance(inner, Int) or inner.group is not None or inner.bits <= 4:
+    if not isinstance(inner, Uniform) or inner.group is not None or not 4 < inner.bits <= 8:
         return False
-    return inner.symmetric is not False and (inner.axis == 0 or inner.per == "tensor")
+    symmetric = not isinstance(inner, Int) or inner.symmetric is not False
+    return symmetric and (inner.axis == 0 or inner.per == "tensor")
+
+
+def at_run_time(encoding: Encoding) -> bool:
+    """Whether the range of a value so encoded is found at each run."""
+    return isinstance(encoding, Int) and encoding.dynamic
 
 
 class Placing:
     """The values to encode so far, in `places`."""
 
-    def __init__(self, view: View, encoding: Int, *, outputs: bool) -> None:
+    def __init__(self, view: View, encoding: Encoding, *, outputs: bool) -> None:
         """`outputs`: whether a kernel writes integers only where the file says so; else what reads it tells."""
         self.view, self.encoding, self.outputs = view, encoding, outputs
         self.places: dict[str, Placement] = {}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding
 from lilliput.measure import Latencies
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import Edit
@@ -46,8 +46,11 @@ class Target(ABC):
         """Edits that change how the model is written but not what it computes, wanted before encoding."""
 
     @abstractmethod
-    def place(self, view: View, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
-        """The values that must be encoded for the layers with `weights` to run on integers."""
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+        """The values that must be encoded for the layers with `weights` to run on integers.
+
+        Of an encoding that no kernel computes with: `simulated.operands`.
+        """
 
     @abstractmethod
     def remark(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int, Levels
-from lilliput.encodings.grids import Grid
+from lilliput.encodings import Encoding, Int
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import Rounding
@@ -28,26 +28,30 @@ class Quantize(Technique):
     (dynamic): ``activations=Int(8, dynamic=True)``. What flows into weights that an earlier step has encoded is encoded
     with the rest, so that bits may differ from layer to layer.
 
+    Activations as a grid of numbers, ``activations=Log(4)`` or ``Tiles(4)``, show what a network would lose by it: no
+    runtime computes so, and nothing gets faster. What formats and fits combine is in the guide.
+
     >>> Quantize(weights=Int(8), activations=Int(8))
     Quantize(activations=Int())
     """
 
     weights: Encoding | None = Int()
-    activations: Int | None = None
-    fit: Range = MSE()  # how the ranges of weights are found
+    activations: Encoding | None = None
+    fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
-    calibration: Range = MSE()  # how the ranges of activations are found
+    calibration: Range = MSE()  # how those of activations are found
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
         if self.weights is None:
             raise RecipeError("Quantize without weights", next="give weights=Int(8), or leave the step out")
-        if self.activations is not None and not isinstance(self.activations, Int):
-            raise RecipeError(f"activations as {self.activations}", next="activations are quantized by Int")
+        check(self.weights, self.fit, "weights")
+        check(self.activations, self.calibration, "values")
+        check_rounding(self.weights, self.rounding)
 
     @property
     def establishes(self) -> frozenset[str]:
-        static = self.activations is not None and not self.activations.dynamic
+        static = self.activations is not None and self.activations.calibrated
         return frozenset({"ranges"}) if static else frozenset()
 
     @property
@@ -67,15 +71,15 @@ class Quantize(Technique):
         else:
             self._walk(run, chosen_weights, encodings, correct)
         for place in places:
-            parameters = (
-                {}
-                if place.encoding.dynamic
-                else self.calibration.of_value(seen[place.like or place.value], place.encoding)
-            )
-            run.encode_value(place.value, place.encoding, parameters)
+            if place.encoding.calibrated:
+                held = seen[place.like or place.value]
+                encoding = place.encoding.for_range(held.low)
+                run.encode_value(place.value, encoding, self.calibration.of_value(held, encoding))
+            else:
+                run.encode_value(place.value, place.encoding, place.encoding.given())
 
     def _statistics(self, run: Run, places: Sequence[Placement], correct: Iterable[Call]) -> Mapping[str, Statistics]:
-        wanted = {place.value: Observe() for place in places if not place.encoding.dynamic}
+        wanted = {place.value: Observe() for place in places if place.encoding.calibrated}
         for call in correct:
             axis = 1 if call.op in CONVOLUTIONS else -1
             wanted[f"{call.value}@0"] = Observe(histogram=f"{call.value}@0" in wanted, channel_axis=axis)
@@ -128,21 +132,11 @@ class Quantize(Technique):
 
     def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         assert self.activations is not None
-        symmetric, per = self.activations.symmetric, self.activations.per
-        flowing = replace(self.activations, symmetric=symmetric is True, per=per or "tensor")
-        if flowing.per != "tensor" or flowing.group:
-            raise RecipeError("activations with one scale a channel or group", next='use per="tensor" for activations')
-        return run.place(flowing, weights)
+        return run.place(self.activations.for_value(), weights)
 
     def _for_weight(self, call: Call) -> Encoding:
-        encoding = self.weights
-        assert encoding is not None
-        if isinstance(encoding, Int | Levels | Grid):
-            encoding = replace(encoding, axis=1 if call.op.startswith("conv_transpose") else encoding.axis)
-        if not isinstance(encoding, Int):
-            return encoding
-        per = None if encoding.group else encoding.per or "channel"
-        return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
+        assert self.weights is not None
+        return self.weights.for_weight(1 if call.op.startswith("conv_transpose") else None)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.

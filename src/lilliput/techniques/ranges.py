@@ -1,7 +1,7 @@
-"""How a range is fitted to the values that it must hold.
+"""How the parameters of an encoding are fitted: the range or scale of steps and grids, or shared levels.
 
-Each is one function from points, [blocks, points], and how often each occurs, [blocks or 1, points] or None for once,
-to the low and the high end of each block, [blocks]. Weights come as they are, activations as histograms.
+Each fit takes points, [blocks, points], and how often each occurs, [blocks or 1, points] or None for once. Weights come
+as they are, activations as histograms. What a fit `takes` is the table of what combines with what.
 """
 
 from __future__ import annotations
@@ -9,57 +9,84 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings import BFloat16, Encoding, Fixed, Float16, Int, Levels, Sparse, Tiles
+from lilliput.encodings.blocks import Blocked
+from lilliput.encodings.grids import Grid
+from lilliput.encodings.levels import interval_levels, quantile_levels
 from lilliput.errors import RecipeError
 from lilliput.plain import short_repr
 from lilliput.techniques.statistics import Statistics
 
+Use = Literal["weights", "values"]
+
 
 @dataclass(frozen=True, repr=False)
 class Range(ABC):
-    """A way to choose the range of a uniform grid."""
+    """A way to find the parameters of an encoding."""
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]]  # the formats that it fits, by what is represented
 
     @abstractmethod
-    def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
-        """Low and high ends, each [blocks], for points [blocks, points]."""
+    def parameters(
+        self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        """Scale, offset, levels … of a tensor of `shape` whose blocks have these points."""
 
     def fit(self, x: Tensor, encoding: Encoding) -> Mapping[str, Tensor]:
-        """Scale and offset of a tensor's blocks, for encodings that have a range; the others fit themselves."""
+        """The parameters of a tensor's blocks; an encoding that has none is given none."""
         if isinstance(encoding, Sparse) and encoding.values is not None:
             return self.fit(x, encoding.values)
-        if not isinstance(encoding, Int) or not x.numel():
+        if not isinstance(encoding, Blocked) or not x.numel():
             return encoding.fit(x)
-        low, high = self.find(encoding.blocks(x.detach().float()), None, encoding)
-        return encoding.from_range(low, high, tuple(x.shape))
+        return self.parameters(encoding.rows(x), None, encoding, tuple(x.shape))
 
-    def of_value(self, seen: Statistics, encoding: Int) -> Mapping[str, Tensor]:
-        """Scale and offset of a value that flows, from its histogram."""
-        points, counts = seen.points()
-        low, high = self.find(points, counts, encoding)
-        return encoding.from_range(low, high, ())
+    def of_value(self, seen: Statistics, encoding: Encoding) -> Mapping[str, Tensor]:
+        """The parameters of a value that flows, from its histogram."""
+        return self.parameters(*seen.points(), encoding, ())
 
     def __repr__(self) -> str:
         return short_repr(self)
 
 
 @dataclass(frozen=True, repr=False)
-class MinMax(Range):
+class Ends(Range):
+    """A range alone: of a grid, the scale at which the outermost numbers reach it."""
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Int, Grid, Tiles), "values": (Int, Grid)}
+
+    @abstractmethod
+    def find(self, points: Tensor, counts: Tensor | None, encoding: Blocked) -> tuple[Tensor, Tensor]:
+        """Low and high ends, each [blocks], for points [blocks, points]."""
+
+    def parameters(
+        self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        assert isinstance(encoding, Int | Grid | Tiles)
+        ends = self.find(points, counts, encoding)
+        if isinstance(encoding, Tiles):
+            return encoding.from_range(*ends, points, shape)
+        return encoding.from_range(*ends, shape)
+
+
+@dataclass(frozen=True, repr=False)
+class MinMax(Ends):
     """Everything is inside; one far point makes all steps coarse.
 
     >>> MinMax().find(torch.tensor([[-1.0, 0.0, 3.0]]), None, Int(8))
     (tensor([-1.]), tensor([3.]))
     """
 
-    def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
+    def find(self, points: Tensor, counts: Tensor | None, encoding: Blocked) -> tuple[Tensor, Tensor]:
         return points.amin(1), points.amax(1)
 
 
 @dataclass(frozen=True, repr=False)
-class Percentile(Range):
+class Percentile(Ends):
     """All but the outermost ``100 - percent`` percent, split evenly over both ends, is inside."""
 
     percent: float = 99.99
@@ -68,7 +95,7 @@ class Percentile(Range):
         if not 50 < self.percent <= 100:
             raise RecipeError(f"Percentile of {self.percent}", next="use more than 50 and at most 100")
 
-    def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
+    def find(self, points: Tensor, counts: Tensor | None, encoding: Blocked) -> tuple[Tensor, Tensor]:
         ordered, order = points.sort(1)
         weights = torch.ones_like(points, dtype=torch.float64) if counts is None else counts.expand(points.shape)
         reached = weights.gather(1, order).double().cumsum(1)
@@ -80,12 +107,30 @@ class Percentile(Range):
 
 @dataclass(frozen=True, repr=False)
 class MSE(Range):
-    """The range whose grid has the least squared error, searched over shrunken ends."""
+    """The least squared error: of steps by a search over shrunken ends, of grids by codes and scale in turn, of levels
+    by Lloyd's algorithm. The default; formats that leave nothing to fit take no other.
+    """
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {
+        "weights": (Int, Fixed, Levels, Grid, Tiles, Float16, BFloat16),
+        "values": (Int, Fixed, Grid, Tiles),
+    }
 
     steps: int = 24  # ends tried between the smallest share and the whole
     smallest: float = 0.2  # share of the full range
 
+    def parameters(
+        self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        if isinstance(encoding, Int):
+            return encoding.from_range(*self.find(points, counts, encoding), shape)
+        if isinstance(encoding, Grid):
+            return encoding.least_squares(points, shape, counts)
+        assert isinstance(encoding, Levels | Tiles | Fixed) and counts is None
+        return encoding.least_squares(points, shape)
+
     def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
+        """Low and high ends, each [blocks], for points [blocks, points]."""
         low, high = points.amin(1).clamp(max=0), points.amax(1).clamp(min=0)
         best_low, best_high = low.clone(), high.clone()
         least = torch.full_like(low, torch.inf, dtype=torch.float64)
@@ -119,4 +164,102 @@ def _squared_error(points: Tensor, counts: Tensor | None, encoding: Int, low: Te
     return (squares if counts is None else squares * counts).sum(1)
 
 
-RANGES: dict[str, type[Range]] = {"MinMax": MinMax, "Percentile": Percentile, "MSE": MSE}
+@dataclass(frozen=True, repr=False)
+class Entropy(Ends):
+    """The range whose codes tell most about a value: least Kullback-Leibler divergence of what they leave of its
+    histogram. It cuts far outliers that `MinMax` keeps.
+
+    Source: Migacz, "8-bit Inference with TensorRT", 2017. What is exactly 0, of which every code book has a code, does
+    not count: behind a ReLU it would outweigh all else.
+    """
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (), "values": (Int,)}
+    steps: int = 64  # ends tried between the smallest share and the whole
+    smallest: float = 0.05  # share of the full range
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or not 0 < self.smallest < 1:
+            raise RecipeError(f"{self!r}", next="use 2 steps and more, down to a share between 0 and 1")
+
+    def find(self, points: Tensor, counts: Tensor | None, encoding: Blocked) -> tuple[Tensor, Tensor]:
+        assert isinstance(encoding, Int)
+        weights = torch.ones_like(points, dtype=torch.float64) if counts is None else counts.expand(points.shape)
+        found = [self._ends(x, n.double(), encoding) for x, n in zip(points, weights, strict=True)]
+        return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+
+    def _ends(self, x: Tensor, counts: Tensor, encoding: Int) -> tuple[Tensor, Tensor]:
+        """The two ends for points [points]."""
+        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        still = x.abs() <= 1.01 * (high - low) / 2**11  # the bins around 0
+        counts = torch.where(still, 0.0, counts)
+        best, least = (low, high), float("inf")
+        for share in torch.linspace(1.0, self.smallest, self.steps).tolist():
+            # one side's outliers say nothing of the other: both are cut at the same distance from 0
+            reach = torch.maximum(-low, high) * share
+            ends = torch.maximum(low, -reach), torch.minimum(high, reach)
+            lost = _divergence(x, counts, encoding, *ends)
+            if lost < least:
+                best, least = ends, lost
+        return best
+
+
+def _divergence(x: Tensor, counts: Tensor, encoding: Int, low: Tensor, high: Tensor) -> float:
+    """KL(what is there, clipped to low … high, ‖ each code's share spread evenly over what is there of it), in nats."""
+    inside = (x >= low) & (x <= high) & (counts > 0)
+    if not bool(inside.any()):
+        return float("inf")
+    parameters = encoding.from_range(low[None], high[None], ())
+    codes = encoding.codes(x[inside], parameters).long()
+    codes = codes - codes.min()
+    held = counts[inside]
+    coded = torch.bincount(codes, held) / torch.bincount(codes).clamp(min=1)
+    spread = coded[codes] / held.sum()
+    there = held.clone()
+    places, kept = x[inside], x.clamp(low, high)
+    for end in (low, high):  # what is cut off falls on the outermost that is kept
+        cut = ~inside & (kept == end)
+        there[(places - end).abs().argmin()] += counts[cut].sum()
+    there = there / there.sum()
+    return float((there * (there / spread).log()).sum())
+
+
+@dataclass(frozen=True, repr=False)
+class Quantiles(Range):
+    """Levels that equally many weights share: fine where weights are many, coarse for the few large ones."""
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Levels,), "values": ()}
+
+    def parameters(
+        self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        assert isinstance(encoding, Levels)
+        return encoding.from_levels(quantile_levels(points, encoding.n, encoding.zero), shape)
+
+
+@dataclass(frozen=True, repr=False)
+class Intervals(Range):
+    """Levels that are the means of intervals of equal width, over a range that is clipped for the least squared error.
+
+    Between `Quantiles` and the levels of Lloyd's algorithm in error, and as quick as the former.
+    """
+
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Levels,), "values": ()}
+    steps: int = 24  # ranges tried between the smallest share and the whole
+    smallest: float = 0.2  # share of the full range
+
+    def parameters(
+        self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        assert isinstance(encoding, Levels)
+        clips = torch.linspace(1.0, self.smallest, self.steps).tolist()
+        return encoding.from_levels(interval_levels(points, encoding.n, encoding.zero, clips), shape)
+
+
+RANGES: dict[str, type[Range]] = {
+    "MinMax": MinMax,
+    "Percentile": Percentile,
+    "MSE": MSE,
+    "Entropy": Entropy,
+    "Quantiles": Quantiles,
+    "Intervals": Intervals,
+}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding
 from lilliput.errors import RecipeError
 from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
@@ -32,7 +32,7 @@ class Placement:
     """One value that the target wants encoded: its name, and the value whose range it must share, if any."""
 
     value: str
-    encoding: Int
+    encoding: Encoding
     like: str = ""
 
 
@@ -100,7 +100,7 @@ class Run(Protocol):
         """What `compute` gives for the model as it stands and the calibration batches, computed once."""
         ...
 
-    def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         """The values that the target wants encoded if `weights` are."""
         ...
 

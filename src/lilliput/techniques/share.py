@@ -1,0 +1,41 @@
+"""Weights that share few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lilliput.encodings import Encoding, Levels
+from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.ranges import MSE, Range
+from lilliput.techniques.technique import Run, Technique
+
+
+@dataclass(frozen=True, repr=False)
+class Share(Technique):
+    """Let weights share `levels` numbers, fitted to them: short for ``Quantize(weights=Levels(levels, …))``.
+
+    >>> Share(16, per="channel")
+    Share(per='channel')
+    """
+
+    levels: int = 16  # 2 … 256
+    per: Literal["channel", "tensor"] | None = None  # None: one list for the tensor, or one for each group
+    group: int | None = None  # inputs that have a list of their own
+    held: Encoding | None = None  # how the numbers are held; None: float32
+    fit: Range = MSE()  # how they are found: by Lloyd's algorithm, or Quantiles(), Intervals()
+
+    def __post_init__(self) -> None:
+        self.quantize()
+
+    def quantize(self) -> Quantize:
+        """The step that it is short for."""
+        weights = Levels(self.levels, self.group, self.per, held=self.held)
+        return Quantize(weights=weights, fit=self.fit, where=self.where)
+
+    @property
+    def disturbs(self) -> frozenset[str]:
+        return self.quantize().disturbs
+
+    def apply(self, run: Run) -> None:
+        self.quantize().apply(run)

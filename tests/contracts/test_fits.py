@@ -1,0 +1,241 @@
+"""What combines with what, cell by cell, and each fit beside a slow and obvious version of itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.encodings import ENCODINGS, Encoding, Int, Levels, Log, Tiles
+from lilliput.encodings.levels import interval_levels, lloyd, quantile_levels
+from lilliput.engine.run import Driver
+from lilliput.engine.store import Store
+from lilliput.errors import RecipeError
+from lilliput.model.capture import Inputs, dynamic_axes
+from lilliput.model.values import value_encodings
+from lilliput.task import Batches
+from lilliput.techniques.combinations import formats, table
+from lilliput.techniques.ranges import RANGES, Use
+from lilliput.techniques.statistics import Observe, Statistics
+
+SAMPLES: dict[str, Encoding] = {
+    "Float16": lp.Float16(),
+    "BFloat16": lp.BFloat16(),
+    "Int": lp.Int(4),
+    "Fixed": lp.Fixed(2, 5),
+    "Levels": lp.Levels(8),
+    "Log": lp.Log(4),
+    "Signs": lp.Signs(3),
+    "NF4": lp.NF4(),
+    "MiniFloat": lp.MiniFloat("e2m1"),
+    "Tiles": lp.Tiles(4, group=8),
+    "Sparse": lp.Sparse(lp.Int(4)),
+    "Exponent8": ENCODINGS["Exponent8"](),
+}
+assert SAMPLES.keys() == ENCODINGS.keys(), "a format that no combination is checked on"
+
+
+def driven(step: lp.Quantize) -> Driver:
+    """A small network after a step."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    inputs = [torch.randn(32, 8)]
+    example = Inputs.of(inputs[0])
+    axes = dynamic_axes(example, None)
+    driver = Driver.start(
+        net,
+        example=example,
+        dynamic=axes,
+        calibrate=Batches.checked(inputs, "calibrate", example, axes),
+        target=lp.OnnxRuntime(threads=1),
+        store=Store(),
+        environment="",
+    )
+    step.apply(driver)
+    return driver
+
+
+def cells() -> Iterator[Any]:
+    heading, *rows = table()
+    told = {row[0]: dict(zip(heading[1:], row[1:], strict=True)) for row in rows}
+    for name in SAMPLES:
+        for use in ("weights", "values"):
+            allowed = [fit for fit in RANGES if use in told.get(name, {}).get(fit, "").split(", ")]
+            yield pytest.param(name, use, allowed, id=f"{name}-{use}")
+
+
+@pytest.mark.parametrize(("name", "use", "allowed"), list(cells()))
+def test_what_is_in_the_table_works_and_all_else_is_refused_by_name(name: str, use: Use, allowed: list[str]) -> None:
+    encoding = SAMPLES[name]
+    for fit, kind in RANGES.items():
+        fields: dict[str, Any] = (
+            {"weights": encoding, "fit": kind()}
+            if use == "weights"
+            else {"weights": Int(8), "activations": encoding, "calibration": kind()}
+        )
+        inner = encoding.values if isinstance(encoding, lp.Sparse) else encoding
+        if fit in allowed or (name == "Sparse" and use == "weights" and fit in ("MinMax", "Percentile", "MSE")):
+            model = driven(lp.Quantize(**fields)).model
+            if use == "weights":
+                held = model[0]._modules["weight_encoded"].encoding  # type: ignore[index,union-attr]
+                assert type(held) is type(encoding)
+            else:
+                assert {type(held.encoding) for held in value_encodings(model).values()} == {type(encoding)}
+            assert bool(torch.isfinite(model(torch.randn(4, 8))).all())
+        else:
+            with pytest.raises(RecipeError) as caught:
+                lp.Quantize(**fields)
+            known = [*RANGES, *formats(use), "calibration="]
+            assert any(word in caught.value.next for word in known) and repr(inner) in caught.value.what
+
+
+def test_the_guide_shows_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    found = re.search(r"^\| format \|.*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    lines = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in found[0].splitlines()]
+    assert [tuple(lines[0]), *(tuple(line) for line in lines[2:])] == table()
+
+
+def of(points: Tensor, counts: Tensor) -> Statistics:
+    """What would be known of a value with these points."""
+    seen = Statistics(Observe())
+    for x, n in zip(points.tolist(), counts.tolist(), strict=True):
+        seen.update(torch.full((int(n),), x))
+    return seen
+
+
+@pytest.mark.parametrize("grid", [lp.Log(4), lp.NF4(), lp.MiniFloat("e4m3"), lp.Tiles(4, group=None)], ids=repr)
+def test_the_largest_element_meets_the_largest_number(grid: Any) -> None:
+    x = torch.randn(4, 64)
+    top = max(number for number in (grid.table() if hasattr(grid, "table") else (1.0,)) if not math.isnan(number))
+    scale = lp.MinMax().fit(x, grid)["scale"]
+    torch.testing.assert_close(scale * top, x.abs().amax(1))
+    assert bool((lp.Percentile(90).fit(x, grid)["scale"] < scale).all())
+
+
+@pytest.mark.parametrize("name", ["Int", "Log", "Signs", "NF4", "MiniFloat", "Tiles"])
+def test_no_range_has_less_error_than_the_squared_error_fit(name: str) -> None:
+    x = torch.randn(8, 64)
+    encoding = SAMPLES[name].for_weight()
+
+    def error(fit: Any) -> float:
+        return float((encoding.represent(x, fit.fit(x, encoding)).decode() - x).square().sum())
+
+    assert error(lp.MSE()) <= min(error(lp.MinMax()), error(lp.Percentile(99)), error(lp.Percentile(95)))
+
+
+def test_a_histogram_is_fitted_as_its_points_are() -> None:
+    points, counts = torch.tensor([-2.0, -0.5, 0.25, 1.0, 4.0]), torch.tensor([3, 40, 50, 20, 1])
+    whole = points.repeat_interleave(counts)[None]
+    for grid in (lp.Log(4, per="tensor"), lp.Signs(2, per="tensor"), lp.NF4(per="tensor")):
+        mine = lp.MSE().of_value(of(points, counts), grid)["scale"]
+        errors = [
+            float((grid.represent(whole, {"scale": scale}).decode() - whole).square().sum())
+            for scale in (mine, lp.MSE().fit(whole, grid)["scale"])
+        ]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_levels_of_equal_shares_are_the_means_of_the_shares(n: int) -> None:
+    x = torch.randn(3, 80)
+    levels = quantile_levels(x, n, zero=False)
+    for row, mine in zip(x, levels, strict=True):
+        ordered = sorted(row.tolist())
+        borders = [round(i * 80 / n) for i in range(n + 1)]
+        parts = [ordered[a:b] for a, b in itertools.pairwise(borders)]
+        torch.testing.assert_close(mine, torch.tensor([sum(part) / len(part) for part in parts]))
+    assert bool((quantile_levels(x, n, zero=True) == 0).any(1).all())
+
+
+def squared(x: Tensor, levels: Tensor) -> Tensor:
+    return (x[..., None] - levels[:, None]).abs().amin(-1).square().sum(1)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_clipped_intervals_lie_between_one_clip_and_the_best_levels(zero: bool) -> None:
+    x = torch.randn(4, 200) ** 3
+    clips = torch.linspace(1.0, 0.2, 24).tolist()
+    found = squared(x, interval_levels(x, 8, zero, clips))
+    for clip in (1.0, 0.5):
+        assert bool((found <= squared(x, interval_levels(x, 8, zero, [clip])) + 1e-4).all())
+    assert bool((squared(x, lloyd(x, 8, zero)) <= 1.05 * found).all())
+    assert bool((interval_levels(x, 8, zero, clips).diff(dim=1) >= 0).all())
+
+
+def divergence(points: list[float], counts: list[float], low: float, high: float, codes: int) -> float:
+    """Of a histogram over positive points from the codes that are left of it, as the paper writes it."""
+    scale = (high - low) / (codes - 1)
+    kept = [(p, c) for p, c in zip(points, counts, strict=True) if low <= p <= high and c]
+    there = [c for _, c in kept]
+    for p, c in zip(points, counts, strict=True):
+        if p > high:
+            there[-1] += c
+    shares: dict[int, list[int]] = {}
+    for i, (p, _) in enumerate(kept):
+        shares.setdefault(round((p - low) / scale), []).append(i)
+    left = [0.0] * len(kept)
+    for members in shares.values():
+        for i in members:
+            left[i] = sum(kept[j][1] for j in members) / len(members)
+    total, other = sum(there), sum(left)
+    return sum(p / total * math.log((p / total) / (q / other)) for p, q in zip(there, left, strict=True))
+
+
+def test_entropy_takes_the_range_of_least_divergence() -> None:
+    points = torch.linspace(0.01, 6.0, 600)
+    counts = (1e5 * torch.exp(-points) * (points < 4)).round()
+    counts[-1] = 3  # far away
+    fit = lp.Entropy(steps=16, smallest=0.2)
+    encoding = Int(3, symmetric=False, per="tensor")
+    low, high = fit.find(points[None], counts[None].double(), encoding)
+    tried = [6.0 * share for share in torch.linspace(1.0, 0.2, 16).tolist()]
+    by_hand = min(tried, key=lambda end: divergence(points.tolist(), counts.tolist(), 0.0, end, 8))
+    assert low.item() == 0 and high.item() == pytest.approx(by_hand, rel=1e-5)
+    assert high.item() < 6
+
+
+def test_entropy_is_not_swayed_by_what_is_zero() -> None:
+    x = torch.relu(torch.randn(20000))
+    few, many = Statistics(Observe()), Statistics(Observe())
+    few.update(x)
+    many.update(torch.cat([x, torch.zeros(200000)]))
+    encoding = Int(8, symmetric=False, per="tensor")
+    assert lp.Entropy().of_value(few, encoding)["scale"] == lp.Entropy().of_value(many, encoding)["scale"]
+
+
+def test_values_that_never_lie_below_zero_get_powers_of_two_above_it() -> None:
+    model = driven(lp.Quantize(activations=Log(4, terms=2))).model
+    signed = {name: held.encoding.signed for name, held in value_encodings(model).items()}  # type: ignore[attr-defined]
+    assert signed == {"0:linear#0@0": True, "2:linear#0@0": False}
+
+
+def test_shared_levels_are_levels_by_another_name() -> None:
+    step = lp.Share(5, per="channel", fit=lp.Quantiles())
+    same = lp.Quantize(weights=Levels(5, per="channel"), fit=lp.Quantiles())
+    recipe = lp.Recipe([step])
+    assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
+    ours, theirs = (driven(of).model.state_dict() for of in (step, same))  # type: ignore[arg-type]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(RecipeError, match="Levels"):
+        lp.Share(4, fit=lp.MinMax())
+
+
+def test_a_tile_takes_the_grid_that_errs_less() -> None:
+    steps, powers = (
+        torch.arange(-7.0, 8.0),
+        torch.tensor([0.0, *(2.0**-i for i in range(7)), *(-(2.0**-i) for i in range(7))]),
+    )
+    x = torch.stack([steps, powers])
+    encoded = Tiles(4, group=15).represent(x)
+    assert encoded.parts["choice"].tolist() == [[0], [1]]  # type: ignore[union-attr]
+    torch.testing.assert_close(encoded.decode(), x)
