@@ -31,7 +31,9 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.distill import Hint as Hint
     from lilliput.techniques.distill import Relation as Relation
     from lilliput.techniques.distill import Response as Response
+    from lilliput.techniques.equalize import Equalize as Equalize
     from lilliput.techniques.finetune import Finetune as Finetune
+    from lilliput.techniques.hqq import HQQ as HQQ
     from lilliput.techniques.prune import Prune as Prune
     from lilliput.techniques.quantize import Quantize as Quantize
     from lilliput.techniques.ranges import MSE as MSE
@@ -39,6 +41,9 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.ranges import Percentile as Percentile
     from lilliput.techniques.rounding import GPTQ as GPTQ
     from lilliput.techniques.rounding import AdaRound as AdaRound
+    from lilliput.techniques.scalings import AWQ as AWQ
+    from lilliput.techniques.scalings import Ranges as Ranges
+    from lilliput.techniques.scalings import Smooth as Smooth
     from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
     from lilliput.verbs import export as export
@@ -49,16 +54,19 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
 _PLACES = {
     "AdaRound": "techniques.rounding",
     "Attention": "techniques.distill",
+    "AWQ": "techniques.scalings",
     "BFloat16": "encodings",
     "compress": "verbs",
     "Correlation": "techniques.distill",
     "Decoupled": "techniques.distill",
+    "Equalize": "techniques.equalize",
     "export": "verbs",
     "Finetune": "techniques.finetune",
     "Float16": "encodings",
     "freeze": "model.carrier",
     "GPTQ": "techniques.rounding",
     "Hint": "techniques.distill",
+    "HQQ": "techniques.hqq",
     "Int": "encodings",
     "Levels": "encodings",
     "LilliputError": "errors",
@@ -74,12 +82,14 @@ _PLACES = {
     "Percentile": "techniques.ranges",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
+    "Ranges": "techniques.scalings",
     "Recipe": "recipe",
     "Relation": "techniques.distill",
     "Response": "techniques.distill",
     "Result": "verbs",
     "save": "verbs",
     "Signs": "encodings",
+    "Smooth": "techniques.scalings",
     "Sparse": "encodings",
     "Task": "task",
     "to_dense": "model.carrier",

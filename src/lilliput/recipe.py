@@ -12,15 +12,20 @@ from lilliput.encodings import ENCODINGS
 from lilliput.errors import RecipeError
 from lilliput.plain import check_types, from_plain, to_plain
 from lilliput.techniques.distill import TERMS
+from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.hqq import FITTINGS
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import RANGES
 from lilliput.techniques.rounding import ROUNDINGS
+from lilliput.techniques.scalings import SCALINGS
 from lilliput.techniques.technique import Technique
 
-TECHNIQUES: dict[str, type[Technique]] = {"Finetune": Finetune, "Prune": Prune, "Quantize": Quantize}
-KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **ROUNDINGS, **TERMS}
+TECHNIQUES: dict[str, type[Technique]] = {
+    **{"Equalize": Equalize, "Finetune": Finetune, "Prune": Prune, "Quantize": Quantize},
+}
+KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **FITTINGS, **ROUNDINGS, **SCALINGS, **TERMS}
 
 
 @dataclass(frozen=True, init=False)

@@ -210,6 +210,7 @@ def _calls(
                 weight_shape=_weight_shape(node),
                 window=_window(node),
                 constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
+                numbers=_numbers(node),
             )
         elif node.op == "output":
             outputs = tuple(source for source in (sources.get(arg) for arg in node.all_input_nodes) if source)
@@ -228,6 +229,11 @@ def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
     """Whether the node only labels, decodes or projects what it reads, or changes the type of a weight."""
     cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
     return cast or getattr(node.target, "namespace", "") == "lilliput"
+
+
+def _numbers(node: Node) -> tuple[int, ...]:
+    lists = (arg for arg in node.args if isinstance(arg, list | tuple))
+    return next((tuple(arg) for arg in lists if arg and all(isinstance(n, int) for n in arg)), ())
 
 
 def _op_name(node: Node) -> str:

@@ -37,6 +37,7 @@ class Call:
     constants: tuple[int | float, ...] = ()  # numbers among its arguments
     weight_shape: tuple[int, ...] = ()  # of the tensor it multiplies by
     window: Window | None = None  # of a convolution that is not transposed
+    numbers: tuple[int, ...] = ()  # the first list of integers among its arguments: axes of a mean, of a permutation
 
     @property
     def weight(self) -> str | None:

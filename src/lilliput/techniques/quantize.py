@@ -13,7 +13,7 @@ from lilliput.encodings.grids import Grid
 from lilliput.errors import RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.techniques.inputs import Stop
-from lilliput.techniques.ranges import MSE, Range
+from lilliput.techniques.ranges import MSE, Fitting, Range
 from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
@@ -34,7 +34,7 @@ class Quantize(Technique):
 
     weights: Encoding | None = Int()
     activations: Int | None = None
-    fit: Range = MSE()  # how the ranges of weights are found
+    fit: Fitting = MSE()  # how the ranges of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how the ranges of activations are found
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
@@ -57,7 +57,7 @@ class Quantize(Technique):
     def apply(self, run: Run) -> None:
         run.prepare()
         chosen_weights = self._choose(run)
-        encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
+        encodings = {path: for_weight(self.weights, calls[0]) for path, calls in chosen_weights.items()}
         places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
@@ -136,16 +136,6 @@ class Quantize(Technique):
             raise RecipeError("activations with one scale a channel or group", next='use per="tensor" for activations')
         return run.place(flowing, weights)
 
-    def _for_weight(self, call: Call) -> Encoding:
-        encoding = self.weights
-        assert encoding is not None
-        if isinstance(encoding, Int | Levels | Grid):
-            encoding = replace(encoding, axis=1 if call.op.startswith("conv_transpose") else encoding.axis)
-        if not isinstance(encoding, Int):
-            return encoding
-        per = None if encoding.group else encoding.per or "channel"
-        return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
-
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their weight, by the path of that."""
         readers = run.view().readers
@@ -158,6 +148,17 @@ class Quantize(Technique):
             and len(readers[f"tensor {calls[0].bias}"]) == 1
             and not calls[0].op.startswith("conv_transpose")
         }
+
+
+def for_weight(encoding: Encoding | None, call: Call) -> Encoding:
+    """The encoding of the weight of a call, what is left open in it chosen: its channel axis, one scale a channel."""
+    assert encoding is not None
+    if isinstance(encoding, Int | Levels | Grid):
+        encoding = replace(encoding, axis=1 if call.op.startswith("conv_transpose") else encoding.axis)
+    if not isinstance(encoding, Int):
+        return encoding
+    per = None if encoding.group else encoding.per or "channel"
+    return replace(encoding, symmetric=encoding.symmetric is not False, per=per)
 
 
 def _can_be_seen(call: Call) -> bool:

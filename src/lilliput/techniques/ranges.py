@@ -20,7 +20,19 @@ from lilliput.techniques.statistics import Statistics
 
 
 @dataclass(frozen=True, repr=False)
-class Range(ABC):
+class Fitting(ABC):
+    """A way to find the parameters of an encoding (scale, offset, …) for a tensor, from its values alone."""
+
+    @abstractmethod
+    def fit(self, x: Tensor, encoding: Encoding) -> Mapping[str, Tensor]:
+        """The parameters; those of encodings that this way knows nothing of are what they find themselves."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Range(Fitting):
     """A way to choose the range of a uniform grid."""
 
     @abstractmethod
@@ -41,9 +53,6 @@ class Range(ABC):
         points, counts = seen.points()
         low, high = self.find(points, counts, encoding)
         return encoding.from_range(low, high, ())
-
-    def __repr__(self) -> str:
-        return short_repr(self)
 
 
 @dataclass(frozen=True, repr=False)
