@@ -60,6 +60,11 @@ class Pair:
     multiplied: tuple[Part, ...]  # in the order of their calls
 
     @property
+    def paths(self) -> list[str]:
+        """Of all that changes."""
+        return [part.path for part in (*self.divided, *self.multiplied)]
+
+    @property
     def normalises(self) -> bool:
         """Whether what is divided are the gains of a normalisation."""
         return not multiplies(self.source)

@@ -1,8 +1,8 @@
-"""Scales moved from one layer to the next before anything is rounded: the network computes the same, and rounds better."""
+"""Scales moved from one layer to the next before anything is rounded: nothing changes, and it rounds better."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,18 +51,16 @@ class Equalize(Technique):
         pairs = [pair for pair in pairs if self._takes(run, pair)]
         if not pairs:
             return
-        tensors = {part.path: run.tensor(part.path) for pair in pairs for part in (*pair.divided, *pair.multiplied)}
-        scales = [s.to(torch.float32) for s in self.by.scales(run, pairs)]
-        if not _accepted(run, pairs, scales, tensors) and len(pairs) > 1:
+        scales = self.by.scales(run, pairs)
+        if not _accepted(run, pairs, scales) and len(pairs) > 1:
             for pair, s in zip(pairs, scales, strict=True):
-                _accepted(run, [pair], [s], {path: run.tensor(path) for path in tensors})
+                _accepted(run, [pair], [s])
 
     def _takes(self, run: Run, pair: Pair) -> bool:
         """Whether a pair is to be scaled and can be; if not, that is reported."""
         paths = [part.path for part in pair.multiplied]
         meant = [path for path in paths if chosen(path, self.where)]
-        held = (part.path for part in (*pair.divided, *pair.multiplied))
-        encoded = [path for path in held if run.encoding(path) not in (None, Sparse())]
+        encoded = [path for path in pair.paths if run.encoding(path) not in (None, Sparse())]
         if encoded:
             reason = f"{encoded[0]} is encoded already: put Equalize before Quantize"
         elif len(meant) < len(paths):
@@ -74,11 +72,11 @@ class Equalize(Technique):
         return not reason
 
 
-def _accepted(run: Run, pairs: Sequence[Pair], scales: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> bool:
+def _accepted(run: Run, pairs: Sequence[Pair], scales: Sequence[Tensor]) -> bool:
     """Whether outputs stay the same; if so, the model is rescaled. A single pair that changes them is reported."""
-    changed: dict[str, Tensor] = {}
+    changed = {path: run.tensor(path) for pair in pairs for path in pair.paths}
     for pair, s in zip(pairs, scales, strict=True):
-        changed |= rescaled(pair, s, {**tensors, **changed})
+        changed |= rescaled(pair, s, changed)
     coarsest = max(torch.finfo(x.dtype).eps for x in changed.values())
     tolerance = max(_TOLERANCE, _STEPS * coarsest)
     found = run.rescale(changed, tolerance)

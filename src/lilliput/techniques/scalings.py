@@ -146,7 +146,7 @@ class AWQ(Scaling):
             compute = functools.partial(self._damages, weight, part, tried[i], stop)
             damages[i] += run.remember(("AWQ", self, part.path), compute)
         next(stops, None)
-        return [bounded(scales[int(damage.argmin())]) for scales, damage in zip(tried, damages, strict=True)]
+        return [scales[int(found.argmin())] for scales, found in zip(tried, damages, strict=True)]
 
     def _damages(self, weight: Tensor, part: Part, tried: Tensor, stop: Stop) -> Tensor:
         """Of a layer's weights scaled, rounded and scaled back, for each row of `tried`, [steps]."""
@@ -156,8 +156,8 @@ class AWQ(Scaling):
             spread = part.spread(s, tuple(weight.shape))
             scaled = weight * spread
             rounded = encoding.represent(scaled, self.fit.fit(scaled, encoding)).decode() / spread
-            sides = (x.double().reshape(len(gram), -1, gram.shape[-1]) for x in (weight, rounded))
-            found.append(damage(*sides, gram))
+            exact, now = (x.double().reshape(len(gram), -1, gram.shape[-1]) for x in (weight, rounded))
+            found.append(damage(exact, now, gram))
         return torch.stack(found)
 
 
