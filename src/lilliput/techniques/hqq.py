@@ -25,9 +25,9 @@ class HQQ(Fitting):
     Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023. There, offsets of any
     value are fitted and scales stay; here scales are fitted too, and the offsets of asymmetric integers stay whole
     numbers. Never worse in its sum than the range of least squared error and the encoding's own fit, from which it
-    starts. For integers and fixed grids of numbers; other encodings fit themselves.
+    starts, and from half of that. For integers and fixed grids of numbers; other encodings fit themselves.
 
-    >>> w = torch.tensor([[-1.0, 1.0, 2.0, 3.0, 9.0]])
+    >>> w = torch.tensor([[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 9.0]])
     >>> HQQ().fit(w, Int(3))["scale"]
     tensor([1.])
     """
@@ -54,13 +54,15 @@ class HQQ(Fitting):
             return encoding.fit(x)
         shape, rows = tuple(x.shape), encoding.rows(x)
         shaped = encoding.parameter_shape(shape)
-        found: list[tuple[Parameters, Tensor]] = []
-        for start in (MSE().fit(x, encoding), encoding.fit(x)):
-            flat = {name: part.reshape(-1) for name, part in start.items()}
-            found.append(half_quadratic(rows, flat, encoding, self))
-        (best, least), (other, reached) = found
-        kept = {name: torch.where(reached < least, other[name], part) for name, part in best.items()}
-        return {name: part.reshape(shaped) for name, part in kept.items()}
+        own = {name: part.reshape(-1) for name, part in encoding.fit(x).items()}
+        halved = {**own, "scale": held_scale(own["scale"] / 2, encoding.scale)}
+        least_squared = {name: part.reshape(-1) for name, part in MSE().fit(x, encoding).items()}
+        best, least = half_quadratic(rows, least_squared, encoding, self)
+        for start in (own, halved):
+            found, reached = half_quadratic(rows, start, encoding, self)
+            best = {name: torch.where(reached < least, found[name], part) for name, part in best.items()}
+            least = torch.minimum(reached, least)
+        return {name: part.reshape(shaped) for name, part in best.items()}
 
 
 def half_quadratic(rows: Tensor, start: Parameters, encoding: Int | Grid, knobs: HQQ) -> tuple[Parameters, Tensor]:
