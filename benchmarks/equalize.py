@@ -15,8 +15,10 @@ from table import write
 
 import lilliput as lp
 from lilliput.engine.begin import begin, follow
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.measure import DistanceSoFar
+from lilliput.model.capture import Inputs
 from lilliput.progress import silent
 from lilliput.techniques.technique import Technique
 
@@ -40,35 +42,35 @@ CASES: dict[str, dict[str, Sequence[Technique]]] = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = [
-        {"network": network, "recipe": name, **measured(network, steps)}
-        for network, cases in CASES.items()
-        if network in (sys.argv[1:] or CASES)
-        for name, steps in cases.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for network in sys.argv[1:] or CASES:
+        task, store = NETWORKS[network](), Store()
+        with torch.no_grad():
+            exact = [Inputs.of(batch).call(task.model.eval()) for batch in task.evaluate or ()]
+        for name, steps in CASES[network].items():
+            driver, _ = begin(task, lp.OnnxRuntime(threads=1), store, silent)
+            follow(lp.Recipe(steps), driver)
+            row = {"network": network, "recipe": name, **measured(task, exact, driver)}
+            print(row, flush=True)
+            rows.append(row)
     write("equalize", rows, threads=1)
 
 
-def measured(network: str, steps: Sequence[Technique]) -> dict[str, Any]:
+def measured(task: lp.Task, exact: Sequence[Any], driver: Driver) -> dict[str, Any]:
     """The distance of outputs, and how many layers were rescaled."""
-    task = NETWORKS[network]()
-    driver, batches = begin(task, lp.OnnxRuntime(threads=1), Store(), silent)
-    follow(lp.Recipe(steps), driver)
     so_far = DistanceSoFar()
     with torch.no_grad():
-        for inputs in batches or ():
-            so_far.add(inputs.call(task.model), inputs.call(driver.model))
-    left = sum("not equalized" in reason for reason in driver.skipped.values())
-    rescales = any(isinstance(step, lp.Equalize) for step in steps)
+        for batch, wanted in zip(task.evaluate or (), exact, strict=True):
+            so_far.add(wanted, Inputs.of(batch).call(driver.model))
     found = so_far.distance()
-    row = {
+    scaled = [path for path in driver.view().weights if path in driver.factors]
+    return {
         "sqnr_db": found.sqnr_db,
         "cosine": found.cosine,
-        "layers_rescaled": len(driver.view().weights) - left if rescales else 0,
+        "weights_rescaled": len(scaled),
+        "weights": len(driver.view().weights),
         "samples": found.samples,
     }
-    print(network, lp.Recipe(steps).steps, row, flush=True)
-    return row
 
 
 if __name__ == "__main__":

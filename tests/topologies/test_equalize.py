@@ -300,6 +300,18 @@ class Shifted(nn.Module):
         return x if torch.compiler.is_exporting() else x + self.b.weight.sum()
 
 
+def test_the_report_tells_of_rounding_alone() -> None:
+    model = planted(Normed(), "norm", [3, 17], 20.0)
+    small = lp.compress(
+        model,
+        Recipe([Equalize(Smooth(), where=("*", "!out")), Quantize(weights=Int(8))]),
+        calibrate=[torch.randn(16, 32)],
+        target=OnnxRuntime(seconds=1),
+    )
+    assert all(row["sqnr_db"] > 30 for row in small.data["layers"])
+    assert small.data["skipped"] == []
+
+
 def test_what_would_change_the_function_is_undone() -> None:
     model, batch = uneven(Shifted()).eval(), torch.randn(4, 8)
     driver = start(model, [batch])

@@ -55,6 +55,7 @@ class Driver:
     progress: Progress = silent
     lessons: Lessons | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
     _layers: int = 0  # that multiply or look up, as last captured
@@ -168,21 +169,23 @@ class Driver:
         else:
             self._edit(SetTensor(paths[0]), {"value": x})
 
-    def rescale(self, tensors: Mapping[str, Tensor], tolerance: float) -> float:
-        digests = {path: tensor_digest(x) for path, x in tensors.items()}
+    def rescale(self, factors: Mapping[str, Tensor], tolerance: float) -> float:
+        rescaled = {path: times(self.tensor(path), factor) for path, factor in factors.items()}
         asked = [self.example, *itertools.islice(self.calibrate or (), 1)]
 
         def compute() -> Answer:
-            rescaled = copy.deepcopy(self.model)
-            for path, x in tensors.items():
-                write(rescaled, path, x)
-            return Answer(data=max(departure(self.model, rescaled, inputs) for inputs in asked))
+            other = copy.deepcopy(self.model)
+            for path, x in rescaled.items():
+                write(other, path, x)
+            return Answer(data=max(departure(self.model, other, inputs) for inputs in asked))
 
+        digests = {path: tensor_digest(factor) for path, factor in factors.items()}
         question = ("rescale", self.environment, self.state.digest, digests, [fingerprint(inputs) for inputs in asked])
         found = float(self.store.answer(question, compute).data)
         if found <= tolerance:
-            for path, x in tensors.items():
+            for path, x in rescaled.items():
                 self.set_tensor(path, x)
+                self.factors[path] = self.factors.get(path, torch.ones(())) * factors[path]
         return found
 
     def place(self, encoding: Int, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
@@ -280,6 +283,11 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
     """A copy of a parameter, decoded."""
     held = held_at(model, path)[1]
     return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """`x` multiplied in float64, rounded once."""
+    return (x.double() * factor).to(x.dtype)
 
 
 def write(model: nn.Module, path: str, x: Tensor) -> None:

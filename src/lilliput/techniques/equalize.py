@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.encodings import Sparse
 from lilliput.errors import InputError
 from lilliput.model.pairs import Pair, find_pairs
-from lilliput.techniques.scalings import Scaling, rescaled
+from lilliput.techniques.scalings import Scaling, factors
 from lilliput.techniques.technique import Run, Technique, check_where, chosen
 
 _TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; and by steps of coarser numbers
@@ -74,12 +74,13 @@ class Equalize(Technique):
 
 def _accepted(run: Run, pairs: Sequence[Pair], scales: Sequence[Tensor]) -> bool:
     """Whether outputs stay the same; if so, the model is rescaled. A single pair that changes them is reported."""
-    changed = {path: run.tensor(path) for pair in pairs for path in pair.paths}
+    together: dict[str, Tensor] = {}
     for pair, s in zip(pairs, scales, strict=True):
-        changed |= rescaled(pair, s, changed)
-    coarsest = max(torch.finfo(x.dtype).eps for x in changed.values())
+        for path, factor in factors(pair, s, run.shapes()).items():
+            together[path] = together.get(path, torch.ones(())) * factor
+    coarsest = max(torch.finfo(run.tensor(path).dtype).eps for path in together)
     tolerance = max(_TOLERANCE, _STEPS * coarsest)
-    found = run.rescale(changed, tolerance)
+    found = run.rescale(together, tolerance)
     if not found <= tolerance and len(pairs) == 1:
         for part in pairs[0].multiplied:
             _skip(run, part.path, f"outputs would change by {found:.1g} of the largest")

@@ -66,14 +66,16 @@ class Ranges(Scaling):
 
     def scales(self, run: Run, pairs: Sequence[Pair]) -> list[Tensor]:
         paths = {part.path for pair in pairs for part in (pair.divided[0], *pair.multiplied)}
-        weights = {path: run.tensor(path).float() for path in paths}
+        weights, shapes = {path: run.tensor(path).float() for path in paths}, run.shapes()
         found = [torch.ones(pair.channels) for pair in pairs]
         for _ in range(_ROUNDS):
             moved = 0.0
             for i, pair in enumerate(pairs):
                 first = pair.divided[0].largest(weights[pair.divided[0].path])
                 s = equal_ranges(first, _largest_weights(pair.multiplied, weights))
-                weights |= rescaled(pair, s, weights)
+                for path, factor in factors(pair, s, shapes).items():
+                    if path in weights:
+                        weights[path] = weights[path] * factor.float()
                 found[i], moved = found[i] * s, max(moved, float(s.log().abs().max()))
             if moved < _SETTLED:
                 break
@@ -202,15 +204,10 @@ def bounded(s: Tensor) -> Tensor:
     return torch.where(live, s, mean).clamp(float(mean) / _FARTHEST, float(mean) * _FARTHEST)
 
 
-def rescaled(pair: Pair, s: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a pair among `tensors`, divided and multiplied by s."""
-    changed: dict[str, Tensor] = {}
-    for parts, factor in ((pair.divided, 1 / s.double()), (pair.multiplied, s.double())):
-        for part in parts:
-            if part.path in tensors:
-                x = changed.get(part.path, tensors[part.path])
-                changed[part.path] = (x.double() * part.spread(factor, tuple(x.shape))).to(x.dtype)
-    return changed
+def factors(pair: Pair, s: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What each tensor of a pair is multiplied by, laid out against it, in float64."""
+    divided = {part.path: part.spread(1 / s.double(), shapes[part.path]) for part in pair.divided}
+    return divided | {part.path: part.spread(s.double(), shapes[part.path]) for part in pair.multiplied}
 
 
 def _unseen(pair: Pair) -> str:
