@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.distill import Hint as Hint
     from lilliput.techniques.distill import Relation as Relation
     from lilliput.techniques.distill import Response as Response
+    from lilliput.techniques.equalize import Equalize as Equalize
     from lilliput.techniques.finetune import Finetune as Finetune
+    from lilliput.techniques.hqq import HQQ as HQQ
     from lilliput.techniques.prune import Prune as Prune
     from lilliput.techniques.quantize import Quantize as Quantize
     from lilliput.techniques.ranges import MSE as MSE
@@ -48,6 +50,9 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.ranges import Quantiles as Quantiles
     from lilliput.techniques.rounding import GPTQ as GPTQ
     from lilliput.techniques.rounding import AdaRound as AdaRound
+    from lilliput.techniques.scalings import AWQ as AWQ
+    from lilliput.techniques.scalings import Ranges as Ranges
+    from lilliput.techniques.scalings import Smooth as Smooth
     from lilliput.techniques.share import Share as Share
     from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
@@ -60,6 +65,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
 _PLACES = {
     "AdaRound": "techniques.rounding",
     "Attention": "techniques.distill",
+    "AWQ": "techniques.scalings",
     "BFloat16": "encodings",
     "check": "exporters.profiles",
     "compress": "verbs",
@@ -69,6 +75,7 @@ _PLACES = {
     "diagnose": "verbs",
     "Diagnosis": "blame.diagnosis",
     "Entropy": "techniques.ranges",
+    "Equalize": "techniques.equalize",
     "export": "verbs",
     "Finetune": "techniques.finetune",
     "Fixed": "encodings",
@@ -76,6 +83,7 @@ _PLACES = {
     "freeze": "model.carrier",
     "GPTQ": "techniques.rounding",
     "Hint": "techniques.distill",
+    "HQQ": "techniques.hqq",
     "Int": "encodings",
     "Intervals": "techniques.ranges",
     "Levels": "encodings",
@@ -94,6 +102,7 @@ _PLACES = {
     "Prune": "techniques.prune",
     "Quantiles": "techniques.ranges",
     "Quantize": "techniques.quantize",
+    "Ranges": "techniques.scalings",
     "Recipe": "recipe",
     "Relation": "techniques.distill",
     "Response": "techniques.distill",
@@ -101,6 +110,7 @@ _PLACES = {
     "save": "verbs",
     "Share": "techniques.share",
     "Signs": "encodings",
+    "Smooth": "techniques.scalings",
     "Sparse": "encodings",
     "Task": "task",
     "Tiles": "encodings",

@@ -11,22 +11,25 @@ from typing import Any
 from lilliput.encodings import ENCODINGS
 from lilliput.errors import RecipeError
 from lilliput.plain import check_types, from_plain, to_plain
+from lilliput.techniques.combinations import FITS
 from lilliput.techniques.distill import TERMS
+from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.ranges import RANGES
 from lilliput.techniques.rounding import ROUNDINGS
+from lilliput.techniques.scalings import SCALINGS
 from lilliput.techniques.share import Share
 from lilliput.techniques.technique import Technique
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "Equalize": Equalize,
     "Finetune": Finetune,
     "Prune": Prune,
     "Quantize": Quantize,
     "Share": Share,
 }
-KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **RANGES, **ROUNDINGS, **TERMS}
+KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **FITS, **ROUNDINGS, **SCALINGS, **TERMS}
 
 
 @dataclass(frozen=True, init=False)

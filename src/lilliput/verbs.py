@@ -25,7 +25,7 @@ from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, private_copy
+from lilliput.engine.run import Driver, private_copy, times
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
@@ -287,7 +287,7 @@ def _prove(
         judged_on=judged_on,
         judged=judged,
         taken=taken,
-        rows=report_data.layers(driver, exact_tensors(original), stored),
+        rows=report_data.layers(driver, exact_tensors(original, driver.factors), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
             "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
@@ -411,10 +411,11 @@ def _deliver(source: Path, path: Path) -> None:
     beside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
 
 
-def exact_tensors(original: Driver) -> dict[str, Tensor]:
-    """The parameters of the original, prepared for the target as those of the compressed model were."""
+def exact_tensors(original: Driver, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of the original, prepared and rescaled as those of the compressed model were."""
     original.prepare()
-    return {path: original.tensor(path) for path in original.shapes()}
+    tensors = {path: original.tensor(path) for path in original.shapes()}
+    return {path: times(x, factors[path]) if path in factors else x for path, x in tensors.items()}
 
 
 def _copy(source: Path, path: Path) -> Path:

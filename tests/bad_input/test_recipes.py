@@ -35,7 +35,7 @@ UNKNOWN = {
         _step('kind = "Quantize"\nweights = {kind = "Int", bit = 8}'),
         "did you mean 'bits'?",
     ),
-    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Finetune, Prune, Quantize, Share"),
+    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Equalize, Finetune, Prune, Quantize, Share"),
     "a fit": (_step('kind = "Quantize"\nfit = {kind = "MinMaks"}'), "did you mean 'MinMax'?"),
     "a unit": (_step('kind = "Prune"\nunit = "heads"\namount = 0.5'), "known units"),
     "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
@@ -94,7 +94,7 @@ def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
 
 @pytest.mark.parametrize("step", [lp.Int(8), "Quantize", lp.Quantize], ids=repr)
 def test_a_step_that_is_none(step: Any) -> None:
-    with pytest.raises(RecipeError, match="known techniques: Finetune, Prune, Quantize, Share"):
+    with pytest.raises(RecipeError, match="known techniques: Equalize, Finetune, Prune, Quantize, Share"):
         lp.Recipe([step])
 
 

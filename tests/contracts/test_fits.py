@@ -22,8 +22,8 @@ from lilliput.errors import RecipeError
 from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.values import value_encodings
 from lilliput.task import Batches
-from lilliput.techniques.combinations import formats, table
-from lilliput.techniques.ranges import RANGES, Use
+from lilliput.techniques.combinations import FITS, formats, table
+from lilliput.techniques.ranges import Use
 from lilliput.techniques.statistics import Observe, Statistics
 
 SAMPLES: dict[str, Encoding] = {
@@ -68,21 +68,21 @@ def cells() -> Iterator[Any]:
     told = {row[0]: dict(zip(heading[1:], row[1:], strict=True)) for row in rows}
     for name in SAMPLES:
         for use in ("weights", "values"):
-            allowed = [fit for fit in RANGES if use in told.get(name, {}).get(fit, "").split(", ")]
+            allowed = [fit for fit in FITS if use in told.get(name, {}).get(fit, "").split(", ")]
             yield pytest.param(name, use, allowed, id=f"{name}-{use}")
 
 
 @pytest.mark.parametrize(("name", "use", "allowed"), list(cells()))
 def test_what_is_in_the_table_works_and_all_else_is_refused_by_name(name: str, use: Use, allowed: list[str]) -> None:
     encoding = SAMPLES[name]
-    for fit, kind in RANGES.items():
+    for fit, kind in FITS.items():
         fields: dict[str, Any] = (
             {"weights": encoding, "fit": kind()}
             if use == "weights"
             else {"weights": Int(8), "activations": encoding, "calibration": kind()}
         )
         inner = encoding.values if isinstance(encoding, lp.Sparse) else encoding
-        if fit in allowed or (name == "Sparse" and use == "weights" and fit in ("MinMax", "Percentile", "MSE")):
+        if fit in allowed or (name == "Sparse" and use == "weights" and fit in ("MinMax", "Percentile", "MSE", "HQQ")):
             model = driven(lp.Quantize(**fields)).model
             if use == "weights":
                 held = model[0]._modules["weight_encoded"].encoding  # type: ignore[index,union-attr]
@@ -93,7 +93,7 @@ def test_what_is_in_the_table_works_and_all_else_is_refused_by_name(name: str, u
         else:
             with pytest.raises(RecipeError) as caught:
                 lp.Quantize(**fields)
-            known = [*RANGES, *formats(use), "calibration="]
+            known = [*FITS, *formats(use), "calibration="]
             assert any(word in caught.value.next for word in known) and repr(inner) in caught.value.what
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +29,7 @@ from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
-from lilliput.task import Batches, ask, batch_size
+from lilliput.task import Batches, ask, batch_size, fingerprint
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.rounding import Rounding
@@ -53,6 +55,7 @@ class Driver:
     progress: Progress = silent
     lessons: Lessons | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
     _layers: int = 0  # that multiply or look up, as last captured
@@ -166,6 +169,25 @@ class Driver:
         else:
             self._edit(SetTensor(paths[0]), {"value": x})
 
+    def rescale(self, factors: Mapping[str, Tensor], tolerance: float) -> float:
+        rescaled = {path: times(self.tensor(path), factor) for path, factor in factors.items()}
+        asked = [self.example, *itertools.islice(self.calibrate or (), 1)]
+
+        def compute() -> Answer:
+            other = copy.deepcopy(self.model)
+            for path, x in rescaled.items():
+                write(other, path, x)
+            return Answer(data=max(departure(self.model, other, inputs) for inputs in asked))
+
+        digests = {path: tensor_digest(factor) for path, factor in factors.items()}
+        question = ("rescale", self.environment, self.state.digest, digests, [fingerprint(inputs) for inputs in asked])
+        found = float(self.store.answer(question, compute).data)
+        if found <= tolerance:
+            for path, x in rescaled.items():
+                self.set_tensor(path, x)
+                self.factors[path] = self.factors.get(path, torch.ones(())) * factors[path]
+        return found
+
     def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         return self.target.place(self.view(), encoding, weights)
 
@@ -261,6 +283,33 @@ def tensor_at(model: nn.Module, path: str) -> Tensor:
     """A copy of a parameter, decoded."""
     held = held_at(model, path)[1]
     return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """`x` multiplied in float64, rounded once."""
+    return (x.double() * factor).to(x.dtype)
+
+
+def write(model: nn.Module, path: str, x: Tensor) -> None:
+    """Give a parameter of `model` new values, in place."""
+    held = held_at(model, path)[1]
+    if isinstance(held, EncodedTensor):
+        held.write(x)
+    else:
+        held.detach().copy_(x)
+
+
+def departure(model: nn.Module, changed: nn.Module, inputs: Inputs) -> float:
+    """The largest difference between what two models answer, relative to the largest answer; infinite beside NaN."""
+    found = 0.0
+    with torch.no_grad():
+        answers = (flatten_outputs(ask(net, inputs, "a calibration batch")) for net in (model, changed))
+        for a, b in zip(*answers, strict=True):
+            alike = a == b
+            error = torch.where(alike, 0.0, (a.double() - b.double()).abs()).nan_to_num(nan=math.inf)
+            size = torch.where(a.isfinite(), a, 0).abs().double()
+            found = max(found, float(error.max() / size.max().clamp(min=1e-30))) if a.numel() else found
+    return found
 
 
 def _or_leave_out(next: str, path: str) -> str:

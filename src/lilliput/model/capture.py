@@ -221,6 +221,7 @@ def _calls(
                 window=_window(node),
                 weights=tuple(_weights(node, sources, reads)),
                 constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
+                numbers=_numbers(node),
             )
         elif node.op == "output":
             outputs = tuple(source for source in (sources.get(arg) for arg in node.all_input_nodes) if source)
@@ -240,6 +241,11 @@ def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
     cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
     ours = getattr(node.target, "namespace", "") == "lilliput"
     return cast or (ours and _op_name(node) not in RECURRENT)
+
+
+def _numbers(node: Node) -> tuple[int, ...]:
+    lists = (arg for arg in node.args if isinstance(arg, list | tuple))
+    return next((tuple(arg) for arg in lists if arg and all(isinstance(n, int) for n in arg)), ())
 
 
 def _op_name(node: Node) -> str:

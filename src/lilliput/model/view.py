@@ -39,6 +39,7 @@ class Call:
     weight_shape: tuple[int, ...] = ()  # of the tensor it multiplies by
     window: Window | None = None  # of a convolution that is not transposed
     weights: tuple[str, ...] = ()  # paths of the tensors it multiplies by or looks rows up in, in order
+    numbers: tuple[int, ...] = ()  # the first list of integers among its arguments: axes of a mean, of a permutation
 
     @property
     def bias(self) -> str | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from lilliput.encodings import ENCODINGS, Encoding, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import EncodingError, RecipeError
+from lilliput.techniques.hqq import HQQ
 from lilliput.techniques.ranges import MSE, RANGES, Range, Use
 from lilliput.techniques.rounding import Rounding
 
+FITS: dict[str, type[Range]] = {**RANGES, "HQQ": HQQ}
 _WHERE: dict[Use, str] = {"weights": "weights", "values": "values that flow"}
 
 
@@ -47,7 +49,7 @@ def check_rounding(encoding: Encoding | None, rounding: Rounding | None) -> None
 
 def fitting(kind: type[Encoding], use: Use) -> list[str]:
     """The names of the fits that take a format for a use."""
-    return [name for name, fit in RANGES.items() if issubclass(kind, fit.takes[use])]
+    return [name for name, fit in FITS.items() if issubclass(kind, fit.takes[use])]
 
 
 def formats(use: Use) -> list[str]:
@@ -57,9 +59,9 @@ def formats(use: Use) -> list[str]:
 
 def table() -> list[tuple[str, ...]]:
     """Rows of a heading, then of each format: its name, and of each fit whether it takes it for weights and values."""
-    rows = [("format", *RANGES)]
+    rows = [("format", *FITS)]
     for name, kind in ENCODINGS.items():
-        cells = [[use for use in _WHERE if fit in fitting(kind, use)] for fit in RANGES]
+        cells = [[use for use in _WHERE if fit in fitting(kind, use)] for fit in FITS]
         if any(cells):
             rows.append((name, *(", ".join(uses) for uses in cells)))
     return rows

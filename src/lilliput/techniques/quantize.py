@@ -61,7 +61,7 @@ class Quantize(Technique):
     def apply(self, run: Run) -> None:
         run.prepare()
         chosen_weights = self._choose(run)
-        encodings = {path: self._for_weight(calls[0]) for path, calls in chosen_weights.items()}
+        encodings = {path: for_weight(self.weights, calls[0]) for path, calls in chosen_weights.items()}
         places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
@@ -134,10 +134,6 @@ class Quantize(Technique):
         assert self.activations is not None
         return run.place(self.activations.for_value(), weights)
 
-    def _for_weight(self, call: Call) -> Encoding:
-        assert self.weights is not None
-        return self.weights.for_weight(1 if call.op.startswith("conv_transpose") else None)
-
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
 
@@ -153,6 +149,12 @@ class Quantize(Technique):
             and len(readers[f"tensor {calls[0].bias}"]) == 1
             and not calls[0].op.startswith("conv_transpose")
         }
+
+
+def for_weight(encoding: Encoding | None, call: Call) -> Encoding:
+    """How the weight of `call` is encoded: axes and scales are chosen by use where the user left them open."""
+    assert encoding is not None
+    return encoding.for_weight(1 if call.op.startswith("conv_transpose") else None)
 
 
 def _can_be_seen(call: Call) -> bool:

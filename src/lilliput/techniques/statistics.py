@@ -18,6 +18,7 @@ class Observe:
 
     histogram: bool = True
     channel_axis: int | None = None  # also the mean along this axis: 1 for images, -1 for tokens
+    magnitudes: bool = False  # along it, also the mean and the largest magnitude
 
 
 class Statistics:
@@ -30,6 +31,8 @@ class Statistics:
         self.counts = torch.zeros(BINS, dtype=torch.int64)
         self.sums: Tensor | None = None  # [channels], float64
         self.elements = 0  # a channel
+        self.sizes: Tensor | None = None  # sums of magnitudes, [channels], float64
+        self.largest: Tensor | None = None  # magnitude of each channel, [channels]
 
     def update(self, x: Tensor) -> None:
         x = x.detach()
@@ -40,6 +43,10 @@ class Statistics:
             sums = rows.sum(1, dtype=torch.float64)
             self.sums = sums if self.sums is None else self.sums + sums
             self.elements += rows.shape[1]
+            if self.observe.magnitudes:
+                sizes, largest = rows.abs().sum(1, dtype=torch.float64), rows.abs().amax(1).float()
+                self.sizes = sizes if self.sizes is None else self.sizes + sizes
+                self.largest = largest if self.largest is None else torch.maximum(largest, self.largest)
 
     def _count(self, flat: Tensor) -> None:
         low, high = flat.min().item(), flat.max().item()
@@ -67,6 +74,18 @@ class Statistics:
         assert self.sums is not None, "channel means were not asked for"
         return (self.sums / self.elements).float()
 
+    @property
+    def mean_magnitude(self) -> Tensor:
+        """Mean magnitude of each channel, [channels]."""
+        assert self.sizes is not None, "magnitudes were not asked for"
+        return (self.sizes / self.elements).float()
+
+    @property
+    def largest_magnitude(self) -> Tensor:
+        """Largest magnitude of each channel, [channels]."""
+        assert self.largest is not None, "magnitudes were not asked for"
+        return self.largest
+
     def points(self) -> tuple[Tensor, Tensor]:
         """Where the values lie, [1, points], and how many lie there: the ends are the true minimum and maximum."""
         width = 2 * self.limit / BINS
@@ -79,8 +98,9 @@ class Statistics:
     def pack(self) -> dict[str, Tensor]:
         """Everything as tensors, for a store."""
         numbers = torch.tensor([self.low, self.high, self.limit, self.elements], dtype=torch.float64)
-        sums = {} if self.sums is None else {"sums": self.sums}
-        return {"numbers": numbers, "counts": self.counts, **sums}
+        along = {"sums": self.sums, "sizes": self.sizes, "largest": self.largest}
+        held = {name: x for name, x in along.items() if x is not None}
+        return {"numbers": numbers, "counts": self.counts, **held}
 
     @classmethod
     def unpack(cls, observe: Observe, packed: Mapping[str, Tensor]) -> Statistics:
@@ -88,4 +108,5 @@ class Statistics:
         made.low, made.high, made.limit = packed["numbers"][:3].tolist()
         made.elements = int(packed["numbers"][3])
         made.counts, made.sums = packed["counts"], packed.get("sums")
+        made.sizes, made.largest = packed.get("sizes"), packed.get("largest")
         return made

@@ -88,6 +88,14 @@ class Run(Protocol):
         """Give a parameter new values."""
         ...
 
+    def rescale(self, factors: Mapping[str, Tensor], tolerance: float) -> float:
+        """Multiply parameters by factors with which the model computes the same; tells by how much its outputs differ.
+
+        Relative to the largest, on the example and on a calibration batch. Nothing is changed where it is not within
+        the tolerance.
+        """
+        ...
+
     def statistics(self, wanted: Mapping[str, Observe]) -> Mapping[str, Statistics]:
         """What the named values look like over the calibration batches."""
         ...

@@ -1,0 +1,92 @@
+"""Scales moved from one layer to the next before anything is rounded: nothing changes, and it rounds better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.encodings import Sparse
+from lilliput.errors import InputError
+from lilliput.model.pairs import Pair, find_pairs
+from lilliput.techniques.scalings import Scaling, factors
+from lilliput.techniques.technique import Run, Technique, check_where, chosen
+
+_TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; and by steps of coarser numbers
+
+
+@dataclass(frozen=True, repr=False)
+class Equalize(Technique):
+    """Rescale channels between layers, which changes nothing yet: put it before `Quantize`.
+
+    What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
+    read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
+
+    >>> from lilliput.techniques.scalings import Smooth
+    >>> Equalize(Smooth(alpha=0.7))
+    Equalize(by=Smooth(alpha=0.7))
+    """
+
+    by: Scaling
+
+    @property
+    def disturbs(self) -> frozenset[str]:
+        return frozenset({"ranges"})
+
+    def apply(self, run: Run) -> None:
+        if self.by.needs_batches and not run.calibrated:
+            raise InputError(
+                f"Equalize by {self.by} needs calibration batches",
+                why="its scales follow from what flows",
+                next="give calibrate=, or use Ranges(), which looks at weights alone",
+            )
+        run.prepare()
+        pairs, apart = find_pairs(run.view(), run.shapes())
+        check_where(self.where, [*apart, *(part.path for pair in pairs for part in pair.multiplied)])
+        for path, reason in apart.items():
+            if chosen(path, self.where):
+                _skip(run, path, reason)
+        pairs = [pair for pair in pairs if self._takes(run, pair)]
+        if not pairs:
+            return
+        scales = self.by.scales(run, pairs)
+        if not _accepted(run, pairs, scales) and len(pairs) > 1:
+            for pair, s in zip(pairs, scales, strict=True):
+                _accepted(run, [pair], [s])
+
+    def _takes(self, run: Run, pair: Pair) -> bool:
+        """Whether a pair is to be scaled and can be; if not, that is reported."""
+        paths = [part.path for part in pair.multiplied]
+        meant = [path for path in paths if chosen(path, self.where)]
+        encoded = [path for path in pair.paths if run.encoding(path) not in (None, Sparse())]
+        if encoded:
+            reason = f"{encoded[0]} is encoded already: put Equalize before Quantize"
+        elif len(meant) < len(paths):
+            reason = f"it reads the same as others that are left out by where={self.where!r}"
+        else:
+            reason = self.by.refuses(pair)
+        for path in meant if reason else []:
+            _skip(run, path, reason)
+        return not reason
+
+
+def _accepted(run: Run, pairs: Sequence[Pair], scales: Sequence[Tensor]) -> bool:
+    """Whether outputs stay the same; if so, the model is rescaled. A single pair that changes them is reported."""
+    together: dict[str, Tensor] = {}
+    for pair, s in zip(pairs, scales, strict=True):
+        for path, factor in factors(pair, s, run.shapes()).items():
+            together[path] = together.get(path, torch.ones(())) * factor
+    coarsest = max(torch.finfo(run.tensor(path).dtype).eps for path in together)
+    tolerance = max(_TOLERANCE, _STEPS * coarsest)
+    found = run.rescale(together, tolerance)
+    if not found <= tolerance and len(pairs) == 1:
+        for part in pairs[0].multiplied:
+            _skip(run, part.path, f"outputs would change by {found:.1g} of the largest")
+    return found <= tolerance
+
+
+def _skip(run: Run, path: str, reason: str) -> None:
+    """Reported for the layer, not the tensor, which a later step may well represent."""
+    run.skip(path.rpartition(".")[0] or path, f"not equalized: {reason}")

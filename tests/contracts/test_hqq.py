@@ -1,0 +1,118 @@
+"""The half-quadratic fit: never worse than where it starts, better where few weights are far off, for every grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import lilliput as lp
+from lilliput.encodings import NF4, BFloat16, Encoding, Float16, Int, Levels, Log, MiniFloat, Signs, Sparse, mxfp4
+from lilliput.errors import RecipeError
+from lilliput.techniques.hqq import HQQ, least_squares, shrunk
+from lilliput.techniques.ranges import MSE
+
+ENCODINGS: tuple[Encoding, ...] = (
+    Int(4),
+    Int(2, group=32),
+    Int(3, symmetric=False, group=32),
+    Int(4, symmetric=False, per="tensor", scale=Float16()),
+    Int(4, axis=1),
+    Log(4),
+    Log(5, terms=2, group=32, scale=BFloat16()),
+    Signs(2),
+    Signs(3, per="tensor"),
+    NF4(group=64),
+    MiniFloat("e2m1", group=32),
+    mxfp4(),
+    Sparse(Int(4)),
+)
+
+
+def weights(shape: tuple[int, ...] = (16, 64)) -> Tensor:
+    """Normally distributed, but for a few that are far off."""
+    x = torch.randn(shape) * 0.02
+    return torch.where(torch.rand(shape) < 0.01, x * 12, x)
+
+
+def off(x: Tensor, encoding: Encoding, parameters: object, p: float) -> float:
+    return float((x - encoding.represent(x, parameters).decode()).abs().double().pow(p).sum())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_never_worse_than_its_starts(encoding: Encoding, p: float) -> None:
+    x = weights()
+    inner = encoding.values if isinstance(encoding, Sparse) else encoding
+    assert inner is not None
+    found = HQQ(p=p).fit(x, encoding)
+    plain = inner.fit(x)
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in plain.items()}
+    for start in (plain, MSE().fit(x, encoding)):
+        assert off(x, encoding, found, p) <= off(x, encoding, start, p) * (1 + 1e-6)
+    assert off(x, encoding, found, p) < off(x, encoding, plain, p)
+
+
+def test_most_weights_are_met_better_than_by_least_squares() -> None:
+    x, encoding = weights((64, 256)), Int(3, group=64)
+    errors = [
+        (x - encoding.represent(x, fit.fit(x, encoding)).decode()).abs() for fit in (HQQ(p=0.5), MSE())
+    ]  # the median tells of most, the squares of all
+    assert errors[0].median() < 0.97 * errors[1].median()
+
+
+@pytest.mark.parametrize("encoding", [Float16(), Levels(8), Sparse(Float16())], ids=repr)
+def test_what_has_no_scale_fits_itself(encoding: Encoding) -> None:
+    x = weights((8, 32))
+    found, own = HQQ().fit(x, encoding), encoding.fit(x)
+    assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
+
+
+def test_shrinkage_is_about_the_least_of_its_sum() -> None:
+    p, beta = 0.7, 10.0
+    e = torch.linspace(-3, 3, 60001, dtype=torch.float64)
+    for x in (-2.0, -0.5, 0.05, 0.3, 1.0):
+        best = e[(e.abs().pow(p) + beta / 2 * (e - x).square()).argmin()]
+        found = shrunk(torch.tensor(x, dtype=torch.float64), p, beta)
+        assert abs(float(found - best)) < 0.16 and abs(float(found)) <= abs(x)
+
+
+def test_least_squares_find_the_grid_again() -> None:
+    encoding = Int(4, symmetric=False)
+    true = {"scale": torch.tensor([0.3, 2.0]), "offset": torch.tensor([3, 9], dtype=torch.uint8)}
+    numbers = torch.arange(16.0)[None] - true["offset"][:, None]
+    wanted = numbers * true["scale"][:, None]
+    apart = {"scale": torch.tensor([0.4, 1.5]), "offset": torch.tensor([3, 9], dtype=torch.uint8)}
+    found = least_squares(wanted, numbers * apart["scale"][:, None], apart, encoding)
+    torch.testing.assert_close(found["scale"], true["scale"])
+    assert torch.equal(found["offset"], true["offset"])
+
+
+@pytest.mark.parametrize("x", [torch.zeros(4, 32), torch.full((4, 32), 0.5), torch.zeros(0, 32)], ids=str)
+def test_weights_without_a_range(x: Tensor) -> None:
+    for encoding in (Int(4), Int(4, symmetric=False), NF4()):
+        torch.testing.assert_close(encoding.represent(x, HQQ().fit(x, encoding)).decode(), x, rtol=1e-3, atol=1e-6)
+
+
+def test_bad_input_is_answered() -> None:
+    for wrong in ({"p": 0.0}, {"p": 1.0}, {"steps": 0}, {"beta": 0.0}, {"growth": 0.9}):
+        with pytest.raises(RecipeError, match="HQQ with"):
+            replace(HQQ(), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="calibration"):
+        lp.Recipe([lp.Quantize(activations=Int(8), calibration=HQQ())])  # type: ignore[arg-type]
+
+
+def test_a_step_takes_it() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(64, 16)).eval()
+    small = lp.compress(
+        net,
+        lp.Recipe([lp.Quantize(weights=Int(4, group=32), fit=HQQ())]),
+        calibrate=[torch.randn(4, 64)],
+        target=lp.OnnxRuntime(seconds=1),
+    )
+    exact = net[0].weight.detach()
+    found = small.model.get_submodule("0").weight
+    wanted = Int(4, group=32).represent(exact, HQQ().fit(exact, Int(4, group=32))).decode()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
