@@ -82,6 +82,9 @@ class OnnxRuntime(OnnxFile):
             return "size only: rows are decoded as they are looked up"
         if activation is None or not eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
+        rules = self.required
+        if rules is not None and rules.signed:
+            return f"integers for {self.profile}; ONNX Runtime may compute it in float"
         return "int8 kernel, range found at each run" if getattr(activation, "dynamic", False) else "int8 kernel"
 
     def load(self, built: Path | bytes) -> Loaded:
