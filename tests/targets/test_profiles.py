@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -36,8 +37,9 @@ def convolution(
     dimensions: int = 2,
     domain: str = "",
     scale_given: bool = False,
+    after: bool = True,
 ) -> bytes:
-    """A quantized convolution as a file: Q/DQ before it, its weight behind a DQ."""
+    """A quantized convolution as a file: Q/DQ before and `after` it, its weight behind a DQ."""
     shape = (4, 3) + (3,) * dimensions
     held = {
         "s": np.float32(0.1),
@@ -53,7 +55,10 @@ def convolution(
         helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis),
         *([helper.make_node("DequantizeLinear", ["b", "bs"], ["bd"], axis=0)] if bias else []),
-        helper.make_node("Conv", ["xd", "wd", *(["bd"] if bias else [])], ["y"]),
+        helper.make_node("Conv", ["xd", "wd", *(["bd"] if bias else [])], ["c"]),
+        helper.make_node("Relu", ["c"], ["r" if after else "y"]),
+        *([helper.make_node("QuantizeLinear", ["r", "s", "z"], ["rq"])] if after else []),
+        *([helper.make_node("DequantizeLinear", ["rq", "s", "z"], ["y"])] if after else []),
         *([helper.make_node("Odd", ["y"], ["o"], domain=domain)] if domain else []),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3) + (8,) * dimensions)]
@@ -79,12 +84,16 @@ BROKEN: list[tuple[dict[str, Any], dict[str, str]]] = [
         {"tensorrt": "activations of uint8", "xnnpack": "weights of int8 beside activations of uint8"},
     ),
     ({"zero": 3}, {"tensorrt": "a zero point other than 0"}),
-    ({"weight_zero": 3}, {"tensorrt": "a zero point other than 0"}),
+    ({"weight_zero": 3}, dict.fromkeys(("openvino", "tensorrt"), "a zero point other than 0")),
     ({"bias": True}, {"tensorrt": "a bias of int32, which must be a float"}),
     ({"dimensions": 1}, {"tensorrt": "a convolution over 1 dimension", "xnnpack": "a convolution over 1 dimension"}),
     (
         {"values": np.uint8, "weights": np.uint8},
-        {"tensorrt": "activations of uint8", "xnnpack": "weights of uint8 with a scale for each channel"},
+        {
+            "openvino": "weights of uint8",
+            "tensorrt": "activations of uint8",
+            "xnnpack": "weights of uint8 with a scale for each channel",
+        },
     ),
     (
         {"axis": 1, "scales": 3},
@@ -101,6 +110,15 @@ def test_each_rule(change: dict[str, Any], broken: dict[str, str]) -> None:
     assert {name for name, told in found.items() if told} == broken.keys()
     for name, rule in broken.items():
         assert any(rule in one.rule for one in found[name]), found[name]
+
+
+@pytest.mark.parametrize("change", [change for change, _ in BROKEN if "domain" not in change], ids=str)
+def test_what_openvino_is_said_to_take_it_runs_on_integers(change: dict[str, Any]) -> None:
+    core, file = openvino.Core(), convolution(**change)
+    compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    told = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = {info["runtimePrecision"].astype(str) for info in told if info["layerType"].astype(str) == "Convolution"}
+    assert (kinds <= {"u8", "i8"}) == (not lp.check(file, "openvino")["openvino"])
 
 
 def test_opsets() -> None:

@@ -1,8 +1,8 @@
 """Who accepts an ONNX file: the rules of each runtime as data, and one walk that lists the nodes that break them.
 
-Accepted means: the file is read, and what is written as integers runs as integers. The rules of ONNX Runtime and
-OpenVINO were found by running them; those of TensorRT and XNNPACK are taken from their documentation and were not run
-(docs/profiles.md names the sources).
+Accepted means: the file is read, and nothing in it is known to keep what is written as integers from running as
+integers. The rules of ONNX Runtime and OpenVINO were found by running them; those of TensorRT and XNNPACK are taken
+from their documentation and were not run (docs/profiles.md names the sources).
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ PROFILES: Mapping[str, Profile] = {
     profile.name: profile
     for profile in (
         Profile("ort-cpu", ran=True, opsets=(7, 26)),
-        Profile("openvino", ran=True, opsets=(7, 26), refused=_RUN_TIME),
+        Profile(
+            "openvino",
+            ran=True,
+            opsets=(7, 26),
+            refused=_RUN_TIME,
+            weights=frozenset({"int8"}),
+            weight_zero_points=False,
+        ),
         Profile(
             "tensorrt",
             ran=False,

@@ -98,6 +98,9 @@ class OnnxRuntime(OnnxFile):
             return REMARK
         if activation is None or not eight_bits(weight):
             return "size only: decoded to float when the runtime loads it"
+        rules = self.required
+        if rules is not None and rules.signed:
+            return f"integers for {self.profile}; ONNX Runtime may compute it in float"
         if isinstance(activation, Fixed) or (isinstance(activation, Int) and activation.symmetric):
             return "int8 kernel, but in float where a ReLU follows"
         return "int8 kernel, range found at each run" if at_run_time(activation) else "int8 kernel"
