@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import lilliput as lp
 
 FOLDER = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 MEAN, DEVIATION = 0.2860, 0.3530  # of the pixels of the training set, from 0 to 1
@@ -87,6 +90,19 @@ class ResNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def resnet20() -> nn.Module:
+    """A ResNet-20 trained for three epochs (kept in out/, made again when it is not there)."""
+    torch.manual_seed(0)
+    net, kept = ResNet(3).to(memory_format=torch.channels_last), Path("out") / "bench" / "resnet20-fashion.lil"
+    if not kept.exists():
+        step = lp.Finetune(epochs=3, optimizer="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+        step = replace(step, warmup=0.1, precision="bf16")
+        trained = lp.train(lp.Task(net, train=batches(*read("train")), loss=loss), step).model
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lp.save(kept, trained)
+    return lp.load(kept, into=net).eval()
 
 
 def loss(model: Any, batch: Any) -> Tensor:
