@@ -76,7 +76,7 @@ def network() -> tuple[Logits, Tensor]:
         sys.exit((__doc__ or "").partition("\n\n    ")[2])
     given = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     folder = Path(found.origin).parent
-    net = AutoModelForCausalLM.from_pretrained(folder, **given, dtype=torch.float32, attn_implementation="eager").eval()
+    net = AutoModelForCausalLM.from_pretrained(folder, **given, dtype=torch.float32).eval()
     text = Path(book).read_text(encoding="utf-8")
     return Logits(net).eval(), AutoTokenizer.from_pretrained(folder, **given)(text, return_tensors="pt").input_ids[0]
 
