@@ -14,10 +14,14 @@ from torch.nn import functional
 
 import lilliput as lp
 from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse, Tiles
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.store import Store
 from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.view import Call, Window
+from lilliput.progress import silent
+from lilliput.report.data import layers
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches
 from lilliput.techniques.inputs import Stop, moments, patches
@@ -260,19 +264,54 @@ def test_without_batches_it_is_refused() -> None:
         compressed(GPTQ(), calibrate=None, example=pictures()[0])
 
 
-def test_a_layer_used_twice_and_one_never_reached_are_rounded_all_the_same() -> None:
+def told(model: nn.Module, data: list[Tensor], example: Tensor) -> dict[str, str]:
+    """By the path of each weight, what a report tells of it after GPTQ."""
+    task = lp.Task(model.eval(), calibrate=data, example=example, dynamic={})
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([lp.Quantize(weights=Int(4), rounding=GPTQ())]), driver)
+    with torch.no_grad():
+        assert (driver.model(data[0]) - model(data[0])).abs().max() < 1.0
+    return {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}
+
+
+def test_what_could_not_be_rounded_by_what_flows_is_told() -> None:
     class Rare(Branching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 6)
+
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + self.rare(x) * 0
+            y = super().forward(x + self.table.weight[1]) + self.table((x[:, 0] > 0).long())
+            return self.rare(y) if len(x) == 1 else y
 
     torch.manual_seed(9)
-    model = Rare().eval()
-    data = [torch.randn(8, 6) for _ in range(2)]
-    recipe = lp.Recipe([lp.Quantize(weights=Int(4), rounding=GPTQ())])
-    small = lp.compress(lp.Task(model, calibrate=data), recipe, target=OnnxRuntime(seconds=3))
-    with torch.no_grad():
-        assert (small.model(data[0]) - model(data[0])).abs().max() < 0.5
-    assert {row["encoding"] for row in small.data["layers"]} >= {"int4 per channel"}
+    rows = told(Rare(), [torch.randn(8, 6), torch.randn(8, 6)], torch.randn(1, 6))
+    assert "at the first of its 2 uses" in rows["first.weight"]
+    assert "no calibration batch reaches it" in rows["rare.weight"]
+    assert "what embedding reads is not looked at" in rows["table.weight"]
+    assert "rounded" not in rows["second.weight"]
+
+
+class Forked(nn.Module):
+    """A layer that single samples alone reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.often, self.rare = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.often(x))
+        return self.rare(y) if len(x) == 1 else y
+
+
+def test_a_range_that_no_batch_shows_is_refused_and_a_bias_left() -> None:
+    task = lp.Task(Forked().eval(), calibrate=[torch.randn(8, 6)], example=torch.randn(1, 6), dynamic={})
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    with pytest.raises(InputError, match=r"rare:linear#0@0: no calibration batch reaches it.*where=\"!rare\""):
+        follow(lp.Recipe([lp.Quantize(activations=Int(8))]), driver)
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([lp.Quantize()]), driver)
+    assert "its bias is not corrected" in {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}["rare.weight"]
 
 
 @pytest.mark.parametrize(

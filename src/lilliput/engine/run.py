@@ -55,6 +55,7 @@ class Driver:
     progress: Progress = silent
     lessons: Lessons | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # what was done to a layer otherwise than was asked
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
@@ -150,12 +151,18 @@ class Driver:
         def compute() -> Answer:
             parameters = kept if kept is not None else fit.fit(x, encoding) if fit else encoding.fit(x)
             rounded = x
-            if rounding is not None and stop is not None and stop.inputs:
+            reached = stop is not None and bool(stop.inputs)
+            if rounding is not None and stop is not None and reached:
                 rounded, parameters = rounding.round(x, encoding, parameters, stop)
-            return Answer(tensors=encoding.represent(rounded, parameters).tensors())
+            note = "" if stop is None or reached else "no calibration batch reaches it: rounded to the nearest"
+            return Answer(note, encoding.represent(rounded, parameters).tensors())
 
-        parts = self.store.answer(question, compute).tensors
+        answer = self.store.answer(question, compute)
+        parts = answer.tensors
         self.skipped.pop(paths[0], None)  # an earlier step had no use for it
+        self.notes.pop(paths[0], None)
+        if answer.data:
+            self.note(path, answer.data)
         dtype = str(x.dtype).removeprefix("torch.")
         self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
 
@@ -193,6 +200,9 @@ class Driver:
 
     def skip(self, path: str, reason: str) -> None:
         self.skipped[path] = reason
+
+    def note(self, path: str, text: str) -> None:
+        self.notes[path] = text
 
     def statistics(self, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
         batches = self._batches(f"{len(wanted)} values that flow")

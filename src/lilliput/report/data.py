@@ -65,15 +65,17 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
                 "bytes": sum(size for name, size in stored.items() if name.startswith(prefix)),
                 "zeros": float((now == 0).float().mean()),
                 "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
-                "runs_as": driver.target.remark(
-                    call,
-                    encoding,
-                    None if read is None else read.encoding,
-                    [driver.encoding(path) for path in call.weights if path != paths[0]],
-                ),
+                "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),
             }
         )
     return rows
+
+
+def _runs_as(driver: Driver, path: str, call: Any, encoding: Encoding | None, activation: Encoding | None) -> str:
+    """What the target will do with a layer, and what was done to it otherwise than was asked."""
+    others = [driver.encoding(other) for other in call.weights if other != path]
+    remark = driver.target.remark(call, encoding, activation, others)
+    return f"{remark}; {driver.notes[path]}" if path in driver.notes else remark
 
 
 def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:

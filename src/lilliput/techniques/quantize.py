@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lilliput.encodings import Encoding, Int
-from lilliput.errors import RecipeError
+from lilliput.errors import InputError, RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
 from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.inputs import Stop
@@ -73,6 +73,8 @@ class Quantize(Technique):
         for place in places:
             if place.encoding.calibrated:
                 held = seen[place.like or place.value]
+                if not held.reached:
+                    raise _never_reached(place.value)
                 encoding = place.encoding.for_range(held.low)
                 run.encode_value(place.value, encoding, self.calibration.of_value(held, encoding))
             else:
@@ -91,8 +93,11 @@ class Quantize(Technique):
         """A weight rounded to the nearest; a bias takes up the error on average."""
         exact = run.tensor(path)
         run.encode(path, encoding, fit=self.fit)
-        if correct is not None:
-            shift = mean_error(exact, run.tensor(path), seen[f"{correct.value}@0"].mean)
+        flowing = None if correct is None else seen[f"{correct.value}@0"]
+        if flowing is not None and not flowing.reached:
+            run.note(path, "no calibration batch reaches it: its bias is not corrected")
+        elif correct is not None and flowing is not None:
+            shift = mean_error(exact, run.tensor(path), flowing.mean)
             run.set_tensor(correct.bias, run.tensor(correct.bias) - shift)  # type: ignore[arg-type]
 
     def _walk(
@@ -107,10 +112,13 @@ class Quantize(Technique):
         for path, calls in weights.items():
             if not _can_be_seen(calls[0]):
                 run.encode(path, encodings[path], fit=self.fit)
+                run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
                 continue
             stop, exact = next(stops), run.tensor(path)
             stop.absorbed = path in correct
             run.encode(path, encodings[path], fit=self.fit, rounding=self.rounding, stop=stop)
+            if len(calls) > 1:
+                run.note(path, f"rounded by what flows at the first of its {len(calls)} uses")
             if path in correct:
                 shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
                 bias = correct[path].bias
@@ -157,6 +165,15 @@ def for_weight(encoding: Encoding | None, call: Call) -> Encoding:
     return encoding.for_weight(1 if call.op.startswith("conv_transpose") else None)
 
 
+def _never_reached(value: str) -> InputError:
+    module = value.partition(":")[0]
+    return InputError(
+        "no calibration batch reaches it, so its range is not known",
+        where=value,
+        next=f'give batches that do, or where="!{module}", or ranges at run time: activations=Int(8, dynamic=True)',
+    )
+
+
 def _can_be_seen(call: Call) -> bool:
     """Whether the damage to a weight follows from what its call multiplies it by."""
     return call.value is not None and (call.op == "linear" or call.window is not None)
@@ -188,6 +205,8 @@ def mean_error(exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
 
 def mean_shift(exact: Tensor, rounded: Tensor, stop: Stop) -> Tensor:
     """What all rounding up to here adds to each output on average, [outputs]."""
+    if not stop.inputs:
+        return rounded.new_zeros(len(rounded))
     seen = stop.moments
     return _mean_output(rounded.flatten(1), seen.mean) - _mean_output(exact.flatten(1), seen.original_mean)
 

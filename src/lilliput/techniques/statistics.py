@@ -69,6 +69,11 @@ class Statistics:
         self.limit *= 2
 
     @property
+    def reached(self) -> bool:
+        """Whether the value came by at all."""
+        return self.elements > 0 or bool(self.counts.any())
+
+    @property
     def mean(self) -> Tensor:
         """Mean of each channel, [channels]."""
         assert self.sums is not None, "channel means were not asked for"

@@ -116,6 +116,10 @@ class Run(Protocol):
         """Train the model by the knobs of a `Finetune`."""
         ...
 
+    def note(self, path: str, text: str) -> None:
+        """Report that something was done to a layer otherwise than was asked."""
+        ...
+
     def skip(self, path: str, reason: str) -> None:
         """Report that nothing was done to a layer, and why."""
         ...
