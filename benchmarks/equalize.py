@@ -5,6 +5,7 @@ The module is asked as it would run on its target; nothing is built or timed. Ar
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,9 @@ CASES: dict[str, dict[str, Sequence[Technique]]] = {
         **{f"Smooth({alpha}), int8, calibrated": [lp.Equalize(lp.Smooth(alpha)), STATIC] for alpha in (0.3, 0.5, 0.7)},
         "int4 in groups of 64": [lp.Quantize(weights=FOUR)],
         "AWQ, int4 in groups of 64": [lp.Equalize(lp.AWQ(FOUR)), lp.Quantize(weights=FOUR)],
+        "int4 in groups of 64, MinMax": [lp.Quantize(weights=FOUR, fit=lp.MinMax())],
         "int4 in groups of 64, HQQ": [lp.Quantize(weights=FOUR, fit=lp.HQQ())],
+        "int4 in groups of 64, HQQ(bound=inf)": [lp.Quantize(weights=FOUR, fit=lp.HQQ(bound=math.inf))],
     },
     "lite0": {
         "int8, one scale a tensor": [TENSOR],
