@@ -103,7 +103,7 @@ def test_bad_input_is_answered() -> None:
     for wrong in ({"p": 0.0}, {"p": 1.0}, {"bound": 0.9}, {"steps": 0}, {"beta": 0.0}, {"growth": 0.9}):
         with pytest.raises(RecipeError, match="HQQ with"):
             replace(HQQ(), **wrong)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="HQQ.* for values that flow"):
+    with pytest.raises(RecipeError, match=r"HQQ.* for values that flow"):
         lp.Recipe([lp.Quantize(activations=Int(8), calibration=HQQ())])
 
 
