@@ -24,9 +24,12 @@ _MULTIPLIES = ("Conv", "Gemm", "MatMul")
 _SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
 
-def lower(model: ir.Model, *, integer_bias: bool = True) -> None:
-    """Replace all nodes of the domain in `model`, in place; without `integer_bias`, biases stay floats everywhere."""
-    lowering = _Lowering(model.graph, model.opset_imports[""], integer_bias)
+def lower(model: ir.Model, *, integer_bias: bool = True, unsigned: bool = True) -> None:
+    """Replace all nodes of the domain in `model`, in place.
+
+    Without `integer_bias`, biases stay floats everywhere; without `unsigned`, symmetric values keep their zero at 0.
+    """
+    lowering = _Lowering(model.graph, model.opset_imports[""], integer_bias, unsigned)
     own = [node for node in model.graph if node.domain == DOMAIN]
     for node in own:
         if node.op_type.startswith("Decode"):
@@ -41,8 +44,8 @@ def lower(model: ir.Model, *, integer_bias: bool = True) -> None:
 class _Lowering:
     """One graph being lowered; new nodes go in right before the node that needs them."""
 
-    def __init__(self, graph: ir.Graph, opset: int, integer_bias: bool) -> None:
-        self.graph, self.opset, self.integer_bias = graph, opset, integer_bias
+    def __init__(self, graph: ir.Graph, opset: int, integer_bias: bool, unsigned: bool) -> None:
+        self.graph, self.opset, self.integer_bias, self.unsigned = graph, opset, integer_bias, unsigned
         self.made = 0
         self.constants: dict[tuple[object, ...] | None, ir.Value] = {}
         self.projected: dict[tuple[object, ...], ir.Value] = {}
@@ -249,7 +252,7 @@ class _Lowering:
             ends = [self._constant(np.array((end - int(offset)) * float(scale), np.float32)) for end in (low, high)]
             x = self._new("Clip", [x, *ends], before=node)
         assert whole.bits == 8
-        if whole.min < 0:  # the same steps, from 0 on: kernels take unsigned activations
+        if whole.min < 0 and self.unsigned:  # the same steps, from 0 on: kernels take unsigned activations
             offset = (offset.astype(np.int16) - whole.min).astype(np.uint8)
         parameters = [self._constant(scale), self._constant(offset)]
         codes = self._new("QuantizeLinear", [x, *parameters], before=node)

@@ -116,6 +116,7 @@ def export(
     opset: int = 20,
     *,
     integer_bias: bool = True,
+    unsigned: bool = True,
 ) -> None:
     """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside.
 
@@ -139,7 +140,7 @@ def export(
     graph = exported.model
     expand(graph)
     expand_simulated(graph)
-    lower(graph, integer_bias=integer_bias)
+    lower(graph, integer_bias=integer_bias, unsigned=unsigned)
     _name_axes(graph, example, dynamic)
     _strip(graph)
     data = ir.to_proto(graph).SerializeToString(deterministic=True)

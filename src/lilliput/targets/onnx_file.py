@@ -59,7 +59,8 @@ class OnnxFile(Target):
         self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
     ) -> None:
         rules = self.required
-        export(path, model, example, dynamic, self.opset, integer_bias=rules is None or rules.integer_bias)
+        integer_bias, unsigned = rules is None or rules.integer_bias, rules is None or not rules.signed
+        export(path, model, example, dynamic, self.opset, integer_bias=integer_bias, unsigned=unsigned)
         broken = None if rules is None else next(breaches(path, rules), None)
         if broken is not None and rules is not None:
             remedy = "use weights=Int(7)" if rules.largest_code < 127 else "leave what stands there out with where="
