@@ -48,7 +48,7 @@ LONGEST_S = 5
 
 FILES = {path.name: path.read_bytes() for path in golden.FILES}
 INDEX = {name: len(forge.START) + len(forge.apart(data).body) for name, data in FILES.items()}  # where it begins
-MODULE, ANSWER = (forge.apart(data) for data in FILES.values())
+MODULE, ANSWER, FORMATS = (forge.apart(path.read_bytes()) for path in golden.FILES)
 
 Rng = random.Random
 Change = Callable[[Rng, Any], Any]
@@ -66,7 +66,7 @@ class Tensor:
 
 def tensors() -> list[Tensor]:
     found = []
-    for taken in (MODULE, ANSWER):
+    for taken in (MODULE, ANSWER, FORMATS):
         for entry in taken.index()["tensors"]:
             if entry["chunks"] and len(taken.chunks[entry["name"]]) < 400:
                 bits = {"bits": entry["bits"]} if "bits" in entry else {}
