@@ -110,7 +110,8 @@ def test_the_source_opens_no_pickle_and_evaluates_nothing() -> None:
                 found += [(path.name, name) for name in names if name.split(".")[0] in modules]
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                if name in calls | {"torch.load", "np.load", "numpy.load"}:
+                numpy_alone = ast.unparse(node).endswith("allow_pickle=False)") and name in ("np.load", "numpy.load")
+                if name in calls | {"torch.load", "np.load", "numpy.load"} and not numpy_alone:
                     found.append((path.name, name))
     assert not found
 

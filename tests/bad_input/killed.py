@@ -34,12 +34,12 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.engine import evidence
 from lilliput.errors import LilliputError
 from lilliput.exporters.onnx import export
 from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
 from lilliput.model.capture import Inputs
+from lilliput.targets import onnx_file
 
 MOMENTS = [
     ("run.json", "write"),
@@ -345,8 +345,8 @@ def _tell(work: Callable[[], Any], path: Path) -> None:
 
 def main(place: Path) -> None:
     torch.set_num_threads(1)
-    short = partial(evidence.interleaved, rounds=1, warmup_s=0.0, settle_s=0.0, round_s=0.01)
-    evidence.interleaved = short  # type: ignore[assignment]  # timings are not looked at here
+    short = partial(onnx_file.interleaved, rounds=1, warmup_s=0.0, settle_s=0.0, round_s=0.01)
+    onnx_file.interleaved = short  # type: ignore[assignment]  # timings are not looked at here
     inspect.getsource = cache(inspect.getsource)  # half of an export is looking up sources that stay the same
     export(place / "first.onnx", Net().eval(), Inputs((torch.zeros(1, 128),), {}), {})  # much is set up only once
     gc.freeze()  # collections leave alone what the processes share
