@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
+from lilliput.progress import silent
 
 Refused = Callable[..., Any]
 Tasks = Callable[..., lp.Task]
@@ -215,3 +218,28 @@ def test_what_is_skipped_is_reported(quick: lp.OnnxRuntime) -> None:
         "fc.weight": False,
         "head.weight": True,
     }
+
+
+class Hidden(nn.Module):
+    """Weights that are no parameters: a buffer, a plain attribute, a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("kept", torch.randn(6, 6))
+        self.plain = torch.randn(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.linear(torch.relu(self.layer(x)), self.kept)
+        x = nn.functional.linear(torch.relu(x), self.plain)
+        return nn.functional.linear(torch.relu(x), self.layer.weight.T * 2.0)
+
+
+@pytest.mark.parametrize("step", [lp.Quantize(), lp.Prune("weights", 0.5), lp.Quantize(rounding=lp.GPTQ())], ids=repr)
+def test_weights_that_are_no_parameters_are_named(step: Any) -> None:
+    task = lp.Task(Hidden().eval(), calibrate=[torch.randn(8, 6)])
+    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([step]), driver)
+    assert driver.encoding("layer.weight") is not None
+    assert driver.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter"
+    assert any("computed or no parameter" in reason for reason in driver.skipped.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
 from lilliput.model.view import MULTIPLIES, RECURRENT
-from lilliput.techniques.technique import Run, Technique, check_where, chosen
+from lilliput.techniques.technique import Run, Technique, check_where, chosen, used_weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +41,7 @@ class Prune(Technique):
         return frozenset({"ranges"})
 
     def apply(self, run: Run) -> None:
-        used = run.view().weights
+        used = used_weights(run)
         multiply = MULTIPLIES | RECURRENT
         weights = {path: calls for path, calls in used.items() if all(call.op in multiply for call in calls)}
         check_where(self.where, list(weights))

@@ -16,7 +16,7 @@ from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen
+from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen, used_weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,14 +127,14 @@ class Quantize(Technique):
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
         """The tensors to encode, with the calls that use them; all others are reported with a reason."""
-        weights, shapes = run.view().weights, run.shapes()
+        weights, shapes = used_weights(run), run.shapes()
         check_where(self.where, list(weights))
         for path in shapes:
             if len(shapes[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
-        picked = {path: calls for path, calls in weights.items() if path in shapes and chosen(path, self.where)}
+        picked = {path: calls for path, calls in weights.items() if chosen(path, self.where)}
         earlier = _encoded(run)
-        for path in [path for path in weights if path in shapes and path not in picked and path not in earlier]:
+        for path in [path for path in weights if path not in picked and path not in earlier]:
             run.skip(path, f"left out by where={self.where!r}")
         return picked
 
@@ -181,7 +181,7 @@ def _can_be_seen(call: Call) -> bool:
 
 def _encoded(run: Run) -> dict[str, Encoding]:
     """The weights that earlier steps have encoded: what flows into them is encoded with the rest."""
-    found = {path: run.encoding(path) for path in run.view().weights}
+    found = {path: run.encoding(path) for path in run.view().weights if path in run.shapes()}
     return {path: encoding for path, encoding in found.items() if encoding is not None}
 
 

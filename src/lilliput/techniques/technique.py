@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding
 from lilliput.errors import RecipeError
-from lilliput.model.view import Call, View
+from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.rounding import Rounding
@@ -147,6 +147,21 @@ class Technique(ABC):
 
     def __repr__(self) -> str:
         return short_repr(self)
+
+
+def used_weights(run: Run) -> dict[str, list[Call]]:
+    """The parameters that layers multiply by or look rows up in, with their calls in order.
+
+    Layers whose weight is no parameter are reported as skipped.
+    """
+    view, shapes = run.view(), run.shapes()
+    for call in view.calls:
+        if call.op in MULTIPLIES and not call.weights:
+            run.skip(call.module or call.id, "its weight is computed or no parameter: make it an nn.Parameter")
+    for path in view.weights:
+        if path not in shapes:
+            run.skip(path, "a buffer, not a parameter: make it an nn.Parameter")
+    return {path: calls for path, calls in view.weights.items() if path in shapes}
 
 
 def chosen(path: str, where: Where) -> bool:
