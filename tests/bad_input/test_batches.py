@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lilliput as lp
 from lilliput.errors import InputError
+from lilliput.task import fingerprint
 
 Batches = list[Tensor]
 
@@ -200,3 +202,12 @@ def test_a_validation_by_what_judges() -> None:
     with pytest.raises(InputError, match=r"^validate: holds 16 of the 16 samples of evaluate .*cannot judge it"):
         lp.train(lp.Task(net, **given, validate=labelled, evaluate=[x[:8], x[16:]]))
     lp.train(lp.Task(net, **given, validate=labelled[:1], evaluate=[x[4:16]]))  # a third by chance
+
+
+def test_large_arrays_that_differ_in_the_middle_are_told_apart() -> None:
+    first = np.zeros(5000)
+    second = first.copy()
+    second[2500] = 1.0
+    assert repr(first) == repr(second)
+    assert fingerprint([first]) == fingerprint([first.copy()]) != fingerprint([second])
+    assert fingerprint([first]) != fingerprint([first.reshape(50, 100)]) != fingerprint([first.astype("f4")])

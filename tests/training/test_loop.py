@@ -20,7 +20,7 @@ from lilliput.errors import InputError, RecipeError
 from lilliput.model.carrier import encoded_tensors
 from lilliput.model.values import value_encodings
 from lilliput.techniques.finetune import Finetune
-from lilliput.training.data import Feed
+from lilliput.training.data import Feed, check_classes
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 
@@ -464,3 +464,11 @@ def test_a_source_of_unknown_length_is_told_to_its_end(length: Callable[[], int]
     told: list[tuple[int, int]] = []
     Feed.known(Stream(length), "train", 0, lambda stage, done, total: told.append((done, total)))
     assert told == [(i, done[-1]) for i in done]
+
+
+def test_labels_that_no_loss_looks_at_are_no_class() -> None:
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, -100, 1])
+    train, validate = Feed.known([(x, y)], "train", 0), Feed.known([(x[:2], y[:2])], "validate", 0)
+    check_classes(train, validate)
+    with pytest.raises(InputError, match="no sample of class 1"):
+        check_classes(train, Feed.known([(x[:1], y[:1])], "validate", 0))

@@ -48,7 +48,7 @@ class Feed:
             if labels is None or len(labels) != size:
                 classes = None
             elif classes is not None:
-                classes.update(labels.tolist())
+                classes.update(labels[labels >= 0].tolist())  # negative ones mark what no loss looks at
         if batches == 0:
             raise InputError("holds no batches", where=field, next="give at least one batch")
         met = None if classes is None else frozenset(classes)
