@@ -127,9 +127,7 @@ class AdaRound(Rounding):
 
     steps: int = 1000
     lr: float = 0.02
-    weight: float = (
-        0.01  # of the term that drives each choice to one side, beside the damage of rounding to the nearest
-    )
+    weight: float = 0.01  # of the term that drives choices to one side; the damage of plain rounding counts 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,10 +201,10 @@ def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tupl
     """Scales by which the numbers that were chosen do least damage, row by row, and those numbers by them."""
     scale = grid.parameters["scale"]
     rows, count = rounded.shape[1:]
-    if scale.dim() != 2 or scale.shape[0] != rows or grid.encoding.axis != 0:
+    if scale.dim() == 0 or scale.shape[0] != rows or grid.encoding.axis != 0:
         return grid, rounded
-    groups = scale.shape[1]
-    old = scale.double()
+    old = scale.double().reshape(rows, -1)
+    groups = old.shape[1]
     numbers = rounded[0].reshape(rows, groups, -1) / old[..., None]
     spread = torch.zeros(rows, groups, count, dtype=torch.float64)
     for g, part in enumerate(torch.arange(count).chunk(groups)):
@@ -218,8 +216,10 @@ def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tupl
     found = torch.linalg.solve(left + ridge, right)
     new = torch.where((found > 0.5 * old) & (found < 2 * old), found, old).float()
     held = grid.encoding.nested().get("scale")
-    new = new if held is None else held.represent(new).decode()
-    changed = Grid(grid.encoding, {**grid.parameters, "scale": new}, grid.shape, grid.kept)
+    if held is not None:
+        new = held.represent(new).decode()
+        new = torch.where(new > 0, new, old.float())
+    changed = Grid(grid.encoding, {**grid.parameters, "scale": new.reshape(scale.shape)}, grid.shape, grid.kept)
     return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
 
 
