@@ -59,7 +59,12 @@ class Device(Target):
         try:
             shlex.split(self.command)
         except ValueError as error:
-            raise InputError("the command cannot be split into words", where=self.command, why=reason(error)) from None
+            raise InputError(
+                "the command cannot be split into words",
+                where=self.command,
+                why=reason(error),
+                next="close its quotes, as a shell wants them",
+            ) from None
 
     @property
     def format(self) -> str:  # type: ignore[override]
@@ -154,10 +159,20 @@ class _OnDevice:
                 next="give Device(timeout_s=…) more",
             ) from None
         except (OSError, ValueError) as error:
-            raise MeasureError("the command cannot be started", where=command, why=reason(error)) from None
+            raise MeasureError(
+                "the command cannot be started",
+                where=command,
+                why=reason(error),
+                next="name a program that is there, by its path if need be",
+            ) from None
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["it printed no error"]
-            raise MeasureError(f"the command ended with {done.returncode}", where=command, why=lines[-1])
+            raise MeasureError(
+                f"the command ended with {done.returncode}",
+                where=command,
+                why=lines[-1],
+                next="run it by hand on a model and inputs of yours",
+            )
         return done.stdout
 
     def _answers(self, outputs: Path) -> list[Tensor]:
@@ -166,10 +181,17 @@ class _OnDevice:
             with np.load(outputs, allow_pickle=False) as held:
                 found = [torch.from_numpy(held[name]) for name in held.files]
         except Exception as error:  # NumPy, zip files and torch raise many kinds
-            raise MeasureError("the command left no outputs", where=command, why=reason(error)) from None
+            raise MeasureError(
+                "the command left no outputs",
+                where=command,
+                why=reason(error),
+                next="let it write numpy.savez(outputs, …) with arrays of numbers, or leave {outputs} out",
+            ) from None
         if len(found) != self.signature.count:
             raise MeasureError(
-                f"the command left {len(found)} outputs, where the model has {self.signature.count}", where=command
+                f"the command left {len(found)} outputs, where the model has {self.signature.count}",
+                where=command,
+                next="let it write them all, in the order of the file",
             )
         return found
 
