@@ -229,7 +229,8 @@ class Driver:
             walking(original, batches, calls, lambda path: tensor_at(original, path)) as then,
         ):
             before: Stop | None = None
-            for call in calls:
+            for i, call in enumerate(calls):
+                self.progress("looking at what flows", i, len(calls))
                 stop = Stop(call, functools.partial(now.inputs, call), functools.partial(then.inputs, call), before)
                 yield stop
                 for walk in (now, then):
@@ -237,6 +238,7 @@ class Driver:
                 if before is not None:
                     before.leave()
                 before = stop
+            self.progress("looking at what flows", len(calls), len(calls))
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest
