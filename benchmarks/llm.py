@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -114,21 +115,21 @@ def measured(method: str, bits: int) -> None:
         net, seconds = driver.model, perf_counter() - began  # type: ignore[assignment]
     found = list(losses(net, test))
     told.write_text(json.dumps({"losses": found, "seconds": seconds}))
-    print(f"{method}, {bits} bits: perplexity {math.exp(sum(found) / len(found)):.3f}, {seconds:.0f} s", flush=True)
+    print(f"{method}, {bits} bits: perplexity {math.exp(fmean(found)):.3f}, {seconds:.0f} s", flush=True)
 
 
 def table() -> None:
     rows: list[dict[str, Any]] = []
     done = {path.stem: json.loads(path.read_text()) for path in OUT.glob("*.json")}
-    exact = mean(done["as it is 32"]["losses"])
+    exact = fmean(done["as it is 32"]["losses"])
     for name in ["as it is 32", *(f"{method} {bits}" for bits in sorted(BITS) for method in METHODS)]:
         if name not in done:
             continue
         method, _, bits = name.rpartition(" ")
-        loss, plain = mean(done[name]["losses"]), done.get(f"rounding {bits}")
+        loss, plain = fmean(done[name]["losses"]), done.get(f"rounding {bits}")
         row = {"method": method, "bits": int(bits), "perplexity": math.exp(loss), "loss": loss}
         if plain is not None:
-            more = math.exp(mean(plain["losses"])) - math.exp(exact)
+            more = math.exp(fmean(plain["losses"])) - math.exp(exact)
             row["share_of_roundings_loss"] = (math.exp(loss) - math.exp(exact)) / more
         rows.append(
             {
@@ -139,10 +140,6 @@ def table() -> None:
             }
         )
     write("llm", rows, torch.get_num_threads())
-
-
-def mean(numbers: list[float]) -> float:
-    return sum(numbers) / len(numbers)
 
 
 def main() -> None:
