@@ -35,8 +35,9 @@ class Edit(ABC):
 
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Make the change in `root`, in place; one that no constructor repeats is noted there (`structure`)."""
-        if self._change(root, tensors) and self not in structure(root):
-            vars(root)[_STRUCTURE] = (*structure(root), self)
+        if self._change(root, tensors):  # an earlier one of its kind that made the same change gives way
+            others = (edit for edit in structure(root) if type(edit) is not type(self) or edit.places() != self.places())
+            vars(root)[_STRUCTURE] = (*others, self)
 
     @abstractmethod
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
@@ -131,6 +132,72 @@ class SetTensor(Edit):
         return (self.path,)
 
 
+@dataclass(frozen=True, repr=False)
+class Resize(Edit):
+    """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths."""
+
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        value = tensors["value"]
+        if not self.paths:
+            raise FormatError("an edit without a path")
+        for path in self.paths:
+            owner, name = _owner(root, path)
+            held = owner._parameters.get(name)
+            held = owner._buffers.get(name) if held is None else held
+            if held is None:
+                raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
+            if tuple(value.shape) != self.shape or not _smaller(self.shape, tuple(held.shape)):
+                raise FormatError(
+                    f"a tensor of shape {tuple(value.shape)} for one of {tuple(held.shape)} that is to have {self.shape}",
+                    where=path,
+                    next="give the constructor, with the arguments, used for saving",
+                )
+            held.data = value.to(held.device, held.dtype, copy=True)
+            held.grad = None
+            if isinstance(owner, nn.RNNBase):
+                owner._init_flat_weights()
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {"value": self.paths[0]}
+
+    def places(self) -> tuple[str, ...]:
+        return self.paths
+
+
+@dataclass(frozen=True, repr=False)
+class SetNumber(Edit):
+    """A whole number that a module holds as an attribute, a size or a count, gets smaller."""
+
+    module: str
+    name: str
+    value: tuple[int, ...]  # of an attribute that is one number, one
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        owner, name = _owner(root, f"{self.module}.{self.name}" if self.module else self.name)
+        held = vars(owner).get(name)
+        numbers = (held,) if type(held) is int else held
+        if not isinstance(numbers, tuple | list) or not numbers or any(type(n) is not int for n in numbers):
+            raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module)
+        if min(self.value, default=0) < 1 or not _smaller(self.value, tuple(numbers)):
+            raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module)
+        vars(owner)[name] = self.value[0] if type(held) is int else type(held)(self.value)  # type: ignore[call-arg]
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (f"{self.module}.{self.name}",)
+
+
+def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+    return len(shape) == len(held) and all(a <= b for a, b in zip(shape, held, strict=True))
+
+
 _CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {str(kind).removeprefix("torch."): kind for kind in _FLOATS}
@@ -184,7 +251,7 @@ class Replace(Edit):
 
 
 EDITS: dict[str, type] = {
-    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace)},
+    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize, SetNumber)},
     **ENCODINGS,
 }
 

@@ -1,0 +1,160 @@
+"""Which slices of which tensors can only be removed together: found by following the axes through a captured graph.
+
+Every axis of every tensor of the model starts as atoms of its own (`atoms.py`). Each call of the graph joins those of
+what it reads and tells those of what it returns, by the rule of its operator (`axis_rules.py`); what a rule does not
+know, nothing is removed from. What is left are groups: sets of slices that are alike.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+from torch.fx import Node
+
+from lilliput.model.atoms import NONE, Atoms, Axis
+from lilliput.model.axis_rules import Flow, Number, follow
+from lilliput.model.capture import Inputs, program, quiet
+from lilliput.model.carrier import SUFFIX, tensors
+from lilliput.modes import eval_mode
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one tensor of the model, and where the slices of a group lie along it."""
+
+    path: str
+    axis: int
+    positions: tuple[Positions, ...]  # for each slice of the group those that go with it
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Slices that are alike: each may be removed, from all members at once, and is then gone from the network."""
+
+    atoms: tuple[int, ...]
+    members: tuple[Member, ...]
+    heads: bool = False  # of attention: what it multiplies, it multiplies for each slice apart
+    normalised: bool = False  # something is normalised over them: what is left is normalised over fewer
+
+    @property
+    def size(self) -> int:
+        return len(self.atoms)
+
+    @property
+    def name(self) -> str:
+        """The group by its first member: path and axis."""
+        return f"{self.members[0].path}[{self.members[0].axis}]"
+
+
+@dataclass
+class Coupling:
+    """What is coupled in one network."""
+
+    atoms: Atoms
+    held: Mapping[str, Sequence[Axis]]  # of each tensor of the model, the axes
+    numbers: Sequence[Number]
+    groups: tuple[Group, ...]
+    protected: Mapping[str, str] = field(default_factory=dict)  # "path[axis]" -> why nothing goes there
+
+    def left(self, axis: Axis, gone: Iterable[int]) -> npt.NDArray[np.bool_]:
+        """Which positions of an axis are left once these atoms are gone."""
+        return ~np.isin(self.atoms.parts(axis), np.array(list(gone), np.int64)).any(1)
+
+
+def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
+    """The groups of `model`, a network in eval mode, as it runs on `inputs`."""
+    with eval_mode(model), quiet():
+        captured = program(model, inputs, {})
+    flow, held = Flow(Atoms()), dict[str, Sequence[Axis]]()
+    signature = captured.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    first = {path: paths[0] for paths in tensors(model) for path in paths}
+    module: Any = captured.graph_module
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            flow.axes[node] = _given(flow, held, node, names, first)
+    follow(flow, captured.graph, module)
+    return _found(flow, held, first)
+
+
+def _given(
+    flow: Flow, held: dict[str, Sequence[Axis]], node: Node, names: Mapping[str, str], first: Mapping[str, str]
+) -> Any:
+    """The axes of what the graph is given: a tensor of the model, an input, a constant."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    name = names.get(node.name)
+    if name is None:
+        why = "an axis of an input" if not node.name.startswith("c_") else "a constant of the source"
+        return [flow.atoms.fixed(n, why) for n in value.shape]
+    if f"{SUFFIX}." in name:
+        return [flow.atoms.fixed(n, "encoded already: prune first, encode then") for n in value.shape]
+    path = first.get(name, name)
+    if path not in held:
+        held[path] = [flow.atoms.new(n) for n in value.shape]
+    return list(held[path])
+
+
+def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], parameters: Container[str]) -> Coupling:
+    atoms = flow.atoms
+    places: dict[int, list[_Place]] = defaultdict(list)
+    for path, axes in held.items():
+        for i, axis in enumerate(axes):
+            for atom, positions, column in _places(atoms.parts(axis)):
+                places[atom].append(_Place(path, i, column, positions))
+                if len(positions) == len(axis) and len(axis) > 1:
+                    atoms.keep(np.array([atom]), "without it nothing would be left")
+    protected = {
+        f"{path}[{i}]": atoms.why_kept(int(atoms.parts(axis)[0].max()))
+        for path, axes in held.items()
+        for i, axis in enumerate(axes)
+        if len(axis) > 1 and atoms.fixed_whole(axis)
+    }
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for atom, found in places.items():
+        if not atoms.why_kept(atom) and any(place.path in parameters for place in found):
+            alike[tuple((place.path, place.axis, place.column, len(place.positions)) for place in found)].append(atom)
+    heads, normalised = (
+        set(map(int, np.unique(atoms.parts(np.concatenate(axes))))) if axes else set[int]()
+        for axes in (flow.heads, flow.normalised)
+    )
+    groups = []
+    for same in alike.values():
+        if len(same) > 1:
+            members = tuple(
+                Member(first.path, first.axis, tuple(places[atom][k].positions for atom in same))
+                for k, first in enumerate(places[same[0]])
+            )
+            groups.append(Group(tuple(same), members, same[0] in heads, same[0] in normalised))
+    return Coupling(atoms, held, flow.numbers, tuple(groups), protected)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one atom lies along one axis of one tensor."""
+
+    path: str
+    axis: int
+    column: int  # among the parts of a position: rows before columns
+    positions: Positions
+
+
+def _places(parts: Axis) -> Iterator[tuple[int, Positions, int]]:
+    """Each atom of an axis, with the positions that it is a part of, and as which part it comes first."""
+    rows, columns = (x.ravel() for x in np.indices(parts.shape))
+    flat = parts.ravel()
+    known = flat != NONE
+    order = np.lexsort((columns[known], rows[known], flat[known]))
+    atoms, rows, columns = flat[known][order], rows[known][order], columns[known][order]
+    found, starts = np.unique(atoms, return_index=True)
+    for atom, positions, column in zip(found, np.split(rows, starts[1:]), columns[starts], strict=True):
+        yield int(atom), np.unique(positions), int(column)

@@ -1,0 +1,226 @@
+"""Removing slices from a network: which edits that takes, and whether it runs with them.
+
+Tensors follow from the coupling alone. The numbers that modules hold beside them (``num_heads``, ``split_size``) are
+found where a call is given the length of an axis: the attributes of the module that makes the call, which its forward
+reads, and which hold that number. Which of them it is, and whether a literal in the source stands in the way, is seen by
+doing it in a copy and running that.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.errors import reason
+from lilliput.model.axis_rules import Number
+from lilliput.model.capture import Inputs
+from lilliput.model.carrier import owner_of, tensors
+from lilliput.model.coupling import Coupling, Group
+from lilliput.model.edits import Edit, Resize, SetNumber
+from lilliput.modes import eval_mode
+
+Change = tuple[Edit, Mapping[str, Tensor]]
+Link = tuple[str, str]  # a module and an attribute of it
+_MOST = 24  # ways to choose attributes that are tried for one group
+
+
+@dataclass
+class Shrinking:
+    """One network, what is coupled in it, and which attributes were found to hold which lengths."""
+
+    model: nn.Module
+    coupling: Coupling
+    inputs: Inputs
+    links: dict[Link, Number] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.read = numbers_read(self.model, self.inputs)
+        self.expected = _shapes(self.model, self.inputs)
+        for number in self.coupling.numbers:
+            if number.name:
+                self.links[number.module, number.name] = number
+
+    def refused(self, chosen: Mapping[Group, Iterable[int]]) -> dict[Group, str]:
+        """Why groups cannot lose these atoms; all others can, all together."""
+        everything = {atom for atoms in chosen.values() for atom in atoms}
+        links = self._first_links(everything)
+        if links is not None and not self._fails(everything, links):
+            self.links = links
+            return {}
+        found: dict[Group, str] = {}
+        gone: set[int] = set()
+        for group, atoms in chosen.items():
+            why = self._tried(gone, set(atoms))
+            if why:
+                found[group] = why
+            else:
+                gone |= set(atoms)
+        return found
+
+    def _tried(self, before: set[int], atoms: set[int]) -> str:
+        """Why these cannot go where those before are gone; if they can, the links that it takes are kept."""
+        why = ""
+        for links in itertools.islice(self._links(before | atoms), _MOST):
+            failed = self._fails(before | atoms, links)
+            if not failed:
+                self.links = links
+                return ""
+            why = why or failed
+        return why
+
+    def _first_links(self, gone: set[int]) -> dict[Link, Number] | None:
+        return next(self._links(gone), None)
+
+    def _links(self, gone: set[int]) -> Iterator[dict[Link, Number]]:
+        """What attributes may have to change once `gone` are gone; the likeliest first."""
+        open_ends: dict[tuple[str, int], Number] = {}
+        for number in self.coupling.numbers:
+            known = any(module == number.module and held.value == number.value for (module, _), held in self.links.items())
+            if not number.name and not known and self._length(number, gone) != number.value:
+                open_ends.setdefault((number.module, number.value), number)
+        choices = []
+        for (module, value), number in open_ends.items():
+            names = [name for name, held in self.read.get(module, {}).items() if held == value]
+            subsets = [names] if names else []
+            subsets += [[name] for name in names if len(names) > 1] + [[]]
+            choices.append([{(module, name): number for name in subset} for subset in subsets])
+        for chosen in itertools.product(*choices):
+            yield {**self.links, **{link: number for one in chosen for link, number in one.items()}}
+
+    def _length(self, number: Number, gone: Iterable[int]) -> int:
+        return int(self.coupling.left(number.axis, gone).sum())
+
+    def _fails(self, gone: set[int], links: Mapping[Link, Number]) -> str:
+        """Why a copy of the network does not run without `gone`; empty if it does."""
+        trial = copy.deepcopy(self.model)
+        try:
+            for edit, given in self.changes(gone, links):
+                edit.apply(trial, given)
+            shapes = _shapes(trial, self.inputs)
+        except Exception as error:  # the network's own code raises anything
+            return reason(error)
+        return "" if shapes == self.expected else f"it would answer with shapes {shapes} instead of {self.expected}"
+
+    def changes(self, gone: Iterable[int], links: Mapping[Link, Number] | None = None) -> list[Change]:
+        """The edits that remove these atoms."""
+        gone = set(gone)
+        every = {path: paths for paths in tensors(self.model) for path in paths}
+        found: list[Change] = []
+        resized: dict[str, tuple[int, ...]] = {}
+        for path, axes in self.coupling.held.items():
+            left = [self.coupling.left(axis, gone) for axis in axes]
+            if all(mask.all() for mask in left):
+                continue
+            x = _tensor(self.model, path)
+            for i, mask in enumerate(left):
+                x = x.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
+            paths = every.get(path, (path,))
+            resized |= {one: tuple(x.shape) for one in paths}
+            found.append((Resize(paths, tuple(x.shape)), {"value": x}))
+        numbers: dict[Link, tuple[int, ...]] = {}
+        for link, number in (self.links if links is None else links).items():
+            length = self._length(number, gone)
+            if length != number.value:
+                numbers[link] = (length,)
+        numbers |= _sizes(self.model, resized, numbers)
+        return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
+
+
+def _tensor(model: nn.Module, path: str) -> Tensor:
+    owner, name = owner_of(model, path)
+    held = owner._parameters.get(name)
+    held = owner._buffers.get(name) if held is None else held
+    assert isinstance(held, Tensor)
+    return held.detach()
+
+
+def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    from torch.utils._pytree import tree_leaves
+
+    with torch.no_grad(), eval_mode(model):
+        return [tuple(x.shape) for x in tree_leaves(inputs.call(model)) if isinstance(x, Tensor)]
+
+
+def _sizes(
+    model: nn.Module, resized: Mapping[str, tuple[int, ...]], known: Mapping[Link, tuple[int, ...]]
+) -> dict[Link, tuple[int, ...]]:
+    """What torch's own layers hold of the shapes of their tensors."""
+    found: dict[Link, tuple[int, ...]] = {}
+    owners: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for path, shape in resized.items():
+        owners[path.rpartition(".")[0]][path.rpartition(".")[2]] = shape
+    for path in owners:
+        module = model.get_submodule(path)
+        shapes = {name: tuple(x.shape) for name, x in (*module._parameters.items(), *module._buffers.items()) if x is not None}
+        groups = known.get((path, "groups"), (getattr(module, "groups", 1),))[0]
+        for name, value in _numbers_of(module, {**shapes, **owners[path]}, groups).items():
+            held = vars(module).get(name)
+            if held is not None and held != value and tuple([held] if type(held) is int else held) != value:
+                found[path, name] = value if isinstance(value, tuple) else (value,)
+    return found
+
+
+def _numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int) -> dict[str, Any]:
+    weight = shapes.get("weight", shapes.get("running_mean", ()))
+    if isinstance(module, nn.Linear):
+        return {"out_features": weight[0], "in_features": weight[1]}
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return {"out_channels": weight[0], "in_channels": weight[1] * groups}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": weight[0]}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": weight}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": weight[0]}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": weight[0]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        sizes = {"input_size": shapes["weight_ih_l0"][1], "hidden_size": shapes["weight_hh_l0"][0] // gates}
+        return sizes | ({"proj_size": shapes["weight_hr_l0"][0]} if "weight_hr_l0" in shapes else {})
+    return {}
+
+
+def numbers_read(model: nn.Module, inputs: Inputs) -> dict[str, dict[str, int]]:
+    """The whole numbers that each module's forward reads of its own attributes, in one run."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    with torch.no_grad(), eval_mode(model), _watched_attributes(model, found):
+        inputs.call(model)
+    return dict(found)
+
+
+@contextmanager
+def _watched_attributes(model: nn.Module, found: dict[str, dict[str, int]]) -> Iterator[None]:
+    classes = {path: type(module) for path, module in model.named_modules()}
+
+    def watching(path: str, cls: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, name: str) -> Any:
+            value = super(watched, self).__getattribute__(name)
+            if type(value) is int and name in vars(self):
+                found[path][name] = value
+            return value
+
+        watched = type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__})
+        return watched
+
+    try:
+        for path, cls in classes.items():
+            model.get_submodule(path).__class__ = watching(path, cls)
+        yield
+    finally:
+        for path, cls in classes.items():
+            model.get_submodule(path).__class__ = cls
