@@ -25,7 +25,7 @@ from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
-from lilliput.engine.run import Driver, private_copy, times
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
@@ -35,7 +35,9 @@ from lilliput.file.lil import lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import artifact, cpu, environment
 from lilliput.model.capture import Dynamic
+from lilliput.model.copies import private_copy
 from lilliput.model.edits import State
+from lilliput.model.parameters import rescaled
 from lilliput.model.signature import Signature, sound
 from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
@@ -415,7 +417,7 @@ def exact_tensors(original: Driver, factors: Mapping[str, Tensor]) -> dict[str, 
     """The parameters of the original, prepared and rescaled as those of the compressed model were."""
     original.prepare()
     tensors = {path: original.tensor(path) for path in original.shapes()}
-    return {path: times(x, factors[path]) if path in factors else x for path, x in tensors.items()}
+    return {path: rescaled(x, factors[path]) if path in factors else x for path, x in tensors.items()}
 
 
 def _copy(source: Path, path: Path) -> Path:

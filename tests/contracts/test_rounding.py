@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.nn import functional
 import lilliput as lp
 from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse, Tiles
 from lilliput.engine.begin import begin, follow
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
@@ -24,7 +25,9 @@ from lilliput.progress import silent
 from lilliput.report.data import layers
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches
-from lilliput.techniques.inputs import Stop, moments, patches
+from lilliput.techniques.choice import Choice
+from lilliput.techniques.inputs import Stop, gram, moments, patches
+from lilliput.techniques.quantize import mean_shift
 from lilliput.techniques.rounding import GPTQ, AdaRound, Rounding, compensated, damage, swept, with_damp
 
 FORMATS: tuple[Encoding, ...] = (
@@ -52,7 +55,7 @@ def correlated(rows: int, count: int, seed: int = 0) -> Tensor:
 
 def stop_at(x: Tensor, original: Tensor | None = None, op: str = "linear") -> Stop:
     call = Call("linear", op, "fc:linear#0", ("input x", "tensor fc.weight"), (), weights=("fc.weight",))
-    return Stop(call, lambda: [x], lambda: [x if original is None else original])
+    return Stop(call, lambda: {0: x}, lambda: {0: x if original is None else original})
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS, ids=repr)
@@ -137,8 +140,9 @@ def test_patches_times_weights_are_the_convolution(layer: nn.Conv2d) -> None:
     weight = layer.weight.flatten(1).reshape(layer.groups, -1, seen.shape[2])
     found = (seen @ weight.transpose(1, 2)).transpose(0, 1).flatten(1) + layer.bias
     assert torch.allclose(found, layer(x).movedim(1, -1).flatten(0, -2), atol=1e-5)
-    gram = moments([x], [x], call).gram
-    assert torch.allclose(gram, seen.transpose(1, 2) @ seen / seen.shape[1], atol=1e-5)
+    wanted = seen.transpose(1, 2) @ seen / seen.shape[1]
+    for found in (moments([(x, x)], call).gram, gram([x], call)):
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
 class Branching(nn.Module):
@@ -166,15 +170,87 @@ def test_batches_wait_where_the_model_is_changed_and_go_on_as_it_then_is() -> No
     torch.manual_seed(6)
     model, data = Branching().eval(), [torch.randn(3, 6), torch.randn(2, 6)]
     calls = calls_of(model, data[0])
-    with torch.no_grad(), walking(model, batches_of(*data), calls, lambda path: model.get_parameter(path)) as walk:
+    with torch.no_grad(), walking(model, batches_of(*data), calls) as walk:
         first = walk.inputs(calls[0])
-        assert all(torch.equal(a, b) for a, b in zip(first, data, strict=True))
+        assert all(torch.equal(first[i], x) for i, x in enumerate(data)) and len(first) == 2
         model.first.weight.mul_(2)
         walk.leave(calls[0])
         second = walk.inputs(calls[1])
-        expected = [torch.relu(model.first(x)) for x in data]
-        assert all(torch.allclose(a, b) for a, b in zip(second, expected, strict=True))
+        assert len(second) == 2
+        assert all(torch.allclose(second[i], torch.relu(model.first(x))) for i, x in enumerate(data))
     assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_Pass"]
+
+
+class Turning(nn.Module):
+    """A layer reached by batches whose sum, as the layer before gives it, is above 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x) if torch.compiler.is_exporting() or float(x.sum()) > 0 else x
+
+
+FIRST, LAST = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def at_a_turn(*data: Tensor) -> tuple[Driver, Iterator[Stop]]:
+    """A walk that has come to a layer which batches of positive `FIRST` reached before, and negative ones do now."""
+    model = Turning().eval()
+    nn.init.eye_(model.first.weight)
+    nn.init.zeros_(model.first.bias)
+    driver = Driver.start(
+        model,
+        example=Inputs.of(data[0]),
+        dynamic={},
+        calibrate=batches_of(*data),
+        target=OnnxRuntime(),
+        store=Store(),
+        environment="a test",
+    )
+    stops = driver.walk(calls_of(model, data[0]))
+    next(stops)
+    driver.set_tensor("first.weight", torch.diag(LAST - FIRST))
+    return driver, stops
+
+
+def test_a_batch_that_now_goes_another_way_is_left_out() -> None:
+    torch.manual_seed(14)
+    data = [(0.1 + torch.rand(7, 4)) * way for way in (FIRST, -FIRST, LAST)]
+    driver, stops = at_a_turn(*data)
+    stop = next(stops)
+    assert list(stop.inputs) == [1, 2] and list(stop.batches) == [2]
+    assert torch.allclose(stop.moments.gram[0], data[2].T @ data[2] / 7)
+    assert torch.allclose(stop.gram[0], (data[1].T @ data[1] + data[2].T @ data[2]) / 14)
+    driver.encode("second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
+    assert driver.notes["second.weight"].startswith("2 calibration batches do not reach it as they did before")
+
+
+def test_where_all_go_another_way_it_is_as_if_none_came() -> None:
+    torch.manual_seed(15)
+    driver, stops = at_a_turn(*((0.1 + torch.rand(7, 4)) * way for way in (FIRST, -FIRST)))
+    stop, exact = next(stops), driver.tensor("second.weight")
+    driver.encode("second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
+    assert torch.equal(driver.tensor("second.weight"), Int(3).represent(exact).decode())
+    assert "no calibration batch reaches it as they did before" in driver.notes["second.weight"]
+    assert not mean_shift(exact, driver.tensor("second.weight"), stop).any()
+
+
+def test_the_original_runs_only_where_it_is_asked_for() -> None:
+    runs: list[int] = []
+    model, x = Branching().eval(), torch.randn(2, 6)
+    calls = calls_of(model, x)
+    now, then = ({0: x}, {0: x})
+
+    def original() -> dict[int, Tensor]:
+        runs.append(1)
+        return then
+
+    stop = Stop(calls[0], lambda: now, original)
+    assert stop.gram.shape == (1, 6, 6) and not runs
+    assert torch.allclose(stop.moments.gram, stop.gram) and runs
 
 
 def test_nothing_runs_until_inputs_are_asked_for() -> None:
@@ -183,7 +259,7 @@ def test_nothing_runs_until_inputs_are_asked_for() -> None:
     model.register_forward_pre_hook(lambda module, args: seen.append(1))
     calls = calls_of(model, x)
     seen.clear()
-    with walking(model, batches_of(x), calls, lambda path: model.get_parameter(path)) as walk:
+    with walking(model, batches_of(x), calls) as walk:
         for call in calls:
             walk.leave(call)
     assert not seen
@@ -205,7 +281,7 @@ def test_what_fails_on_the_way_is_raised_where_it_is_awaited() -> None:
     calls = calls_of(model, torch.randn(2, 4))
     model.rows = 2
     data = batches_of(torch.randn(2, 4), torch.randn(5, 4))
-    with walking(model, data, calls, lambda path: model.get_parameter(path)) as walk:
+    with walking(model, data, calls) as walk:
         walk.inputs(calls[0])
         walk.leave(calls[0])
         with pytest.raises(InputError, match=r"calibrate\[1\].*too many rows"):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from lilliput.engine.lessons import Lessons
 from lilliput.engine.resume import conditions
-from lilliput.engine.run import Driver, check_runs
+from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
+from lilliput.measure import flatten_outputs
+from lilliput.model.capture import Inputs
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
-from lilliput.task import Batches, Task, check_clusters, checked_example
+from lilliput.task import Batches, Task, ask, check_clusters, checked_example
 
 
 def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
@@ -35,9 +40,9 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         lessons=Lessons.of(task, task.model),
     )
     if task.example is not None or driver.calibrate is None:
-        check_runs(driver.model, example, "example")
+        _check_runs(driver.model, example, "example")
     if driver.calibrate is not None:
-        check_runs(driver.model, next(iter(driver.calibrate)), "calibrate[0]")
+        _check_runs(driver.model, next(iter(driver.calibrate)), "calibrate[0]")
     rung = driver.view().rung
     if rung != "whole":
         problems = driver.view().problems
@@ -66,3 +71,26 @@ def follow(recipe: Recipe, driver: Driver) -> None:
             why=reasons,
             next="see where= and the layers of the model",
         )
+
+
+def _check_runs(model: nn.Module, inputs: Inputs, where: str) -> None:
+    """Refuse a model (in eval mode) that fails on `inputs`, or answers them with NaN or infinity."""
+    with torch.no_grad():
+        out = ask(model, inputs, where)
+    if all(bool(torch.isfinite(x).all()) for x in flatten_outputs(out)):
+        return
+    damaged = _damaged(model)
+    raise InputError(
+        "the model answers with NaN or infinity",
+        where=damaged or where,
+        why="this tensor of the model holds some" if damaged else "no tensor of the model holds any",
+        next="repair the model" if damaged else "give inputs that it is made for",
+    )
+
+
+def _damaged(model: nn.Module) -> str:
+    """The first parameter that is not finite, or buffer that holds NaN (infinity in a buffer may be a mask)."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return name
+    return next((name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())), "")

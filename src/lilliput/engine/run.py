@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,22 +18,24 @@ from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import walking
-from lilliput.errors import EncodingError, InputError, reason
-from lilliput.measure import flatten_outputs
+from lilliput.errors import EncodingError, InputError
+from lilliput.measure import departure
 from lilliput.model.capture import Inputs, capture
-from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze, tensors
+from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.copies import as_it_stands, private_copy
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
+from lilliput.model.parameters import held_at, read, rescaled, write
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size, fingerprint
+from lilliput.techniques.choice import NEAREST, Choice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
-from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Fit, Placement
+from lilliput.techniques.technique import Placement
 
 
 @dataclass
@@ -100,71 +101,48 @@ class Driver:
         return {paths[0]: tuple(tensor.shape) for paths, tensor in tensors(self.model).items()}
 
     def tensor(self, path: str) -> Tensor:
-        return tensor_at(self.model, path)
+        return read(self.model, path)
 
     def encoding(self, path: str) -> Encoding | None:
         held = held_at(self.model, path)[1]
         return held.encoding if isinstance(held, EncodedTensor) else None
 
-    def encode(
-        self,
-        path: str,
-        encoding: Encoding,
-        *,
-        x: Tensor | None = None,
-        fit: Fit | None = None,
-        rounding: Rounding | None = None,
-        stop: Stop | None = None,
-    ) -> None:
+    def encode(self, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:
         if path in self._encoded:
             self._encoded.clear()
         self._encoded.add(path)
         self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
         try:
-            self._encode(path, encoding, x, fit, rounding, stop)
+            self._encode(path, encoding, choice)
         except EncodingError as error:
             if error.where:
                 raise
             raise EncodingError(error.what, where=path, why=error.why, next=_or_leave_out(error.next, path)) from None
 
-    def _encode(
-        self,
-        path: str,
-        encoding: Encoding,
-        x: Tensor | None,
-        fit: Fit | None,
-        rounding: Rounding | None,
-        stop: Stop | None,
-    ) -> None:
+    def _encode(self, path: str, encoding: Encoding, choice: Choice) -> None:
         paths, held = held_at(self.model, path)
-        x, kept = self.tensor(path) if x is None else x, None
+        x, kept = self.tensor(path) if choice.values is None else choice.values, None
         check_encodable(encoding, path, x)
         if isinstance(held, EncodedTensor):
             frozen = held.encoded()
             x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
             kept = encoding.kept_parameters(frozen)
         grid = None if kept is None else {name: tensor_digest(part) for name, part in kept.items()}
-        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, fit, grid)
-        if rounding is not None and self.calibrate is not None:  # what flows follows from the model and the batches
-            question = (*question, rounding, self.state.digest, self.calibrate.digest, path)
+        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, choice.fit, grid)
+        if choice.rounding is not None and self.calibrate is not None:  # what flows follows from model and batches
+            question = (*question, choice.rounding, self.state.digest, self.calibrate.digest, path)
 
         def compute() -> Answer:
-            parameters = kept if kept is not None else fit.fit(x, encoding) if fit else encoding.fit(x)
-            rounded = x
-            reached = stop is not None and bool(stop.inputs)
-            if rounding is not None and stop is not None and reached:
-                rounded, parameters = rounding.round(x, encoding, parameters, stop)
-            note = "" if stop is None or reached else "no calibration batch reaches it: rounded to the nearest"
-            return Answer(note, encoding.represent(rounded, parameters).tensors())
+            rounded, parameters, told = choice.numbers(x, encoding, kept)
+            return Answer(told, encoding.represent(rounded, parameters).tensors())
 
         answer = self.store.answer(question, compute)
-        parts = answer.tensors
         self.skipped.pop(paths[0], None)  # an earlier step had no use for it
         self.notes.pop(paths[0], None)
         if answer.data:
             self.note(path, answer.data)
         dtype = str(x.dtype).removeprefix("torch.")
-        self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
+        self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), answer.tensors)
 
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
         self._edit(EncodeValue(value, encoding), parameters)
@@ -172,25 +150,27 @@ class Driver:
     def set_tensor(self, path: str, x: Tensor) -> None:
         paths, held = held_at(self.model, path)
         if isinstance(held, EncodedTensor):
-            self.encode(path, held.encoding, x=x)
+            self.encode(path, held.encoding, Choice(x))
         else:
             self._edit(SetTensor(paths[0]), {"value": x})
 
     def rescale(self, factors: Mapping[str, Tensor], tolerance: float) -> float:
-        rescaled = {path: times(self.tensor(path), factor) for path, factor in factors.items()}
+        changed = {path: rescaled(self.tensor(path), factor) for path, factor in factors.items()}
         asked = [self.example, *itertools.islice(self.calibrate or (), 1)]
 
         def compute() -> Answer:
             other = copy.deepcopy(self.model)
-            for path, x in rescaled.items():
+            for path, x in changed.items():
                 write(other, path, x)
-            return Answer(data=max(departure(self.model, other, inputs) for inputs in asked))
+            with torch.no_grad():
+                both = ((ask(net, inputs, "a calibration batch") for net in (self.model, other)) for inputs in asked)
+                return Answer(data=max(departure(*answers) for answers in both))
 
         digests = {path: tensor_digest(factor) for path, factor in factors.items()}
         question = ("rescale", self.environment, self.state.digest, digests, [fingerprint(inputs) for inputs in asked])
         found = float(self.store.answer(question, compute).data)
         if found <= tolerance:
-            for path, x in rescaled.items():
+            for path, x in changed.items():
                 self.set_tensor(path, x)
                 self.factors[path] = self.factors.get(path, torch.ones(())) * factors[path]
         return found
@@ -223,11 +203,8 @@ class Driver:
 
     def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
         batches = self._batches(f"what flows into {len(calls)} layers")
-        original = copy.deepcopy(self.model)
-        with (
-            walking(self.model, batches, calls, self.tensor) as now,
-            walking(original, batches, calls, lambda path: tensor_at(original, path)) as then,
-        ):
+        original = as_it_stands(self.model)
+        with walking(self.model, batches, calls) as now, walking(original, batches, calls) as then:
             before: Stop | None = None
             for i, call in enumerate(calls):
                 self.progress("looking at what flows", i, len(calls))
@@ -283,82 +260,7 @@ class Driver:
         self.state = self.state.after(step)
 
 
-def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
-    """A parameter of `model`, with all its paths."""
-    for paths, tensor in tensors(model).items():
-        if path in paths:
-            return paths, tensor
-    raise InputError("the model has no such parameter", where=path)
-
-
-def tensor_at(model: nn.Module, path: str) -> Tensor:
-    """A copy of a parameter, decoded."""
-    held = held_at(model, path)[1]
-    return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
-
-
-def times(x: Tensor, factor: Tensor) -> Tensor:
-    """`x` multiplied in float64, rounded once."""
-    return (x.double() * factor).to(x.dtype)
-
-
-def write(model: nn.Module, path: str, x: Tensor) -> None:
-    """Give a parameter of `model` new values, in place."""
-    held = held_at(model, path)[1]
-    if isinstance(held, EncodedTensor):
-        held.write(x)
-    else:
-        held.detach().copy_(x)
-
-
-def departure(model: nn.Module, changed: nn.Module, inputs: Inputs) -> float:
-    """The largest difference between what two models answer, relative to the largest answer; infinite beside NaN."""
-    found = 0.0
-    with torch.no_grad():
-        answers = (flatten_outputs(ask(net, inputs, "a calibration batch")) for net in (model, changed))
-        for a, b in zip(*answers, strict=True):
-            alike = a == b
-            error = torch.where(alike, 0.0, (a.double() - b.double()).abs()).nan_to_num(nan=math.inf)
-            size = torch.where(a.isfinite(), a, 0).abs().double()
-            found = max(found, float(error.max() / size.max().clamp(min=1e-30))) if a.numel() else found
-    return found
-
-
 def _or_leave_out(next: str, path: str) -> str:
     """A remedy, and the other one that always works."""
     left_out = f'where="!{path.rpartition(".")[0] or path}"'
     return f"{next}, or {left_out}" if next else f"leave it out with {left_out}"
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A copy of the user's model to make changes in, parametrizations folded, encoded tensors frozen."""
-    try:
-        private = copy.deepcopy(model)
-    except Exception as error:  # whatever the model holds
-        raise InputError(
-            "the model cannot be copied", why=reason(error), next="give a model that copy.deepcopy takes"
-        ) from error
-    return freeze(fold_parametrizations(private))
-
-
-def check_runs(model: nn.Module, inputs: Inputs, where: str) -> None:
-    """Refuse a model (in eval mode) that fails on `inputs`, or answers them with NaN or infinity."""
-    with torch.no_grad():
-        out = ask(model, inputs, where)
-    if all(bool(torch.isfinite(x).all()) for x in flatten_outputs(out)):
-        return
-    damaged = _damaged(model)
-    raise InputError(
-        "the model answers with NaN or infinity",
-        where=damaged or where,
-        why="this tensor of the model holds some" if damaged else "no tensor of the model holds any",
-        next="repair the model" if damaged else "give inputs that it is made for",
-    )
-
-
-def _damaged(model: nn.Module) -> str:
-    """The first parameter that is not finite, or buffer that holds NaN (infinity in a buffer may be a mask)."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return name
-    return next((name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())), "")

@@ -8,12 +8,13 @@ are encoded by then, make of the data, in one pass, and in memory for the activa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.model.parameters import read
 from lilliput.model.values import Interception
 from lilliput.model.view import Call
 from lilliput.task import Batches, ask
@@ -24,20 +25,18 @@ class _Abandoned(BaseException):
 
 
 class Walk:
-    """The passes of all `batches` through `model`, as far as they have come; `tensor` tells a weight as it is now."""
+    """The passes of all `batches` through `model`, as far as they have come."""
 
-    def __init__(
-        self, model: nn.Module, batches: Batches, calls: Iterable[Call], tensor: Callable[[str], Tensor]
-    ) -> None:
-        self.model, self.batches, self.tensor = model, batches, tensor
+    def __init__(self, model: nn.Module, batches: Batches, calls: Iterable[Call]) -> None:
+        self.model, self.batches = model, batches
         self.paths = {f"{call.value}@1": path for call in calls for path in call.weights}
         self.pending = {f"{call.value}@0" for call in calls}
         self.abandoned = False
         self.passes: list[_Pass] = []
         self.weights: dict[str, Tensor] = {}  # of the calls that are being left
 
-    def inputs(self, call: Call) -> Sequence[Tensor]:
-        """What `call` reads, batch by batch, once all that comes before it has run."""
+    def inputs(self, call: Call) -> Mapping[int, Tensor]:
+        """What `call` reads, by the numbers of the batches that reach it, once all that comes before it has run."""
         name = f"{call.value}@0"
         if not self.passes:
             field = self.batches.field
@@ -47,7 +46,7 @@ class Walk:
             while one.at not in (*self.pending, ""):
                 one.go_on()
         self.weights = {}
-        return [one.held for one in self.passes if one.at == name and one.held is not None]
+        return {i: one.held for i, one in enumerate(self.passes) if one.at == name and one.held is not None}
 
     def leave(self, call: Call) -> None:
         """From now on nothing stops at `call`."""
@@ -56,7 +55,7 @@ class Walk:
     def weight(self, name: str) -> Tensor:
         """The weight that the call of this operand multiplies by, as it is now: the call read it before it waited."""
         if name not in self.weights:
-            self.weights[name] = self.tensor(self.paths[name])
+            self.weights[name] = read(self.model, self.paths[name])
         return self.weights[name]
 
     def end(self) -> None:
@@ -67,11 +66,9 @@ class Walk:
 
 
 @contextmanager
-def walking(
-    model: nn.Module, batches: Batches, calls: Iterable[Call], tensor: Callable[[str], Tensor]
-) -> Iterator[Walk]:
+def walking(model: nn.Module, batches: Batches, calls: Iterable[Call]) -> Iterator[Walk]:
     """A walk that ends with the block."""
-    walk = Walk(model, batches, calls, tensor)
+    walk = Walk(model, batches, calls)
     try:
         yield walk
     finally:

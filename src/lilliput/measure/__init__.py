@@ -1,7 +1,7 @@
 """Size, latency, cost and closeness, each with the interval and the conditions that make it evidence."""
 
 from lilliput.measure.cost import Cost, macs, parameters
-from lilliput.measure.distance import Distance, DistanceSoFar, flatten_outputs
+from lilliput.measure.distance import Distance, DistanceSoFar, departure, flatten_outputs
 from lilliput.measure.environment import Cpu, cpu, environment
 from lilliput.measure.files import artifact
 from lilliput.measure.latency import Latencies, interleaved
@@ -17,6 +17,7 @@ __all__ = [
     "Measurement",
     "artifact",
     "cpu",
+    "departure",
     "environment",
     "flatten_outputs",
     "interleaved",

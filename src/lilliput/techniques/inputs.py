@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,11 +18,14 @@ from lilliput.model.view import Call, Window
 _MOST = 1 << 25  # elements of patches that are made of one batch
 
 
+Flowing = Mapping[int, Tensor]  # by the number of the batch, what a call multiplies by its weight
+
+
 class Stop:
     """A call at which the calibration batches wait: its inputs can be seen, and its weight can be changed.
 
     They come as the model stands, with all that was encoded before; `original`, as they were before the walk began.
-    Nothing is computed until it is asked for.
+    Nothing is computed until it is asked for, and nothing of the original for the inputs and their `gram`.
     """
 
     absorbed = False  # whether a bias takes up what changes on average, so that only what varies counts
@@ -30,26 +33,55 @@ class Stop:
     def __init__(
         self,
         call: Call,
-        inputs: Callable[[], Sequence[Tensor]],
-        original: Callable[[], Sequence[Tensor]],
+        inputs: Callable[[], Flowing],
+        original: Callable[[], Flowing],
         before: Stop | None = None,
     ) -> None:
         self.call, self._inputs, self._original, self._before = call, inputs, original, before
 
     @cached_property
-    def inputs(self) -> Sequence[Tensor]:
-        """What the call multiplies by its weight, one tensor for each batch that reaches it."""
+    def inputs(self) -> Flowing:
+        """What the call multiplies by its weight, of each batch that reaches it."""
         return self._inputs()
 
     @cached_property
+    def batches(self) -> Sequence[int]:
+        """Those that reach it now as they did before: a branch that depends on data may have led others elsewhere."""
+        now, then = self.inputs, self._original()
+        return [i for i, x in now.items() if i in then and then[i].shape == x.shape]
+
+    @property
+    def told(self) -> str:
+        """What is to be said of batches that are left out; empty where all count that reach it."""
+        apart = len(self.inputs.keys() | self._original().keys()) - len(self.batches)
+        if not apart:
+            return "" if self.batches else "no calibration batch reaches it"
+        which = f"{apart} calibration batches do not reach it" if self.batches else "no calibration batch reaches it"
+        return f"{which} as they did before other layers were rounded"
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """E[x xᵀ] of the inputs as the model stands, [groups, K, K]."""
+        shared: Tensor | None = self._shared("gram", self.inputs.keys())
+        return gram(list(self.inputs.values()), self.call) if shared is None else shared
+
+    @cached_property
     def moments(self) -> Moments:
-        """Of the inputs; where several calls read the same, as queries, keys and values do, computed once."""
-        before, self._before = self._before, None
-        if before is not None and before.call.window == self.call.window and "moments" in vars(before):
-            same = len(before.inputs) == len(self.inputs)
-            if same and all(a is b for a, b in zip(before.inputs, self.inputs, strict=True)):
-                return before.moments
-        return moments(self.inputs, self._original(), self.call)
+        """Of the inputs and what they were."""
+        shared: Moments | None = self._shared("moments", self.batches)
+        if shared is not None:
+            return shared
+        original = self._original()
+        return moments([(self.inputs[i], original[i]) for i in self.batches], self.call)
+
+    def _shared(self, name: str, batches: Iterable[int]) -> Any:
+        """What the stop before knows already, if both read the same, as queries, keys and values do."""
+        before = self._before
+        if before is None or name not in vars(before) or before.call.window != self.call.window:
+            return None
+        known = before.inputs.keys() if name == "gram" else before.batches
+        same = set(known) == set(batches) and all(before.inputs[i] is self.inputs[i] for i in batches)
+        return vars(before)[name] if same else None
 
     def leave(self) -> None:
         """Let go of the inputs."""
@@ -76,30 +108,40 @@ class Moments:
         return replace(self, gram=gram, cross=cross)
 
 
-def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) -> Moments:
-    """The moments over the inputs of a linear layer, or the patches that a convolution sees.
+def moments(pairs: Sequence[tuple[Tensor, Tensor]], call: Call) -> Moments:
+    """The moments over the inputs of a linear layer, or the patches that a convolution sees, each beside what it was.
 
     Of large pictures, places are taken by chance, the same each time.
 
     Raises InputError for inputs that are NaN or infinite.
     """
-    sums, rows = [torch.zeros(())] * 4, 0
-    for pair in zip(inputs, original, strict=True):
-        x, o = (patches(x.detach().float(), call.window) if call.window else _tokens(x) for x in pair)
-        turned = x.transpose(1, 2)
-        found = (turned @ x, o.transpose(1, 2) @ x, x.sum(1), o.sum(1))
-        sums, rows = [a + b for a, b in zip(sums, found, strict=True)], rows + x.shape[1]
+    rows = ((_rows(x, call), _rows(o, call)) for x, o in pairs)
+    sums = ((x.shape[1], [x.mT @ x, o.mT @ x, x.sum(1), o.sum(1)]) for x, o in rows)
+    return Moments(*_means(sums, call))
+
+
+def gram(inputs: Sequence[Tensor], call: Call) -> Tensor:
+    """E[x xᵀ] alone, [groups, K, K]; otherwise as `moments`."""
+    return _means(((x.shape[1], [x.mT @ x]) for x in (_rows(x, call) for x in inputs)), call)[0]
+
+
+def _means(found: Iterable[tuple[int, list[Tensor]]], call: Call) -> list[Tensor]:
+    """Sums over so many rows each, as means over all rows."""
+    rows, sums = 0, list[Tensor]()
+    for count, part in found:
+        rows, sums = rows + count, [a + b for a, b in zip(sums, part, strict=True)] if sums else part
     if not all(bool(torch.isfinite(x).all()) for x in sums):
         raise InputError(
             "what flows into it is NaN or infinite",
             where=", ".join(call.weights),
             next="look at the calibration batches",
         )
-    return Moments(*(x / max(1, rows) for x in sums))
+    return [x / max(1, rows) for x in sums]
 
 
-def _tokens(x: Tensor) -> Tensor:
-    return x.detach().float().flatten(0, -2)[None]
+def _rows(x: Tensor, call: Call) -> Tensor:  # [groups, rows, K]
+    x = x.detach().float()
+    return patches(x, call.window) if call.window else x.flatten(0, -2)[None]
 
 
 def patches(x: Tensor, window: Window) -> Tensor:

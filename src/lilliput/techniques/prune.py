@@ -11,6 +11,7 @@ from torch import Tensor
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
 from lilliput.model.view import MULTIPLIES, RECURRENT
+from lilliput.techniques.choice import Choice
 from lilliput.techniques.technique import Run, Technique, check_where, chosen, used_weights
 
 
@@ -56,7 +57,7 @@ class Prune(Technique):
             if not bool(kept.any()):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")
                 continue
-            run.encode(path, Sparse(), x=run.tensor(path) * kept)
+            run.encode(path, Sparse(), Choice(run.tensor(path) * kept))
 
 
 def keep_largest(scores: dict[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.techniques.choice import Choice
 from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
@@ -92,7 +93,7 @@ class Quantize(Technique):
     ) -> None:
         """A weight rounded to the nearest; a bias takes up the error on average."""
         exact = run.tensor(path)
-        run.encode(path, encoding, fit=self.fit)
+        run.encode(path, encoding, Choice(fit=self.fit))
         flowing = None if correct is None else seen[f"{correct.value}@0"]
         if flowing is not None and not flowing.reached:
             run.note(path, "no calibration batch reaches it: its bias is not corrected")
@@ -111,12 +112,12 @@ class Quantize(Technique):
         stops = run.walk([calls[0] for calls in weights.values() if _can_be_seen(calls[0])])
         for path, calls in weights.items():
             if not _can_be_seen(calls[0]):
-                run.encode(path, encodings[path], fit=self.fit)
+                run.encode(path, encodings[path], Choice(fit=self.fit))
                 run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
                 continue
             stop, exact = next(stops), run.tensor(path)
             stop.absorbed = path in correct
-            run.encode(path, encodings[path], fit=self.fit, rounding=self.rounding, stop=stop)
+            run.encode(path, encodings[path], Choice(fit=self.fit, rounding=self.rounding, stop=stop))
             if len(calls) > 1:
                 run.note(path, f"rounded by what flows at the first of its {len(calls)} uses")
             if path in correct:
@@ -205,7 +206,7 @@ def mean_error(exact: Tensor, rounded: Tensor, mean: Tensor) -> Tensor:
 
 def mean_shift(exact: Tensor, rounded: Tensor, stop: Stop) -> Tensor:
     """What all rounding up to here adds to each output on average, [outputs]."""
-    if not stop.inputs:
+    if not stop.batches:
         return rounded.new_zeros(len(rounded))
     seen = stop.moments
     return _mean_output(rounded.flatten(1), seen.mean) - _mean_output(exact.flatten(1), seen.original_mean)

@@ -152,7 +152,7 @@ class AWQ(Scaling):
 
     def _damages(self, weight: Tensor, part: Part, tried: Tensor, stop: Stop) -> Tensor:
         """Of a layer's weights scaled, rounded and scaled back, for each row of `tried`, [steps]."""
-        encoding, gram = for_weight(self.weights, part.call), stop.moments.gram.double()
+        encoding, gram = for_weight(self.weights, part.call), stop.gram.double()
         found = []
         for s in tried:
             spread = part.spread(s, tuple(weight.shape))

@@ -14,17 +14,11 @@ from lilliput.encodings import Encoding
 from lilliput.errors import RecipeError
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
+from lilliput.techniques.choice import NEAREST, Choice
 from lilliput.techniques.inputs import Stop
-from lilliput.techniques.rounding import Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 
 Where = str | tuple[str, ...]
-
-
-class Fit(Protocol):
-    """How the parameters of an encoding (scale, offset, codebook) are found for a tensor; a frozen dataclass."""
-
-    def fit(self, x: Tensor, encoding: Encoding) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -64,20 +58,8 @@ class Run(Protocol):
         """How a parameter is represented now."""
         ...
 
-    def encode(
-        self,
-        path: str,
-        encoding: Encoding,
-        *,
-        x: Tensor | None = None,
-        fit: Fit | None = None,
-        rounding: Rounding | None = None,
-        stop: Stop | None = None,
-    ) -> None:
-        """Represent a parameter; `x` replaces its values, `fit` finds the parameters of the encoding.
-
-        `rounding` chooses the numbers by what flows at `stop`, where there is one.
-        """
+    def encode(self, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:
+        """Represent a parameter by the numbers that are chosen so."""
         ...
 
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
