@@ -1,4 +1,4 @@
-"""Architectures of the zoo that are neither pictures' nor sequences' alone, in plain torch."""
+"""Architectures of the zoo on signals, volumes, graphs and lists of numbers, and ones that draw, in plain torch."""
 
 from __future__ import annotations
 
@@ -217,3 +217,75 @@ class EarlyExit(nn.Module):
         if x.mean() < 1:
             x = x + torch.relu(self.more(x))
         return self.out(x)
+
+
+class HardView(nn.Module):
+    """The width and the size of the last maps stand in the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 20, 5), nn.Conv2d(20, 34, 5), nn.Conv2d(34, 64, 2)
+        self.fc1, self.fc2 = nn.Linear(64 * 4 * 4, 50), nn.Linear(50, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.conv3(x))
+        x = x.view(-1, 64 * 4 * 4)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class HardGroups(nn.Module):
+    """Six groups of eight channels, each weighed by its own largest value: 6 and 8 stand in the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix = nn.Conv2d(3, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.Conv2d(48, 26, 1)
+        self.fc = nn.Linear(26, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.conv(x)))
+        x = x.view(x.shape[0], 6, 8, 16, 16)
+        x = x / (1 + x.abs().amax(2, keepdim=True))
+        x = F.relu(self.mix(x.reshape(-1, 48, 16, 16)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Temporal(nn.Module):
+    """Dilated convolutions over a signal, gated, with residual and skip paths (WaveNet)."""
+
+    def __init__(self, width: int = 28, skip: int = 36) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(5, width, 1)
+        self.dilated = nn.ModuleList(nn.Conv1d(width, 2 * 20, 3, padding=d, dilation=d) for d in (1, 2, 4))
+        self.residual = nn.ModuleList(nn.Conv1d(20, width, 1) for _ in range(3))
+        self.skip = nn.ModuleList(nn.Conv1d(20, skip, 1) for _ in range(3))
+        self.norm, self.out = nn.BatchNorm1d(skip), nn.Conv1d(skip, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, skipped = self.stem(x), []
+        for dilated, residual, skip in zip(self.dilated, self.residual, self.skip, strict=True):
+            signal, gate = dilated(x).chunk(2, dim=1)
+            y = torch.tanh(signal) * torch.sigmoid(gate)
+            skipped.append(skip(y))
+            x = x + residual(y)
+        return self.out(self.norm(torch.relu(sum(skipped))))
+
+
+class Volumes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv3d(2, 18, 3, padding=1),
+            nn.BatchNorm3d(18),
+            nn.ReLU(),
+            nn.MaxPool3d(2),
+            nn.Conv3d(18, 30, 3, padding=1, groups=3),
+            nn.BatchNorm3d(30),
+            nn.LeakyReLU(0.1),
+            nn.AdaptiveAvgPool3d(1),
+        )
+        self.fc = nn.Linear(30, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).flatten(1))
