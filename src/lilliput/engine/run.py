@@ -23,8 +23,10 @@ from lilliput.measure import departure
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import as_it_stands, private_copy
+from lilliput.model.coupling import Coupling, Group, coupling
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.parameters import held_at, read, rescaled, write
+from lilliput.model.shrinking import Shrinking
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
@@ -60,6 +62,7 @@ class Driver:
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
+    _coupled: tuple[str, Coupling] | None = None  # of which state
     _layers: int = 0  # that multiply or look up, as last captured
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
 
@@ -216,6 +219,40 @@ class Driver:
                     before.leave()
                 before = stop
             self.progress("looking at what flows", len(calls), len(calls))
+
+    def coupling(self) -> Coupling:
+        if self._coupled is None or self._coupled[0] != self.state.digest:
+            view = self.view()
+            if view.rung != "whole":
+                path, why = next(iter(view.problems.items()))
+                raise InputError(
+                    "the model cannot be captured whole",
+                    where=path,
+                    why=why,
+                    next="rewrite what stands in the way, or prune weights: they need no whole graph",
+                )
+            self.progress("looking for what is coupled", 0, 1)
+            self._coupled = (self.state.digest, coupling(self.model, self.example))
+            self.progress("looking for what is coupled", 1, 1)
+        return self._coupled[1]
+
+    def shrink(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+        shrinking, before = Shrinking(self.model, self.coupling(), self.example), self.view()
+        refused = shrinking.refused(going)
+        changes = shrinking.changes(atom for group, atoms in going.items() if group not in refused for atom in atoms)
+        trial = copy.deepcopy(self.model)
+        for edit, given in changes:
+            edit.apply(trial, given)
+        after = capture(trial, self.example, self.dynamic)
+        if [call.op for call in after.calls] != [call.op for call in before.calls]:
+            return dict.fromkeys(going, "without it the network makes other calls than before")
+        for edit, given in changes:
+            self._edit(edit, given)
+        return refused
+
+    @property
+    def multiple(self) -> int:
+        return self.target.multiple
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest

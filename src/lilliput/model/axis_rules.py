@@ -97,7 +97,7 @@ class Reading:
     def all_read(self) -> list[Axes]:
         """The axes of each tensor that is read."""
         found = (self.flow.axes.get(node) for node in self.node.all_input_nodes)
-        return [one for axes in found if axes is not None for one in (axes if _several(axes) else [axes])]
+        return [list(one) for axes in found if axes is not None for one in (axes if _several(axes) else [axes])]
 
     @property
     def module(self) -> str:
@@ -138,8 +138,11 @@ def _several(axes: Any) -> bool:
 
 def follow(flow: Flow, graph: Graph, module: GraphModule) -> None:
     """Follow the axes through a graph whose placeholders are known; what comes out of it is kept."""
+    alive = _alive(graph)
     for node in graph.nodes:
-        if node.op == "call_function" and op_name(node) not in _CHECKS:
+        if node not in alive:
+            continue
+        if node.op == "call_function":
             flow.axes[node] = _returned(flow, node)
         elif node.op == "get_attr":
             value = getattr(module, str(node.target), None)
@@ -150,6 +153,25 @@ def follow(flow: Flow, graph: Graph, module: GraphModule) -> None:
                     flow.atoms.keep(axis, "an axis of what the model returns")
 
 
+def _alive(graph: Graph) -> set[Node]:
+    """What the outputs depend on: a tensor whose length alone was asked for says nothing of the axes."""
+    found: set[Node] = set()
+    changed = {node.args[0]: node for node in graph.nodes if node.op == "call_function" and _in_place(node)}
+    work = [node for node in graph.nodes if node.op == "output"]
+    while work:
+        node = work.pop()
+        if node not in found:
+            found.add(node)
+            work += node.all_input_nodes
+            work += [changed[node]] if node in changed else []
+    return found
+
+
+def _in_place(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
 def _returned(flow: Flow, node: Node) -> Any:
     call = Reading.of(node, flow)
     if node.target is operator.getitem:
@@ -158,7 +180,10 @@ def _returned(flow: Flow, node: Node) -> Any:
     rule = RULES.get(call.op)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = _pointwise
-    found = None if rule is None else rule(flow, call)
+    try:
+        found = None if rule is None else rule(flow, call)
+    except (ValueError, IndexError, KeyError, TypeError):  # a form of the operator that its rule was not made for
+        found = None
     if found is not None and _fits(found, node.meta.get("val")):
         return found
     return _unknown(flow, call)
@@ -250,6 +275,8 @@ def _convolution(flow: Flow, call: Reading) -> Axes:
     channels = len(x) - across - 1
     for axis in weight[2:]:
         flow.atoms.keep(axis, "positions of a kernel")
+    for axis in x[channels + 1 :]:
+        flow.atoms.keep(axis, "positions in space or time")
     transposed = "transpose" in call.op
     ours, theirs = (weight[0], weight[1]) if not transposed else (weight[1], weight[0])  # outputs, inputs
     if groups == 1:
@@ -284,6 +311,14 @@ def _addmm(flow: Flow, call: Reading) -> Axes:
     flow.atoms.join(a[-1], b[-2])
     found = [*flow.together([a[:-2], b[:-2]], len(a) - 2), a[-2], b[-1]]
     return flow.together([found, call.axes("self")], len(found))
+
+
+def _grouped(flow: Flow, call: Reading) -> Axes:
+    """Rows multiplied each by the matrix of its group."""
+    x, (groups, inputs, outputs) = call.axes("input"), call.axes("weight")
+    flow.atoms.keep(groups, "matrices that are looked up")
+    flow.atoms.join(x[-1], inputs)
+    return [*x[:-1], outputs]
 
 
 def _einsum(flow: Flow, call: Reading) -> Axes | None:
@@ -335,6 +370,7 @@ def _batch_norm(flow: Flow, call: Reading) -> Axes:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.has(name):
             flow.atoms.join(x[1], call.axes(name)[0])
+    call.number(len(x[1]), x[1], "num_features")
     return x
 
 
@@ -691,7 +727,23 @@ def _recurrent(flow: Flow, call: Reading) -> list[Axes]:
     return [[*x[:-1], inputs], *([*axes[:-1], width] for axes, width in zip(states, (outputs, hidden), strict=False))]
 
 
-_CHECKS = frozenset({"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"})
+def _cell(flow: Flow, call: Reading) -> Any:
+    """One step of a recurrent layer."""
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(call.op, 1)
+    states = [flow.axes[x] for x in call.given["hx"]] if gates == 4 else [call.axes("hx")]
+    x, hidden = call.axes("input"), states[0][-1]
+    for state in states[1:]:
+        flow.atoms.join(state[-1], hidden)
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
+        if call.has(name):
+            rows, *columns = call.axes(name)
+            kinds, units = flow.atoms.split(rows, gates, len(hidden))
+            flow.atoms.keep(kinds, "the gates of a cell")
+            flow.atoms.join(units, hidden)
+            for axis in columns:
+                flow.atoms.join(axis, x[-1] if name == "w_ih" else hidden)
+    found = [flow.together([state, [*x[:-1], hidden]], len(state)) for state in states]
+    return found if gates == 4 else found[0]
 
 
 def _rules() -> dict[str, Rule]:
@@ -709,6 +761,7 @@ def _rules() -> dict[str, Rule]:
         _convolution: " ".join(CONVOLUTIONS),
         _matmul: "matmul mm bmm mv dot",
         _addmm: "addmm baddbmm",
+        _grouped: "grouped_mm grouped_mm_fallback _grouped_mm",
         _einsum: "einsum",
         _attention: "scaled_dot_product_attention",
         _embedding: "embedding",
@@ -734,6 +787,7 @@ def _rules() -> dict[str, Rule]:
         _gathered: "gather index_select take_along_dim",
         _added_to: "index_add scatter scatter_add scatter_reduce index_copy index_reduce",
         _recurrent: " ".join(RECURRENT),
+        _cell: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
     }
     found = {name: rule for rule, names in by_rule.items() for name in names.split()}
     for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest"):

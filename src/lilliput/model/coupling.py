@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from lilliput.model.atoms import NONE, Atoms, Axis
 from lilliput.model.axis_rules import Flow, Number, follow
 from lilliput.model.capture import Inputs, program, quiet
-from lilliput.model.carrier import SUFFIX, tensors
+from lilliput.model.carrier import SUFFIX, owner_of, tensors
 from lilliput.modes import eval_mode
 
 Positions = npt.NDArray[np.int64]
@@ -62,7 +63,20 @@ class Coupling:
     held: Mapping[str, Sequence[Axis]]  # of each tensor of the model, the axes
     numbers: Sequence[Number]
     groups: tuple[Group, ...]
+    tensors: Mapping[str, Tensor]
     protected: Mapping[str, str] = field(default_factory=dict)  # "path[axis]" -> why nothing goes there
+
+    def lengths(self) -> list[dict[Group, int]]:
+        """Groups whose lengths are one number in the source: for each the positions that a slice has along its axis."""
+        by_atom = {atom: group for group in self.groups for atom in group.atoms}
+        by_number: dict[tuple[str, int], dict[Group, int]] = defaultdict(dict)
+        for number in self.numbers:
+            parts = self.atoms.parts(number.axis)
+            along = {group for atom in np.unique(parts) if (group := by_atom.get(int(atom)))}
+            if len(along) == 1 and (group := along.pop()):
+                each = int(np.isin(parts, np.array(group.atoms[:1])).any(1).sum())
+                by_number[number.module, number.value].setdefault(group, each)
+        return [tied for tied in by_number.values() if len(tied) > 1]
 
     def left(self, axis: Axis, gone: Iterable[int]) -> npt.NDArray[np.bool_]:
         """Which positions of an axis are left once these atoms are gone."""
@@ -70,19 +84,37 @@ class Coupling:
 
 
 def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
-    """The groups of `model`, a network in eval mode, as it runs on `inputs`."""
+    """The groups of `model`, a network in eval mode, as it runs on `inputs`.
+
+    Raises what torch.export raises where the network cannot be captured whole.
+    """
     with eval_mode(model), quiet():
         captured = program(model, inputs, {})
-    flow, held = Flow(Atoms()), dict[str, Sequence[Axis]]()
+    first = {path: paths[0] for paths in tensors(model) for path in paths}
+    flow, held = followed(captured, first)
+    return _found(flow, held, {path: held_tensor(model, path) for path in held}, set(first))
+
+
+def held_tensor(model: nn.Module, path: str) -> Tensor:
+    """A parameter or buffer of `model` that is not encoded."""
+    owner, name = owner_of(model, path)
+    held = owner._parameters.get(name)
+    held = owner._buffers.get(name) if held is None else held
+    assert isinstance(held, Tensor)
+    return held.detach()
+
+
+def followed(captured: ExportedProgram, first: Mapping[str, str]) -> tuple[Flow, dict[str, Sequence[Axis]]]:
+    """The axes of all that flows in a captured graph, and those of the model's tensors by their first path."""
+    flow, held = Flow(), dict[str, Sequence[Axis]]()
     signature = captured.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    first = {path: paths[0] for paths in tensors(model) for path in paths}
     module: Any = captured.graph_module
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             flow.axes[node] = _given(flow, held, node, names, first)
     follow(flow, captured.graph, module)
-    return _found(flow, held, first)
+    return flow, held
 
 
 def _given(
@@ -104,7 +136,7 @@ def _given(
     return list(held[path])
 
 
-def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], parameters: Container[str]) -> Coupling:
+def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], values: Mapping[str, Tensor], parameters: Container[str]) -> Coupling:
     atoms = flow.atoms
     places: dict[int, list[_Place]] = defaultdict(list)
     for path, axes in held.items():
@@ -135,7 +167,7 @@ def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], parameters: Container
                 for k, first in enumerate(places[same[0]])
             )
             groups.append(Group(tuple(same), members, same[0] in heads, same[0] in normalised))
-    return Coupling(atoms, held, flow.numbers, tuple(groups), protected)
+    return Coupling(atoms, held, flow.numbers, tuple(groups), values, protected)
 
 
 @dataclass(frozen=True)

@@ -134,13 +134,15 @@ class SetTensor(Edit):
 
 @dataclass(frozen=True, repr=False)
 class Resize(Edit):
-    """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths."""
+    """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths.
+
+    Without the tensor that it becomes it gets its shape alone: a file holds what is in it otherwise.
+    """
 
     paths: tuple[str, ...]
     shape: tuple[int, ...]
 
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        value = tensors["value"]
         if not self.paths:
             raise FormatError("an edit without a path")
         for path in self.paths:
@@ -149,12 +151,13 @@ class Resize(Edit):
             held = owner._buffers.get(name) if held is None else held
             if held is None:
                 raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
-            if tuple(value.shape) != self.shape or not _smaller(self.shape, tuple(held.shape)):
+            if not _smaller(self.shape, tuple(held.shape)):
                 raise FormatError(
-                    f"a tensor of shape {tuple(value.shape)} for one of {tuple(held.shape)} that is to have {self.shape}",
+                    f"a tensor of shape {tuple(held.shape)} where one of at least {self.shape} was",
                     where=path,
                     next="give the constructor, with the arguments, used for saving",
                 )
+            value = tensors.get("value", torch.zeros(self.shape))
             held.data = value.to(held.device, held.dtype, copy=True)
             held.grad = None
             if isinstance(owner, nn.RNNBase):
@@ -162,7 +165,7 @@ class Resize(Edit):
         return True
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {"value": self.paths[0]}
+        return {}
 
     def places(self) -> tuple[str, ...]:
         return self.paths

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lilliput.errors import reason
 from lilliput.model.axis_rules import Number
 from lilliput.model.capture import Inputs
-from lilliput.model.carrier import owner_of, tensors
+from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.edits import Edit, Resize, SetNumber
 from lilliput.modes import eval_mode
@@ -47,7 +47,7 @@ class Shrinking:
         self.read = numbers_read(self.model, self.inputs)
         self.expected = _shapes(self.model, self.inputs)
         for number in self.coupling.numbers:
-            if number.name:
+            if number.name in self.read.get(number.module, {}):
                 self.links[number.module, number.name] = number
 
     def refused(self, chosen: Mapping[Group, Iterable[int]]) -> dict[Group, str]:
@@ -65,6 +65,9 @@ class Shrinking:
                 found[group] = why
             else:
                 gone |= set(atoms)
+        together = {atom for group in found for atom in chosen[group]}
+        if len(found) > 1 and not self._tried(gone, together):  # lengths that must stay the same multiple of each other
+            return {}
         return found
 
     def _tried(self, before: set[int], atoms: set[int]) -> str:
@@ -86,16 +89,23 @@ class Shrinking:
         open_ends: dict[tuple[str, int], Number] = {}
         for number in self.coupling.numbers:
             known = any(module == number.module and held.value == number.value for (module, _), held in self.links.items())
-            if not number.name and not known and self._length(number, gone) != number.value:
+            if not known and self._length(number, gone) != number.value:
                 open_ends.setdefault((number.module, number.value), number)
         choices = []
         for (module, value), number in open_ends.items():
-            names = [name for name, held in self.read.get(module, {}).items() if held == value]
+            names = [link for link, held in self._read_by(module) if held == value]
             subsets = [names] if names else []
             subsets += [[name] for name in names if len(names) > 1] + [[]]
-            choices.append([{(module, name): number for name in subset} for subset in subsets])
+            choices.append([dict.fromkeys(subset, number) for subset in subsets])
         for chosen in itertools.product(*choices):
             yield {**self.links, **{link: number for one in chosen for link, number in one.items()}}
+
+    def _read_by(self, module: str) -> Iterator[tuple[Link, int]]:
+        """The numbers that the forward of a module reads: its own, and those of its children."""
+        for path, numbers in self.read.items():
+            if path == module or path.rpartition(".")[0] == module:
+                for name, value in numbers.items():
+                    yield (path, name), value
 
     def _length(self, number: Number, gone: Iterable[int]) -> int:
         return int(self.coupling.left(number.axis, gone).sum())
@@ -121,7 +131,7 @@ class Shrinking:
             left = [self.coupling.left(axis, gone) for axis in axes]
             if all(mask.all() for mask in left):
                 continue
-            x = _tensor(self.model, path)
+            x = self.coupling.tensors[path]
             for i, mask in enumerate(left):
                 x = x.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
             paths = every.get(path, (path,))
@@ -134,14 +144,6 @@ class Shrinking:
                 numbers[link] = (length,)
         numbers |= _sizes(self.model, resized, numbers)
         return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
-
-
-def _tensor(model: nn.Module, path: str) -> Tensor:
-    owner, name = owner_of(model, path)
-    held = owner._parameters.get(name)
-    held = owner._buffers.get(name) if held is None else held
-    assert isinstance(held, Tensor)
-    return held.detach()
 
 
 def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
@@ -188,6 +190,9 @@ def _numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups
         return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight[0]}
+    if isinstance(module, nn.MultiheadAttention):
+        rows, width = shapes["in_proj_weight"] if "in_proj_weight" in shapes else (0, module.embed_dim)
+        return {"embed_dim": width, "kdim": width, "vdim": width} if rows == 3 * width else {}
     if isinstance(module, nn.RNNBase):
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
         sizes = {"input_size": shapes["weight_ih_l0"][1], "hidden_size": shapes["weight_hh_l0"][0] // gates}

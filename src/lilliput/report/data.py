@@ -59,6 +59,7 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
                 "ties": list(paths[1:]),
                 "op": call.op,
                 "shape": list(held.shape),
+                "shape_before": list(exact[paths[0]].shape) if paths[0] in exact else None,
                 "encoding": str(held.dtype).removeprefix("torch.") if encoding is None else encoding.label(),
                 "activations": "float32" if read is None else read.encoding.label(),
                 "bits_per_weight": _bits(encoding, held) / max(1, math.prod(held.shape)),
@@ -92,7 +93,9 @@ def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
 
 
 def _weight_sqnr(exact: Tensor | None, now: Tensor) -> float | None:
-    """Signal to noise of a weight against the prepared original, in dB; None when they are equal."""
+    """Signal to noise of a weight against the prepared original, in dB; None when they are equal, or a part is gone."""
+    if exact is not None and exact.shape != now.shape:
+        return None
     noise = 0.0 if exact is None else float((now - exact).detach().double().square().sum())
     return (
         None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)

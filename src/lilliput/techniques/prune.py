@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,38 +11,70 @@ from torch import Tensor
 
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
+from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.choice import Choice
+from lilliput.techniques.slices import cuts, lowest, magnitude
 from lilliput.techniques.technique import Run, Technique, check_where, chosen, used_weights
+
+UNITS = ("weights", "channels", "heads")
 
 
 @dataclass(frozen=True, repr=False)
 class Prune(Technique):
-    """Set the weights of least magnitude to zero, and keep them there.
+    """Remove what has the least magnitude: single weights, channels, or heads of attention.
 
-    Single zeros make files smaller, not runtimes faster: the report says so.
+    *Weights* become zeros and stay zeros: files get smaller, runtimes no faster, and the report says so. *Channels*
+    (filters, neurons, hidden sizes, the widths of heads) and *heads* are taken out, with all that is coupled to them,
+    and the module that comes back is an ordinary one of smaller tensors. What cannot go is listed with the reason, and
+    with the line of the source that stands in the way.
 
-    >>> Prune("weights", 0.5, scope="global")
-    Prune(unit='weights', amount=0.5, scope='global')
+    `amount` is the fraction removed; `threshold` instead removes what scores less than that multiple of its group's
+    mean. Channels are rounded to what the target likes, or to `multiple`. Magnitudes are those of Li et al. 2017,
+    "Pruning Filters for Efficient ConvNets", over all tensors that a channel is coupled to (Fang et al. 2023,
+    "DepGraph").
+
+    Raises RecipeError for an unknown unit, scope, or amount.
+
+    >>> Prune("channels", 0.5), Prune("weights", 0.5, scope="global")
+    (Prune(unit='channels', amount=0.5), Prune(unit='weights', amount=0.5, scope='global'))
     """
 
-    unit: Literal["weights"]
-    amount: float  # fraction removed, over 0 and under 1
+    unit: Literal["weights", "channels", "heads"]
+    amount: float | None = None  # fraction removed, over 0 and under 1
     scope: Literal["layer", "global"] = "layer"  # the fraction holds in each layer, or over all layers together
+    threshold: float | None = None  # of channels and heads, in multiples of the mean score of a group
+    multiple: int | None = None  # what the numbers of channels are rounded to; None: what the target likes
 
     def __post_init__(self) -> None:
-        if self.unit != "weights":
-            raise RecipeError(f"Prune cannot remove {self.unit!r}", next="known units: 'weights'")
-        if not 0 < self.amount < 1:
+        if self.unit not in UNITS:
+            raise RecipeError(f"Prune cannot remove {self.unit!r}", next=f"known units: {', '.join(map(repr, UNITS))}")
+        if self.amount is not None and not 0 < self.amount < 1:
             raise RecipeError(f"Prune of amount {self.amount}", next="give the fraction to remove, between 0 and 1")
         if self.scope not in ("layer", "global"):
             raise RecipeError(f"Prune with scope {self.scope!r}", next="known scopes: 'layer', 'global'")
+        if (self.amount is None) == (self.threshold is None):
+            raise RecipeError("Prune needs either amount= or threshold=", next="give one of them")
+        if self.threshold is not None and (self.unit == "weights" or not 0 < self.threshold):
+            raise RecipeError(
+                f"Prune of {self.unit} by threshold {self.threshold}",
+                next="give a number over 0, for channels or heads, or an amount",
+            )
+        if self.multiple is not None and self.multiple < 1:
+            raise RecipeError(f"Prune to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
     @property
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges"})
 
     def apply(self, run: Run) -> None:
+        if self.unit == "weights":
+            self._zeros(run)
+        else:
+            self._slices(run)
+
+    def _zeros(self, run: Run) -> None:
+        assert self.amount is not None
         used = used_weights(run)
         multiply = MULTIPLIES | RECURRENT
         weights = {path: calls for path, calls in used.items() if all(call.op in multiply for call in calls)}
@@ -58,6 +91,41 @@ class Prune(Technique):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")
                 continue
             run.encode(path, Sparse(), Choice(run.tensor(path) * kept))
+
+    def _slices(self, run: Run) -> None:
+        coupling = run.coupling()
+        check_where(self.where, [member.path for group in coupling.groups for member in group.members] or ["."])
+        groups = [group for group in coupling.groups if group.heads == (self.unit == "heads")]
+        meant = [group for group in groups if self._means(group)]
+        tensors = coupling.tensors
+        scores = {group: magnitude(group, tensors.__getitem__) for group in meant}
+        multiple = (self.multiple or run.multiple) if self.unit == "channels" else 1
+        going = lowest(cuts(meant, coupling.lengths()), scores, self.amount, self.threshold, self.scope, multiple)
+        refused = run.shrink(going)
+        self._tell(run, coupling, {group: len(atoms) for group, atoms in going.items() if group not in refused}, refused)
+
+    def _means(self, group: Group) -> bool:
+        paths = [member.path for member in group.members]
+        patterns = (self.where,) if isinstance(self.where, str) else self.where
+        spared = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+        touched = any(fnmatch.fnmatchcase(name, p) for p in spared for path in paths for name in (path, path.rpartition(".")[0]))
+        return not touched and any(chosen(path, self.where) for path in paths)
+
+    def _tell(self, run: Run, coupling: Coupling, gone: dict[Group, int], refused: dict[Group, str]) -> None:
+        """What became of each tensor of two axes or more."""
+        asked = f", asked {self.amount:.0%}" if self.amount is not None else ""
+        lines: dict[str, list[str]] = {}
+        for group, count in gone.items():
+            for member in group.members:
+                text = f"{group.size - count} of {group.size} {self.unit} left along axis {member.axis}"
+                lines.setdefault(member.path, []).append(f"{text} ({count / group.size:.0%} removed{asked})")
+        for path, x in coupling.tensors.items():
+            if path in lines:
+                run.note(path, "; ".join(lines[path]))
+            elif x.dim() > 1:
+                why = next((why for group, why in refused.items() if any(m.path == path for m in group.members)), "")
+                protected = (coupling.protected.get(f"{path}[{axis}]") for axis in range(x.dim()))
+                run.skip(path, why or next(filter(None, protected), "") or f"no {self.unit} of it were meant")
 
 
 def keep_largest(scores: dict[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:

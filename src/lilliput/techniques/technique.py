@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding
 from lilliput.errors import RecipeError
+from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
 from lilliput.techniques.choice import NEAREST, Choice
@@ -84,6 +85,22 @@ class Run(Protocol):
 
     def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
         """The calls in order, the calibration batches waiting at each; its weight may be encoded there."""
+        ...
+
+    def coupling(self) -> Coupling:
+        """What of the model as it stands can only be removed together.
+
+        Raises InputError for a model that cannot be captured whole.
+        """
+        ...
+
+    def shrink(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+        """Remove these atoms of groups from the model; tells which cannot go, and why: the model keeps those."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """What the target likes numbers of channels to be multiples of."""
         ...
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:

@@ -1,0 +1,90 @@
+"""Structured pruning: which slices of a network go, by magnitude; pure functions of groups and tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lilliput.model.coupling import Group
+
+Scores = Mapping[Group, Tensor]
+
+
+def magnitude(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
+    """How large each slice of a group is, ``[slices]``, in multiples of the mean of its group.
+
+    The mean over the group's tensors (of two axes or more, where there are any) of the squared norm of what goes with
+    the slice, relative to that of the other slices; as in "Pruning Filters for Efficient ConvNets" (Li et al. 2017),
+    over all that is coupled.
+    """
+    members = [member for member in group.members if tensor(member.path).is_floating_point()]
+    weights = [member for member in members if tensor(member.path).dim() > 1] or members
+    found = torch.zeros(group.size, dtype=torch.float64)
+    for member in weights:
+        x = tensor(member.path).detach().double().square()
+        along = x.sum([i for i in range(x.dim()) if i != member.axis])
+        each = torch.stack([along[torch.from_numpy(positions)].sum() for positions in member.positions])
+        found += each / each.mean().clamp(min=1e-300)
+    return (found / len(weights)).sqrt()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much of some groups goes together: their lengths must stay equal, since the source has one number for them."""
+
+    groups: tuple[Group, ...]
+    each: tuple[int, ...]  # positions that one slice of each group has along the axis
+
+    @property
+    def length(self) -> int:
+        return self.groups[0].size * self.each[0]
+
+    def kept(self, share: float, multiple: int) -> tuple[int, ...]:
+        """How many slices of each group stay, where `share` of them may; lengths are rounded to the multiple.
+
+        >>> from types import SimpleNamespace
+        >>> Cut((SimpleNamespace(size=24),), (1,)).kept(0.6, 8), Cut((SimpleNamespace(size=6),), (1,)).kept(0.6, 8)
+        ((16,), (4,))
+        """
+        least = math.lcm(*self.each)
+        step = math.lcm(least, multiple)
+        step = step if self.length >= 2 * step else least
+        length = min(max(step, math.floor(share * self.length / step + 0.5) * step), self.length)
+        return tuple(length // each for each in self.each)
+
+
+def cuts(groups: Iterable[Group], lengths: Sequence[Mapping[Group, int]]) -> list[Cut]:
+    """The groups, those together whose lengths are one number."""
+    found: list[dict[Group, int]] = []
+    for group in groups:
+        mine = {group: len(group.members[0].positions[0])}
+        for tied in (tied for tied in lengths if group in tied):
+            mine |= tied
+        touching = [other for other in found if other.keys() & mine.keys()]
+        for other in touching:
+            mine |= other
+        found = [other for other in found if other not in touching] + [mine]
+    known = set(groups)
+    return [Cut(tuple(g for g in one if g in known), tuple(n for g, n in one.items() if g in known)) for one in found]
+
+
+def lowest(
+    found: Sequence[Cut], scores: Scores, amount: float | None, threshold: float | None, scope: str, multiple: int
+) -> dict[Group, tuple[int, ...]]:
+    """The atoms that go: in each group, or over all of them, those of lowest score."""
+    limit = threshold
+    if amount is not None and scope == "global":
+        pooled = torch.cat([scores[group] for cut in found for group in cut.groups])
+        limit = float(pooled.sort().values[min(round(amount * len(pooled)), len(pooled) - 1)])
+    going: dict[Group, tuple[int, ...]] = {}
+    for cut in found:
+        shares = [1 - amount if limit is None and amount is not None else float((scores[g] >= (limit or 0)).double().mean()) for g in cut.groups]
+        for group, kept in zip(cut.groups, cut.kept(sum(shares) / len(shares), multiple), strict=True):
+            order = scores[group].argsort(stable=True)[: group.size - kept]
+            if len(order):
+                going[group] = tuple(group.atoms[int(i)] for i in order)
+    return going
