@@ -63,6 +63,7 @@ class Driver:
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
+    _shrinks: Shrinking | None = None  # by that
     _layers: int = 0  # that multiply or look up, as last captured
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
 
@@ -236,19 +237,18 @@ class Driver:
             self.progress("looking for what is coupled", 1, 1)
         return self._coupled[1]
 
-    def shrink(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
-        shrinking, before = Shrinking(self.model, self.coupling(), self.example), self.view()
-        refused = shrinking.refused(going)
-        changes = shrinking.changes(atom for group, atoms in going.items() if group not in refused for atom in atoms)
-        trial = copy.deepcopy(self.model)
-        for edit, given in changes:
-            edit.apply(trial, given)
-        after = capture(trial, self.example, self.dynamic)
-        if [call.op for call in after.calls] != [call.op for call in before.calls]:
-            return dict.fromkeys(going, "without it the network makes other calls than before")
-        for edit, given in changes:
+    def unremovable(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+        return self._shrinking().refused(going)
+
+    def shrink(self, going: Mapping[Group, Sequence[int]]) -> None:
+        for edit, given in self._shrinking().proven(atom for atoms in going.values() for atom in atoms):
             self._edit(edit, given)
-        return refused
+
+    def _shrinking(self) -> Shrinking:
+        coupled = self.coupling()
+        if self._shrinks is None or self._shrinks.coupling is not coupled:
+            self._shrinks = Shrinking(self.model, coupled, self.example)
+        return self._shrinks
 
     @property
     def multiple(self) -> int:

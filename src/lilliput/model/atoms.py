@@ -34,6 +34,7 @@ class Atoms:
         self._why: Axis = np.empty(0, np.int64)  # of atoms at the end of the way that cannot go: which reason
         self._reasons = [""]
         self._count = 0
+        self._origin: dict[int, Axis] = {}  # of an atom that an axis was split or merged into: positions before that
 
     def new(self, count: int) -> Axis:
         """As many atoms, all different, that can go."""
@@ -138,6 +139,7 @@ class Atoms:
             return seconds
         axis = self.new(len(firsts))
         self._pair[axis] = np.stack([firsts, seconds], 1)
+        self._origin |= dict(zip(map(int, axis), np.stack([firsts, seconds], 1), strict=True))
         return axis
 
     def split(self, axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis]:
@@ -148,15 +150,43 @@ class Atoms:
         table = self.find(axis).reshape(outer, inner)
         if self.fixed_whole(axis):
             return self.fixed(outer, self._some_reason(axis)), self.fixed(inner, self._some_reason(axis))
+        raw = axis.reshape(outer, inner)
         if (table == table[:, :1]).all():  # each atom fills a row: positions in a row are no matter of theirs
-            return table[:, 0], self.fixed(inner, "positions within a channel")
+            return raw[:, 0], self.fixed(inner, "positions within a channel")
         if (table == table[:1]).all():
-            return self.fixed(outer, "repetitions of channels"), table[0]
+            return self.fixed(outer, "repetitions of channels"), raw[0]
         rows, columns = self.new(outer), self.new(inner)
         pairs = self.new(len(axis))
         self._pair[pairs] = np.stack([np.repeat(rows, inner), np.tile(columns, outer)], 1)
         self.join(pairs, axis)
+        self._origin |= dict(zip(map(int, rows), raw, strict=True)) | dict(zip(map(int, columns), raw.T, strict=True))
         return rows, columns
+
+    def narrowed(self, axis: Axis, to: Axis) -> Axis:
+        """The same axis of a tensor that was taken out of a larger one, of which it is what came from `to`."""
+        kept = set(map(int, self.origins(to)))
+        known = [[int(x) for x in self.origins(axis[i : i + 1])] for i in range(len(axis))]
+        within = [[x for x in positions if x in kept] for positions in known]
+        if within == known or not all(within):
+            return axis
+        found = self.new(len(axis))
+        self.join(axis, found)
+        self._origin |= {int(atom): np.array(positions) for atom, positions in zip(found, within, strict=True)}
+        return found
+
+    def origins(self, axis: Axis) -> Axis:
+        """The positions that these were before any axis was merged or split; what they were joined with is no matter."""
+        found, work = set[int](), [int(atom) for atom in axis]
+        seen = set(work)
+        while work:
+            atom = work.pop()
+            if atom not in self._origin:
+                found.add(atom)
+                continue
+            more = {int(x) for x in self._origin[atom]} - seen
+            seen |= more
+            work += more
+        return np.array(sorted(found), np.int64)
 
     def _some_reason(self, axis: Axis) -> str:
         return next((why for atom in self.parts(axis)[0] if atom != NONE and (why := self.why_kept(int(atom)))), "")

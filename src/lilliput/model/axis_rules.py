@@ -41,9 +41,16 @@ class Flow:
     heads: list[Axis] = field(default_factory=list)  # axes along which attention multiplies apart
     normalised: list[Axis] = field(default_factory=list)  # axes that a mean or a norm is taken over
     numbers: list[Number] = field(default_factory=list)
+    made: list[tuple[Axis, Axis]] = field(default_factory=list)  # what a layer returns by its weight, and its bias
+    contracted: dict[Node, Axis] = field(default_factory=dict)  # of products of two activations: the axis summed over
 
     def fixed(self, shape: Iterable[int], why: str) -> Axes:
         return [self.atoms.fixed(n, why) for n in shape]
+
+    def with_bias(self, outputs: Axis, bias: Axis) -> None:
+        """Join what a layer returns with its bias."""
+        self.atoms.join(outputs, bias)
+        self.made.append((outputs, bias))
 
     def together(self, read: Sequence[Axes], rank: int) -> Axes:
         """The axes that several tensors have together once they are stretched to one shape, as torch stretches."""
@@ -256,7 +263,7 @@ def _linear(flow: Flow, call: Reading) -> Axes:
     x, (outputs, inputs) = call.axes("input"), call.axes("weight")
     flow.atoms.join(x[-1], inputs)
     if call.has("bias"):
-        flow.atoms.join(outputs, call.axes("bias")[0])
+        flow.with_bias(outputs, call.axes("bias")[0])
     return [*x[:-1], outputs]
 
 
@@ -291,12 +298,13 @@ def _convolution(flow: Flow, call: Reading) -> Axes:
         outputs = whole if not transposed else flow.atoms.compound(of, weight[1])
         call.number(groups, of, "groups")
     if call.has("bias"):
-        flow.atoms.join(outputs, call.axes("bias")[0])
+        flow.with_bias(outputs, call.axes("bias")[0])
     return [*x[:channels], outputs, *flow.fixed(call.shape[-across:], "positions in space or time")]
 
 
 def _matmul(flow: Flow, call: Reading) -> Axes:
     a, b = call.all_read[0], call.all_read[-1]
+    flow.contracted[call.node] = a[-1]
     if len(a) == 1 or len(b) == 1:
         flow.atoms.join(a[-1], b[-2] if len(b) > 1 else b[0])
         return [*a[:-1], *b[:-2], *(b[-1:] if len(b) > 1 else [])]
@@ -309,8 +317,13 @@ def _matmul(flow: Flow, call: Reading) -> Axes:
 def _addmm(flow: Flow, call: Reading) -> Axes:
     a, b = (call.axes(n) for n in (("mat1", "mat2") if call.op == "addmm" else ("batch1", "batch2")))
     flow.atoms.join(a[-1], b[-2])
+    flow.contracted[call.node] = a[-1]
     found = [*flow.together([a[:-2], b[:-2]], len(a) - 2), a[-2], b[-1]]
-    return flow.together([found, call.axes("self")], len(found))
+    bias = call.axes("self")
+    flow.together([found, bias], len(found))
+    if bias and len(bias[-1]) == len(b[-1]):
+        flow.with_bias(b[-1], bias[-1])
+    return found
 
 
 def _grouped(flow: Flow, call: Reading) -> Axes:
@@ -333,6 +346,9 @@ def _einsum(flow: Flow, call: Reading) -> Axes | None:
                 flow.atoms.join(known[letter], axis)
             elif letter not in known or len(axis) > 1:
                 known[letter] = axis
+    gone = [x for x in terms[0] if x not in written]
+    if gone:
+        flow.contracted[call.node] = flow.axes[call.given["tensors"][0]][terms[0].index(gone[0])]
     flow.heads += [known[x] for x in written if all(x in term for term in terms) and len(terms) > 1]
     return [known[letter] for letter in written]
 
@@ -340,6 +356,7 @@ def _einsum(flow: Flow, call: Reading) -> Axes | None:
 def _attention(flow: Flow, call: Reading) -> Axes:
     q, k, v = (call.axes(name) for name in ("query", "key", "value"))
     atoms = flow.atoms
+    flow.contracted[call.node] = q[-1]
     atoms.join(q[-1], k[-1])
     atoms.join(k[-2], v[-2])
     heads, pairs = q[-3] if len(q) > 2 else None, k[-3] if len(k) > 2 else None
@@ -371,6 +388,8 @@ def _batch_norm(flow: Flow, call: Reading) -> Axes:
         if call.has(name):
             flow.atoms.join(x[1], call.axes(name)[0])
     call.number(len(x[1]), x[1], "num_features")
+    if call.given.get("training") or call.given.get("use_input_stats"):
+        flow.normalised += [axis for i, axis in enumerate(x) if i != 1]
     return x
 
 
@@ -381,6 +400,10 @@ def _layer_norm(flow: Flow, call: Reading) -> Axes:
             for one, other in zip(x[-over:], call.axes(name), strict=True):
                 flow.atoms.join(one, other)
     flow.normalised += x[-over:]
+    if over == 1 and call.has("weight"):
+        x[-1] = call.axes("weight")[0]
+        if call.has("bias"):
+            flow.with_bias(x[-1], call.axes("bias")[0])
     return x
 
 
@@ -579,7 +602,7 @@ def _pieces(flow: Flow, call: Reading) -> list[Axes] | None:
     value = call.node.meta["val"]
     if call.op == "unbind":
         flow.atoms.keep(x[at], f"{call.words} takes it apart")
-        return [[axis for i, axis in enumerate(x) if i != at % len(x)] for _ in value]
+        return [_taken(flow, x, at % len(x), k) for k in range(len(value))]
     lengths = [one.shape[at] for one in value]
     bounds = np.cumsum([0, *lengths])
     pieces = [x[at][a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
@@ -625,8 +648,14 @@ def _slice(flow: Flow, call: Reading) -> Axes:
 def _select(flow: Flow, call: Reading) -> Axes:
     x, at = call.axes("self"), int(call.given["dim"])
     flow.atoms.keep(x[at], f"{call.words} takes one of them")
-    del x[at]
-    return x
+    return _taken(flow, x, at % len(x), int(call.given["index"]))
+
+
+def _taken(flow: Flow, x: Axes, at: int, index: int) -> Axes:
+    """What is left of the axes at one position of one of them."""
+    rest = [axis for i, axis in enumerate(x) if i != at]
+    here = x[at][index : index + 1] if index >= 0 else x[at][len(x[at]) + index :][:1]
+    return [axis if flow.atoms.fixed_whole(axis) else flow.atoms.narrowed(axis, here) for axis in rest]
 
 
 def _cat(flow: Flow, call: Reading) -> Axes:
@@ -707,6 +736,8 @@ def _recurrent(flow: Flow, call: Reading) -> list[Axes]:
     outputs = states[0][-1]
     hidden = states[1][-1] if len(states) > 1 else outputs
     gates = {"lstm": 4, "gru": 3}.get(call.op, 1)
+    if each in (2, 4):  # no projection between what a cell holds and what it tells
+        atoms.join(outputs, hidden)
     inputs = x[-1]
     for cell in range(cells):
         mine = weights[cell * each : (cell + 1) * each]
@@ -718,7 +749,7 @@ def _recurrent(flow: Flow, call: Reading) -> list[Axes]:
                 units = axes[0]
             atoms.join(units, hidden)
         atoms.join(mine[1][1], outputs)
-        if len(mine[-1]) == 2 and len(mine) in (3, 5):  # a projection of the state
+        if each in (3, 5):
             atoms.join(mine[-1][0], outputs)
             atoms.join(mine[-1][1], hidden)
         atoms.join(mine[0][1], inputs)

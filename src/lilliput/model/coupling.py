@@ -59,12 +59,20 @@ class Group:
 class Coupling:
     """What is coupled in one network."""
 
-    atoms: Atoms
+    flow: Flow
+    captured: ExportedProgram
     held: Mapping[str, Sequence[Axis]]  # of each tensor of the model, the axes
-    numbers: Sequence[Number]
     groups: tuple[Group, ...]
     tensors: Mapping[str, Tensor]
     protected: Mapping[str, str] = field(default_factory=dict)  # "path[axis]" -> why nothing goes there
+
+    @property
+    def atoms(self) -> Atoms:
+        return self.flow.atoms
+
+    @property
+    def numbers(self) -> Sequence[Number]:
+        return self.flow.numbers
 
     def lengths(self) -> list[dict[Group, int]]:
         """Groups whose lengths are one number in the source: for each the positions that a slice has along its axis."""
@@ -92,7 +100,7 @@ def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
         captured = program(model, inputs, {})
     first = {path: paths[0] for paths in tensors(model) for path in paths}
     flow, held = followed(captured, first)
-    return _found(flow, held, {path: held_tensor(model, path) for path in held}, set(first))
+    return _found(flow, captured, held, {path: held_tensor(model, path) for path in held}, set(first))
 
 
 def held_tensor(model: nn.Module, path: str) -> Tensor:
@@ -136,7 +144,13 @@ def _given(
     return list(held[path])
 
 
-def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], values: Mapping[str, Tensor], parameters: Container[str]) -> Coupling:
+def _found(
+    flow: Flow,
+    captured: ExportedProgram,
+    held: Mapping[str, Sequence[Axis]],
+    values: Mapping[str, Tensor],
+    parameters: Container[str],
+) -> Coupling:
     atoms = flow.atoms
     places: dict[int, list[_Place]] = defaultdict(list)
     for path, axes in held.items():
@@ -167,7 +181,7 @@ def _found(flow: Flow, held: Mapping[str, Sequence[Axis]], values: Mapping[str, 
                 for k, first in enumerate(places[same[0]])
             )
             groups.append(Group(tuple(same), members, same[0] in heads, same[0] in normalised))
-    return Coupling(atoms, held, flow.numbers, tuple(groups), values, protected)
+    return Coupling(flow, captured, held, tuple(groups), values, protected)
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from lilliput.errors import reason
+from lilliput.errors import CaptureError, reason
 from lilliput.model.axis_rules import Number
-from lilliput.model.capture import Inputs
+from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.edits import Edit, Resize, SetNumber
+from lilliput.model.masked import masked
+from lilliput.model.rescaling import Rows, multiplied, operators, rescaled_rows
 from lilliput.modes import eval_mode
 
 Change = tuple[Edit, Mapping[str, Tensor]]
 Link = tuple[str, str]  # a module and an attribute of it
+_TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 _MOST = 24  # ways to choose attributes that are tried for one group
 
 
@@ -50,15 +54,11 @@ class Shrinking:
             if number.name in self.read.get(number.module, {}):
                 self.links[number.module, number.name] = number
 
-    def refused(self, chosen: Mapping[Group, Iterable[int]]) -> dict[Group, str]:
+    def refused(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
         """Why groups cannot lose these atoms; all others can, all together."""
-        everything = {atom for atoms in chosen.values() for atom in atoms}
-        links = self._first_links(everything)
-        if links is not None and not self._fails(everything, links):
-            self.links = links
+        if not self._tried(set(), _all(chosen)) and not self._unproven(_all(chosen)):
             return {}
-        found: dict[Group, str] = {}
-        gone: set[int] = set()
+        found, gone = dict[Group, str](), set[int]()
         for group, atoms in chosen.items():
             why = self._tried(gone, set(atoms))
             if why:
@@ -67,8 +67,8 @@ class Shrinking:
                 gone |= set(atoms)
         together = {atom for group in found for atom in chosen[group]}
         if len(found) > 1 and not self._tried(gone, together):  # lengths that must stay the same multiple of each other
-            return {}
-        return found
+            found = {}
+        return found | self._sieved({group: atoms for group, atoms in chosen.items() if group not in found})
 
     def _tried(self, before: set[int], atoms: set[int]) -> str:
         """Why these cannot go where those before are gone; if they can, the links that it takes are kept."""
@@ -81,8 +81,17 @@ class Shrinking:
             why = why or failed
         return why
 
-    def _first_links(self, gone: set[int]) -> dict[Link, Number] | None:
-        return next(self._links(gone), None)
+    def _sieved(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+        """Of groups that run without these atoms, those that then compute something else; found by halves."""
+        why = self._unproven(_all(chosen)) if chosen else ""
+        if not why or len(chosen) == 1:
+            return dict.fromkeys(chosen, why) if why else {}
+        every = list(chosen.items())
+        halves = (dict(every[: len(every) // 2]), dict(every[len(every) // 2 :]))
+        found = self._sieved(halves[0]) | self._sieved(halves[1])
+        rest = {group: atoms for group, atoms in chosen.items() if group not in found}
+        why = self._unproven(_all(rest)) if rest and found else why if not found else ""
+        return found | dict.fromkeys(rest, why) if why else found
 
     def _links(self, gone: set[int]) -> Iterator[dict[Link, Number]]:
         """What attributes may have to change once `gone` are gone; the likeliest first."""
@@ -97,8 +106,25 @@ class Shrinking:
             subsets = [names] if names else []
             subsets += [[name] for name in names if len(names) > 1] + [[]]
             choices.append([dict.fromkeys(subset, number) for subset in subsets])
-        for chosen in itertools.product(*choices):
-            yield {**self.links, **{link: number for one in chosen for link, number in one.items()}}
+        for more in ({}, self._above(gone)):
+            for chosen in itertools.product(*choices):
+                yield {**self.links, **more, **{link: number for one in chosen for link, number in one.items()}}
+            if not self._above(gone):
+                return
+
+    def _above(self, gone: set[int]) -> dict[Link, Number]:
+        """Numbers that modules read which contain what shrinks, and that are as large as it was: a width to check."""
+        found: dict[Link, Number] = {}
+        for path, axes in self.coupling.held.items():
+            for axis in axes:
+                if self.coupling.left(axis, gone).all():
+                    continue
+                for module, numbers in self.read.items():
+                    if path.startswith(f"{module}." if module else "") and path.count(".") > module.count(".") + 2:
+                        for name, value in numbers.items():
+                            if value == len(axis):
+                                found.setdefault((module, name), Number(module, name, value, axis, ""))
+        return {link: number for link, number in found.items() if link not in self.links}
 
     def _read_by(self, module: str) -> Iterator[tuple[Link, int]]:
         """The numbers that the forward of a module reads: its own, and those of its children."""
@@ -112,26 +138,56 @@ class Shrinking:
 
     def _fails(self, gone: set[int], links: Mapping[Link, Number]) -> str:
         """Why a copy of the network does not run without `gone`; empty if it does."""
-        trial = copy.deepcopy(self.model)
         try:
-            for edit, given in self.changes(gone, links):
-                edit.apply(trial, given)
-            shapes = _shapes(trial, self.inputs)
+            shapes = _shapes(_changed(self.model, self.changes(gone, links)), self.inputs)
         except Exception as error:  # the network's own code raises anything
             return reason(error)
         return "" if shapes == self.expected else f"it would answer with shapes {shapes} instead of {self.expected}"
 
-    def changes(self, gone: Iterable[int], links: Mapping[Link, Number] | None = None) -> list[Change]:
-        """The edits that remove these atoms."""
+    def proven(self, gone: Iterable[int]) -> list[Change]:
+        """The edits that remove these atoms, made in a copy, captured again and compared with the network masked.
+
+        Raises CaptureError where the copy makes other calls or computes something else.
+        """
         gone = set(gone)
+        with eval_mode(trial := _changed(self.model, self.changes(gone))), quiet():
+            after = program(trial, self.inputs, {})
+        if operators(after.graph) != operators(self.coupling.captured.graph):
+            raise CaptureError("without these slices the network makes other calls than before")
+        changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
+        answers = _answers(_changed(self.model, changes), self.inputs)
+        apart = max(map(_apart, answers, masked(self.coupling, gone, self.inputs)), default=0.0)
+        if not apart <= _TOLERANCE:
+            raise CaptureError(
+                "without these slices the network computes something else than with the slices set to zero",
+                why=f"its answers are {apart:.2g} of the largest apart",
+            )
+        return changes
+
+    def _unproven(self, gone: set[int]) -> str:
+        try:
+            self.proven(gone)
+        except Exception as error:  # the network's own code raises anything
+            return reason(error)
+        return ""
+
+    def changes(
+        self,
+        gone: Iterable[int],
+        links: Mapping[Link, Number] | None = None,
+        rows: Mapping[str, Rows] | None = None,
+    ) -> list[Change]:
+        """The edits that remove these atoms; `rows` are what those of tensors are multiplied by."""
+        gone, rows = set(gone), rows or {}
         every = {path: paths for paths in tensors(self.model) for path in paths}
         found: list[Change] = []
         resized: dict[str, tuple[int, ...]] = {}
         for path, axes in self.coupling.held.items():
             left = [self.coupling.left(axis, gone) for axis in axes]
-            if all(mask.all() for mask in left):
+            if all(mask.all() for mask in left) and path not in rows:
                 continue
             x = self.coupling.tensors[path]
+            x = multiplied(x, *rows[path]) if path in rows else x
             for i, mask in enumerate(left):
                 x = x.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
             paths = every.get(path, (path,))
@@ -146,11 +202,35 @@ class Shrinking:
         return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
 
 
-def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
-    from torch.utils._pytree import tree_leaves
+def _changed(model: nn.Module, changes: Iterable[Change]) -> nn.Module:
+    """A copy with these edits made."""
+    made = copy.deepcopy(model)
+    for edit, given in changes:
+        edit.apply(made, given)
+    return made
 
+
+def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad(), eval_mode(model):
-        return [tuple(x.shape) for x in tree_leaves(inputs.call(model)) if isinstance(x, Tensor)]
+        return [x for x in tree_leaves(inputs.call(model)) if isinstance(x, Tensor)]
+
+
+def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in _answers(model, inputs)]
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference relative to the largest number; where one is not finite the other must be the same."""
+    if not one.numel():
+        return 0.0
+    same = one == other
+    error = torch.where(same, 0.0, (one.double() - other.double()).abs()).nan_to_num(nan=math.inf)
+    size = torch.where(other.isfinite(), other, 0).abs().double().max().clamp(min=1e-30)
+    return float(error.max() / size)
+
+
+def _all(chosen: Mapping[Group, Sequence[int]]) -> set[int]:
+    return {atom for atoms in chosen.values() for atom in atoms}
 
 
 def _sizes(

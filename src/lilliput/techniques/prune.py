@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from lilliput.errors import RecipeError
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.choice import Choice
-from lilliput.techniques.slices import cuts, lowest, magnitude
+from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
 from lilliput.techniques.technique import Run, Technique, check_where, chosen, used_weights
 
 UNITS = ("weights", "channels", "heads")
@@ -100,9 +101,19 @@ class Prune(Technique):
         tensors = coupling.tensors
         scores = {group: magnitude(group, tensors.__getitem__) for group in meant}
         multiple = (self.multiple or run.multiple) if self.unit == "channels" else 1
-        going = lowest(cuts(meant, coupling.lengths()), scores, self.amount, self.threshold, self.scope, multiple)
-        refused = run.shrink(going)
-        self._tell(run, coupling, {group: len(atoms) for group, atoms in going.items() if group not in refused}, refused)
+
+        def choice(lengths: Sequence[Mapping[Group, int]]) -> dict[Group, tuple[int, ...]]:
+            return lowest(cuts(meant, lengths), scores, self.amount, self.threshold, self.scope, multiple)
+
+        going = choice(coupling.lengths())
+        refused = run.unremovable(going)
+        if refused:  # perhaps since lengths that were the same no longer are
+            again = choice([*coupling.lengths(), *same_length(refused, coupling.tensors)])
+            refused_again = run.unremovable(again)
+            going, refused = (again, refused_again) if len(refused_again) < len(refused) else (going, refused)
+        going = {group: atoms for group, atoms in going.items() if group not in refused}
+        run.shrink(going)
+        self._tell(run, coupling, {group: len(atoms) for group, atoms in going.items()}, refused)
 
     def _means(self, group: Group) -> bool:
         paths = [member.path for member in group.members]

@@ -26,7 +26,7 @@ def magnitude(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
     found = torch.zeros(group.size, dtype=torch.float64)
     for member in weights:
         x = tensor(member.path).detach().double().square()
-        along = x.sum([i for i in range(x.dim()) if i != member.axis])
+        along = x.movedim(member.axis, 0).reshape(x.shape[member.axis], -1).sum(1)
         each = torch.stack([along[torch.from_numpy(positions)].sum() for positions in member.positions])
         found += each / each.mean().clamp(min=1e-300)
     return (found / len(weights)).sqrt()
@@ -63,13 +63,23 @@ def cuts(groups: Iterable[Group], lengths: Sequence[Mapping[Group, int]]) -> lis
     for group in groups:
         mine = {group: len(group.members[0].positions[0])}
         for tied in (tied for tied in lengths if group in tied):
-            mine |= tied
+            mine = tied | mine if len(tied) == 1 else {**mine, **tied}
         touching = [other for other in found if other.keys() & mine.keys()]
         for other in touching:
             mine |= other
         found = [other for other in found if other not in touching] + [mine]
     known = set(groups)
     return [Cut(tuple(g for g in one if g in known), tuple(n for g, n in one.items() if g in known)) for one in found]
+
+
+def same_length(groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> list[dict[Group, int]]:
+    """Groups along axes of one length: for each the positions that a slice has along the shortest of its axes."""
+    found: dict[int, dict[Group, int]] = {}
+    for group in groups:
+        shortest = min(group.members, key=lambda member: tensors[member.path].shape[member.axis])
+        length = tensors[shortest.path].shape[shortest.axis]
+        found.setdefault(length, {})[group] = len(shortest.positions[0])
+    return list(found.values())
 
 
 def lowest(

@@ -94,8 +94,15 @@ class Run(Protocol):
         """
         ...
 
-    def shrink(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
-        """Remove these atoms of groups from the model; tells which cannot go, and why: the model keeps those."""
+    def unremovable(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+        """Which of these groups cannot lose these atoms, and why; the others can, together."""
+        ...
+
+    def shrink(self, going: Mapping[Group, Sequence[int]]) -> None:
+        """Remove these atoms, of groups that can lose them, from the model.
+
+        Raises CaptureError, and changes nothing, where the model would then make other calls than it does.
+        """
         ...
 
     @property
