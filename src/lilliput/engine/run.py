@@ -23,10 +23,9 @@ from lilliput.measure import departure
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import as_it_stands, private_copy
-from lilliput.model.coupling import Coupling, Group, coupling
+from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.parameters import held_at, read, rescaled, write
-from lilliput.model.shrinking import Shrinking
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.plain import short_repr

@@ -36,7 +36,9 @@ class Edit(ABC):
     def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Make the change in `root`, in place; one that no constructor repeats is noted there (`structure`)."""
         if self._change(root, tensors):  # an earlier one of its kind that made the same change gives way
-            others = (edit for edit in structure(root) if type(edit) is not type(self) or edit.places() != self.places())
+            others = (
+                edit for edit in structure(root) if type(edit) is not type(self) or edit.places() != self.places()
+            )
             vars(root)[_STRUCTURE] = (*others, self)
 
     @abstractmethod
@@ -147,8 +149,7 @@ class Resize(Edit):
             raise FormatError("an edit without a path")
         for path in self.paths:
             owner, name = _owner(root, path)
-            held = owner._parameters.get(name)
-            held = owner._buffers.get(name) if held is None else held
+            held: Tensor | None = owner._parameters.get(name, owner._buffers.get(name))
             if held is None:
                 raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
             if not _smaller(self.shape, tuple(held.shape)):
@@ -187,7 +188,9 @@ class SetNumber(Edit):
             raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module)
         if min(self.value, default=0) < 1 or not _smaller(self.value, tuple(numbers)):
             raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module)
-        vars(owner)[name] = self.value[0] if type(held) is int else type(held)(self.value)  # type: ignore[call-arg]
+        vars(owner)[name] = (
+            self.value[0] if type(held) is int else list(self.value) if type(held) is list else self.value
+        )
         return True
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:

@@ -32,7 +32,9 @@ class Target(ABC):
 
     name: ClassVar[str]
     format: ClassVar[str]  # ending of the file that it runs
-    multiple: ClassVar[int] = 8  # what it likes numbers of channels to be multiples of: its kernels take so many at once
+    multiple: ClassVar[int] = (
+        8  # what it likes numbers of channels to be multiples of: its kernels take so many at once
+    )
 
     @property
     def threads_used(self) -> int:

@@ -56,7 +56,7 @@ class Prune(Technique):
             raise RecipeError(f"Prune with scope {self.scope!r}", next="known scopes: 'layer', 'global'")
         if (self.amount is None) == (self.threshold is None):
             raise RecipeError("Prune needs either amount= or threshold=", next="give one of them")
-        if self.threshold is not None and (self.unit == "weights" or not 0 < self.threshold):
+        if self.threshold is not None and (self.unit == "weights" or not self.threshold > 0):
             raise RecipeError(
                 f"Prune of {self.unit} by threshold {self.threshold}",
                 next="give a number over 0, for channels or heads, or an amount",
@@ -119,7 +119,9 @@ class Prune(Technique):
         paths = [member.path for member in group.members]
         patterns = (self.where,) if isinstance(self.where, str) else self.where
         spared = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
-        touched = any(fnmatch.fnmatchcase(name, p) for p in spared for path in paths for name in (path, path.rpartition(".")[0]))
+        touched = any(
+            fnmatch.fnmatchcase(name, p) for p in spared for path in paths for name in (path, path.rpartition(".")[0])
+        )
         return not touched and any(chosen(path, self.where) for path in paths)
 
     def _tell(self, run: Run, coupling: Coupling, gone: dict[Group, int], refused: dict[Group, str]) -> None:

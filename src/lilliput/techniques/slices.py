@@ -34,7 +34,7 @@ def magnitude(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Cut:
-    """How much of some groups goes together: their lengths must stay equal, since the source has one number for them."""
+    """Groups that are cut alike: their lengths must stay equal, since the source has one number for them."""
 
     groups: tuple[Group, ...]
     each: tuple[int, ...]  # positions that one slice of each group has along the axis
@@ -63,7 +63,7 @@ def cuts(groups: Iterable[Group], lengths: Sequence[Mapping[Group, int]]) -> lis
     for group in groups:
         mine = {group: len(group.members[0].positions[0])}
         for tied in (tied for tied in lengths if group in tied):
-            mine = tied | mine if len(tied) == 1 else {**mine, **tied}
+            mine |= tied
         touching = [other for other in found if other.keys() & mine.keys()]
         for other in touching:
             mine |= other
@@ -92,9 +92,16 @@ def lowest(
         limit = float(pooled.sort().values[min(round(amount * len(pooled)), len(pooled) - 1)])
     going: dict[Group, tuple[int, ...]] = {}
     for cut in found:
-        shares = [1 - amount if limit is None and amount is not None else float((scores[g] >= (limit or 0)).double().mean()) for g in cut.groups]
+        shares = [_share(scores[group], amount, limit) for group in cut.groups]
         for group, kept in zip(cut.groups, cut.kept(sum(shares) / len(shares), multiple), strict=True):
             order = scores[group].argsort(stable=True)[: group.size - kept]
             if len(order):
                 going[group] = tuple(group.atoms[int(i)] for i in order)
     return going
+
+
+def _share(scores: Tensor, amount: float | None, limit: float | None) -> float:
+    """How much of a group stays: by the amount, or what scores a limit or more."""
+    if limit is None:
+        return 1 - (amount or 0)
+    return float((scores >= limit).double().mean())

@@ -1,7 +1,7 @@
 """Which slices of which tensors can only be removed together: found by following the axes through a captured graph.
 
 Every axis of every tensor of the model starts as atoms of its own (`atoms.py`). Each call of the graph joins those of
-what it reads and tells those of what it returns, by the rule of its operator (`axis_rules.py`); what a rule does not
+what it reads and tells those of what it returns, by the rule of its operator (`rules.py`); what a rule does not
 know, nothing is removed from. What is left are groups: sets of slices that are alike.
 """
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lilliput.model.atoms import NONE, Atoms, Axis
-from lilliput.model.axis_rules import Flow, Number, follow
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import SUFFIX, owner_of, tensors
+from lilliput.model.coupling.atoms import NONE, Atoms, Axis
+from lilliput.model.coupling.flow import Flow, Number, follow
+from lilliput.model.coupling.rules import RULES
 from lilliput.modes import eval_mode
 
 Positions = npt.NDArray[np.int64]
@@ -88,7 +89,7 @@ class Coupling:
 
     def left(self, axis: Axis, gone: Iterable[int]) -> npt.NDArray[np.bool_]:
         """Which positions of an axis are left once these atoms are gone."""
-        return ~np.isin(self.atoms.parts(axis), np.array(list(gone), np.int64)).any(1)
+        return self.atoms.left(axis, np.array(list(gone), np.int64))
 
 
 def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
@@ -106,9 +107,8 @@ def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
 def held_tensor(model: nn.Module, path: str) -> Tensor:
     """A parameter or buffer of `model` that is not encoded."""
     owner, name = owner_of(model, path)
-    held = owner._parameters.get(name)
-    held = owner._buffers.get(name) if held is None else held
-    assert isinstance(held, Tensor)
+    held = owner._parameters[name] if name in owner._parameters else owner._buffers[name]
+    assert held is not None
     return held.detach()
 
 
@@ -121,7 +121,7 @@ def followed(captured: ExportedProgram, first: Mapping[str, str]) -> tuple[Flow,
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             flow.axes[node] = _given(flow, held, node, names, first)
-    follow(flow, captured.graph, module)
+    follow(flow, captured.graph, module, RULES)
     return flow, held
 
 

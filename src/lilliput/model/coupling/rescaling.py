@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from lilliput.model.atoms import Axis
-from lilliput.model.axis_rules import Flow, Reading, op_name
-from lilliput.model.coupling import Coupling
+from lilliput.model.coupling.atoms import Axis
+from lilliput.model.coupling.flow import Flow, Reading, op_name
+from lilliput.model.coupling.groups import Coupling
 
 Rows = tuple[int, Tensor]  # an axis of a tensor, and by what each position along it is multiplied
 _PASSES = frozenset({"view", "reshape", "transpose", "permute", "add", "sub", "to", "contiguous", "clone"})
@@ -78,7 +78,7 @@ def _constant(x: Any, captured: ExportedProgram) -> float | None:
         return None
     if x.op == "placeholder":
         name = captured.graph_signature.inputs_to_lifted_tensor_constants.get(x.name)
-        return float(captured.constants[name]) if name else None  # type: ignore[arg-type]
+        return float(captured.constants[name]) if name else None
     inputs = [_constant(node, captured) for node in x.all_input_nodes]
     if x.op != "call_function" or any(value is None for value in inputs):
         return None

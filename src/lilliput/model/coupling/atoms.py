@@ -32,7 +32,7 @@ class Atoms:
         self._parent: Axis = np.empty(0, np.int64)  # an atom that stands for this one; itself at the end of the way
         self._pair: Axis = np.empty((0, 2), np.int64)  # what a compound is made of, or NONE
         self._why: Axis = np.empty(0, np.int64)  # of atoms at the end of the way that cannot go: which reason
-        self._reasons = [""]
+        self._reasons: list[str] = [""]
         self._count = 0
         self._origin: dict[int, Axis] = {}  # of an atom that an axis was split or merged into: positions before that
 
@@ -70,12 +70,16 @@ class Atoms:
 
     def why_kept(self, atom: int) -> str:
         """The reason why an atom cannot go; empty if it can."""
-        return self._reasons[self._why[self._end(atom)]]
+        return self._reasons[int(self._why[self._end(atom)])]
 
     def can_go(self, axis: Axis) -> npt.NDArray[np.bool_]:
         """Whether any part of each position can go."""
         parts = self.parts(axis)
         return ((parts != NONE) & (self._why[parts] == 0)).any(1)  # type: ignore[no-any-return]
+
+    def left(self, axis: Axis, gone: Axis) -> npt.NDArray[np.bool_]:
+        """Which positions are left once these atoms are gone."""
+        return np.logical_not(np.isin(self.parts(axis), gone).any(axis=1))
 
     def fixed_whole(self, axis: Axis) -> bool:
         """Whether nothing of this axis can go, as far as is known."""
@@ -175,7 +179,7 @@ class Atoms:
         return found
 
     def origins(self, axis: Axis) -> Axis:
-        """The positions that these were before any axis was merged or split; what they were joined with is no matter."""
+        """The positions that these were before any axis was merged or split; not those they were joined with."""
         found, work = set[int](), [int(atom) for atom in axis]
         seen = set(work)
         while work:

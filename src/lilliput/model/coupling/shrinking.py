@@ -2,8 +2,8 @@
 
 Tensors follow from the coupling alone. The numbers that modules hold beside them (``num_heads``, ``split_size``) are
 found where a call is given the length of an axis: the attributes of the module that makes the call, which its forward
-reads, and which hold that number. Which of them it is, and whether a literal in the source stands in the way, is seen by
-doing it in a copy and running that.
+reads, and which hold that number. Which of them it is, and whether a literal in the source stands in the way, is seen
+by doing it in a copy and running that.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +20,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import CaptureError, reason
-from lilliput.model.axis_rules import Number
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
-from lilliput.model.coupling import Coupling, Group
+from lilliput.model.coupling.flow import Number
+from lilliput.model.coupling.groups import Coupling, Group
+from lilliput.model.coupling.masked import masked
+from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
+from lilliput.model.coupling.sizes import Link, numbers_read, sizes
 from lilliput.model.edits import Edit, Resize, SetNumber
-from lilliput.model.masked import masked
-from lilliput.model.rescaling import Rows, multiplied, operators, rescaled_rows
 from lilliput.modes import eval_mode
 
 Change = tuple[Edit, Mapping[str, Tensor]]
-Link = tuple[str, str]  # a module and an attribute of it
 _TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 _MOST = 24  # ways to choose attributes that are tried for one group
 
@@ -97,8 +94,8 @@ class Shrinking:
         """What attributes may have to change once `gone` are gone; the likeliest first."""
         open_ends: dict[tuple[str, int], Number] = {}
         for number in self.coupling.numbers:
-            known = any(module == number.module and held.value == number.value for (module, _), held in self.links.items())
-            if not known and self._length(number, gone) != number.value:
+            known = {(module, held.value) for (module, _), held in self.links.items()}
+            if (number.module, number.value) not in known and self._length(number, gone) != number.value:
                 open_ends.setdefault((number.module, number.value), number)
         choices = []
         for (module, value), number in open_ends.items():
@@ -198,7 +195,7 @@ class Shrinking:
             length = self._length(number, gone)
             if length != number.value:
                 numbers[link] = (length,)
-        numbers |= _sizes(self.model, resized, numbers)
+        numbers |= sizes(self.model, resized, numbers)
         return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
 
 
@@ -231,81 +228,3 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 def _all(chosen: Mapping[Group, Sequence[int]]) -> set[int]:
     return {atom for atoms in chosen.values() for atom in atoms}
-
-
-def _sizes(
-    model: nn.Module, resized: Mapping[str, tuple[int, ...]], known: Mapping[Link, tuple[int, ...]]
-) -> dict[Link, tuple[int, ...]]:
-    """What torch's own layers hold of the shapes of their tensors."""
-    found: dict[Link, tuple[int, ...]] = {}
-    owners: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for path, shape in resized.items():
-        owners[path.rpartition(".")[0]][path.rpartition(".")[2]] = shape
-    for path in owners:
-        module = model.get_submodule(path)
-        shapes = {name: tuple(x.shape) for name, x in (*module._parameters.items(), *module._buffers.items()) if x is not None}
-        groups = known.get((path, "groups"), (getattr(module, "groups", 1),))[0]
-        for name, value in _numbers_of(module, {**shapes, **owners[path]}, groups).items():
-            held = vars(module).get(name)
-            if held is not None and held != value and tuple([held] if type(held) is int else held) != value:
-                found[path, name] = value if isinstance(value, tuple) else (value,)
-    return found
-
-
-def _numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int) -> dict[str, Any]:
-    weight = shapes.get("weight", shapes.get("running_mean", ()))
-    if isinstance(module, nn.Linear):
-        return {"out_features": weight[0], "in_features": weight[1]}
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return {"out_channels": weight[0], "in_channels": weight[1] * groups}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        return {"num_features": weight[0]}
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return {"normalized_shape": weight}
-    if isinstance(module, nn.GroupNorm):
-        return {"num_channels": weight[0]}
-    if isinstance(module, nn.Embedding):
-        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": weight[0]}
-    if isinstance(module, nn.MultiheadAttention):
-        rows, width = shapes["in_proj_weight"] if "in_proj_weight" in shapes else (0, module.embed_dim)
-        return {"embed_dim": width, "kdim": width, "vdim": width} if rows == 3 * width else {}
-    if isinstance(module, nn.RNNBase):
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        sizes = {"input_size": shapes["weight_ih_l0"][1], "hidden_size": shapes["weight_hh_l0"][0] // gates}
-        return sizes | ({"proj_size": shapes["weight_hr_l0"][0]} if "weight_hr_l0" in shapes else {})
-    return {}
-
-
-def numbers_read(model: nn.Module, inputs: Inputs) -> dict[str, dict[str, int]]:
-    """The whole numbers that each module's forward reads of its own attributes, in one run."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    with torch.no_grad(), eval_mode(model), _watched_attributes(model, found):
-        inputs.call(model)
-    return dict(found)
-
-
-@contextmanager
-def _watched_attributes(model: nn.Module, found: dict[str, dict[str, int]]) -> Iterator[None]:
-    classes = {path: type(module) for path, module in model.named_modules()}
-
-    def watching(path: str, cls: type[nn.Module]) -> type[nn.Module]:
-        def read(self: nn.Module, name: str) -> Any:
-            value = super(watched, self).__getattribute__(name)
-            if type(value) is int and name in vars(self):
-                found[path][name] = value
-            return value
-
-        watched = type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__})
-        return watched
-
-    try:
-        for path, cls in classes.items():
-            model.get_submodule(path).__class__ = watching(path, cls)
-        yield
-    finally:
-        for path, cls in classes.items():
-            model.get_submodule(path).__class__ = cls

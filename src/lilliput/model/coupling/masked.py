@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from lilliput.model.atoms import Axis
-from lilliput.model.axis_rules import Reading, op_name
 from lilliput.model.capture import Inputs
-from lilliput.model.coupling import Coupling
+from lilliput.model.coupling.atoms import Axis
+from lilliput.model.coupling.flow import Reading, op_name
+from lilliput.model.coupling.groups import Coupling
 
 _OVER_LAST = ("layer_norm", "rms_norm")
 _OVER_REST = ("batch_norm", "instance_norm")  # over what is no channel, where they take statistics as they run
@@ -52,7 +52,7 @@ class _Masked(Interpreter):
         self.flow, self.gone = coupling.flow, np.array(sorted(gone), np.int64)
 
     def left(self, axis: Axis) -> npt.NDArray[np.bool_]:
-        return ~np.isin(self.flow.atoms.parts(axis), self.gone).any(1)
+        return self.flow.atoms.left(axis, self.gone)
 
     def masked(self, node: Node, x: Tensor) -> Tensor:
         for i, axis in enumerate(self.flow.axes.get(node) or ()):
@@ -92,7 +92,9 @@ def _axes_of(op: str, given: Mapping[str, Any], rank: int) -> Sequence[int]:
     if op in _OVER_GROUPS:
         return [1]
     dims = given.get("dim")
-    return range(rank) if dims is None or dims == [] else [i % rank for i in ([dims] if isinstance(dims, int) else dims)]
+    return (
+        range(rank) if dims is None or dims == [] else [i % rank for i in ([dims] if isinstance(dims, int) else dims)]
+    )
 
 
 def _called(node: Node, given: dict[str, Any], kept: Mapping[int, Tensor]) -> Any:
@@ -109,5 +111,6 @@ def _called(node: Node, given: dict[str, Any], kept: Mapping[int, Tensor]) -> An
     target: Any = node.target
     arguments = target._schema.arguments
     return target(
-        *(given[a.name] for a in arguments if not a.kwarg_only), **{a.name: given[a.name] for a in arguments if a.kwarg_only}
+        *(given[a.name] for a in arguments if not a.kwarg_only),
+        **{a.name: given[a.name] for a in arguments if a.kwarg_only},
     )
