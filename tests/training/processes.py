@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,6 +53,32 @@ def encode(net: nn.Module, path: str) -> None:
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Spoilt:
+    """A loss that is no number, or fails, for the second process alone: at batch 2 of epoch 2."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.calls = fails, 0
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = loss(model, batch)
+        self.calls += torch.is_grad_enabled()  # not in validation
+        if self.calls == 6 and torch.distributed.get_rank() == 1:
+            if self.fails:
+                raise ValueError("no such label")
+            return found * torch.nan
+        return found
+
+
+def stopped(kind: str, step: Finetune, out: Path) -> None:
+    """Note what a training is stopped by, and where its weights are."""
+    rank = torch.distributed.get_rank()
+    given = replace(task("plain"), loss=Spoilt(kind == "failing"))
+    try:
+        lp.train(given, step, folder=out / f"kept{rank}")
+    except lp.LilliputError as error:
+        (out / f"{rank}.txt").write_text(str(error))
 
 
 def step(shard: bool = False) -> Finetune:
@@ -101,6 +128,9 @@ def main(sharing: str, kind: str, out: Path, folder: Path | None = None) -> None
         nets = [x for x in gc.get_objects() if issubclass(type(x), Net)]
         held.update(type(p).__name__ for net in nets for p in net.parameters())
 
+    if kind in ("spoilt", "failing"):
+        torch.distributed.init_process_group("gloo")
+        return stopped(kind, step(shard=sharing == "shards"), out)
     given, how = task(kind), step(shard=sharing == "shards")
     trained = lp.train(given, how, progress=look) if folder is None else kept(given, how, folder)
     assert torch.distributed.get_world_size() == 2 and ("DTensor" in held) == (sharing == "shards"), held

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lilliput as lp
+from lilliput.engine.lessons import LAST_GOOD
 
 sys.path.insert(0, str(Path(__file__).parent))
 import processes
@@ -55,6 +56,20 @@ def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, tmp_pat
     torch.testing.assert_close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
 
 
+@pytest.mark.parametrize("kind", ["spoilt", "failing"])
+@pytest.mark.parametrize("sharing", ["copies", "shards"])
+def test_trouble_in_one_process_stops_both(sharing: str, kind: str, tmp_path: Path) -> None:
+    together(sharing, kind, tmp_path)
+    first, second = ((tmp_path / f"{rank}.txt").read_text().replace(f"kept{rank}", "") for rank in (0, 1))
+    told = "the loss is nan" if kind == "spoilt" else "the loss failed (ValueError: no such label)"
+    assert first == second and f"train, epoch 2, batch 2: {told}" in first
+    if kind == "spoilt":
+        good = [lp.load(tmp_path / f"kept{rank}" / LAST_GOOD, into=processes.Net()).state_dict() for rank in (0, 1)]
+        begun = processes.task("plain").model.state_dict()
+        assert all(torch.equal(x, good[1][name]) for name, x in good[0].items())
+        assert not torch.equal(good[0]["layers.0.weight"], begun["layers.0.weight"])
+
+
 def together(sharing: str, kind: str, out: Path, *folder: Path) -> None:
     paths = os.pathsep.join(filter(None, sys.path))
     env = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -64,6 +79,6 @@ def together(sharing: str, kind: str, out: Path, *folder: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr[-3000:]
