@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.blame.blame import brief
 from lilliput.blame.exact import with_encodings
-from lilliput.blame.noise import Noise
 from lilliput.blame.places import places
 from lilliput.blame.simulation import Case, alone, divided, pieces_of, with_places
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver, silent
 from lilliput.engine.store import Store
+from lilliput.measure import Noise
 from lilliput.task import Batches
 
 TARGET = lp.OnnxRuntime(threads=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,16 @@ def test_help_loads_nothing_heavy() -> None:
     )
     taken = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = _children_s()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        taken.append(time.perf_counter() - began)
+        taken.append(_children_s() - began)
     assert min(taken) < 0.5
+
+
+def _children_s() -> float:
+    """Processor seconds of processes that have ended: other work on the machine makes them no more."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def test_as_a_process_of_its_own(task: Path, tmp_path: Path) -> None:

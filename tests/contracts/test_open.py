@@ -26,9 +26,12 @@ from transformers import (
 )
 
 import lilliput as lp
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.store import Store
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import restored
+from lilliput.progress import silent
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 
@@ -135,7 +138,11 @@ def test_hugging_face_models_come_back_bit_for_bit(name: str, tmp_path: Path) ->
 
 
 def test_a_compressed_hugging_face_model_comes_back_and_opens(tmp_path: Path) -> None:
-    make, inputs = HUGGING["bert"]
+    _, inputs = HUGGING["bert"]
+
+    def make() -> nn.Module:
+        return BertModel(BertConfig(vocab_size=64, **{**SMALL, "num_hidden_layers": 1}))
+
     task = lp.Task(make().eval(), calibrate=[inputs()], dynamic={k: {0: "batch", 1: "tokens"} for k in text()})
     small = lp.compress(task, target=QUICK)
     path, x = small.save(tmp_path / "net.lil"), inputs()
@@ -194,10 +201,12 @@ def small() -> lp.Result:
 )
 def test_float_kernels_compute_what_the_module_does(recipe: lp.Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    result = lp.compress(cnn().eval(), recipe, calibrate=images(1), target=QUICK)
-    run, x = lp.open(result.save(tmp_path / "net.lil"), threads=1), images(2)[1]
+    driver, _ = begin(lp.Task(cnn().eval(), calibrate=images(1)), QUICK, Store(), silent)
+    follow(recipe, driver)
+    lp.save(tmp_path / "net.lil", driver.model, example=images(1)[0])
+    run, x = lp.open(tmp_path / "net.lil", threads=1), images(2)[1]
     with torch.no_grad():
-        expected = result.model(x)
+        expected = driver.model(x)
     torch.testing.assert_close(run(x), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(run(x).argmax(1), expected.argmax(1))
 

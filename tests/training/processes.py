@@ -1,6 +1,6 @@
 """Run by test_processes.py under torchrun: train in several processes, and save what came of it.
 
-With a folder, the training is ended on the way, begun again there, and asked for once more when it is done.
+One kind of training is ended on the way, begun again in its folder, and asked for once more when it is done.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ import lilliput as lp
 import lilliput.training.loop
 from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
+
+KINDS = ("plain", "compressed", "norms", "spoilt", "failing")
+JOBS = [("copies", kind) for kind in (*KINDS, "kept")] + [("shards", kind) for kind in KINDS]
 
 
 class Net(nn.Module):
@@ -52,6 +56,32 @@ def encode(net: nn.Module, path: str) -> None:
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Spoilt:
+    """A loss that is no number, or fails, for the second process alone: at batch 2 of epoch 2."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.calls = fails, 0
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found = loss(model, batch)
+        self.calls += torch.is_grad_enabled()  # not in validation
+        if self.calls == 6 and torch.distributed.get_rank() == 1:
+            if self.fails:
+                raise ValueError("no such label")
+            return found * torch.nan
+        return found
+
+
+def stopped(kind: str, step: Finetune, out: Path) -> None:
+    """Note what a training is stopped by, and where its weights are."""
+    rank = torch.distributed.get_rank()
+    given = replace(task("plain"), loss=Spoilt(kind == "failing"))
+    try:
+        lp.train(given, step, folder=out / f"kept{rank}")
+    except lp.LilliputError as error:
+        (out / f"{rank}.txt").write_text(str(error))
 
 
 def step(shard: bool = False) -> Finetune:
@@ -93,19 +123,30 @@ def kept(task: lp.Task, step: Finetune, folder: Path) -> lp.verbs.Trained:
     return again
 
 
-def main(sharing: str, kind: str, out: Path, folder: Path | None = None) -> None:
-    torch.set_num_threads(1)
+def job(sharing: str, kind: str, out: Path) -> None:
+    """One training, in folders below `out`."""
+    out = out / f"{sharing}-{kind}"
+    out.mkdir(exist_ok=True)
+    how = step(shard=sharing == "shards")
+    if kind in ("spoilt", "failing"):
+        return stopped(kind, how, out)
     held: set[str] = set()
 
     def look(stage: str, done: int, total: int) -> None:
         nets = [x for x in gc.get_objects() if issubclass(type(x), Net)]
         held.update(type(p).__name__ for net in nets for p in net.parameters())
 
-    given, how = task(kind), step(shard=sharing == "shards")
-    trained = lp.train(given, how, progress=look) if folder is None else kept(given, how, folder)
+    trained = kept(task("plain"), how, out / "kept") if kind == "kept" else lp.train(task(kind), how, progress=look)
     assert torch.distributed.get_world_size() == 2 and ("DTensor" in held) == (sharing == "shards"), held
     lp.save(out / f"{torch.distributed.get_rank()}.lil", trained.model)
 
 
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    for sharing, kind in JOBS:  # one after another, for to begin takes longer than to train
+        job(sharing, kind, out)
+        gc.collect()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(Path, sys.argv[3:]))
+    main(Path(sys.argv[1]))

@@ -14,12 +14,11 @@ from lilliput.blame.causes import Cause, leave_out, of_runtime, of_value, of_wei
 from lilliput.blame.diagnosis import Diagnosis, Row
 from lilliput.blame.exact import before_encoding
 from lilliput.blame.facts import value_facts, weight_facts
-from lilliput.blame.noise import decibels
 from lilliput.blame.places import Place, encoded_weights, places
 from lilliput.blame.simulation import Case, pieces_of
 from lilliput.engine.run import Driver
 from lilliput.errors import reason
-from lilliput.measure import cpu
+from lilliput.measure import cpu, decibels
 from lilliput.model.values import value_encodings
 from lilliput.task import Batches
 

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from lilliput.blame.exact import with_encodings
-from lilliput.blame.noise import Noise
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.blame.simulation import Case
 from lilliput.encodings import Encoding, Int
 from lilliput.engine.store import Answer
-from lilliput.measure import flatten_outputs
+from lilliput.measure import Noise, flatten_outputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped, value_encodings
 from lilliput.task import ask

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lilliput.blame.noise import Noise
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.blocks import Blocked
+from lilliput.measure import Noise
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.model.values import Interception, Value, ValueEncoder, value_encodings

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from lilliput.blame.exact import differs, simulated
-from lilliput.blame.noise import Noise
 from lilliput.blame.places import Place
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
+from lilliput.measure import Noise
 from lilliput.model.capture import Inputs
 from lilliput.model.values import tapped
 from lilliput.plain import digest

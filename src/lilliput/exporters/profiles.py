@@ -105,6 +105,7 @@ class Breach:
 
     node: str
     rule: str
+    next: str = "leave what stands there out with where="
 
     def __str__(self) -> str:
         return f"{self.node}: {self.rule}"
@@ -172,6 +173,7 @@ class _Walk:
             label = f"{node.op_type} {node.name or node.output[0]}"
             for rule in self._of(node):
                 yield Breach(label, rule)
+            yield from self._codes(label, node)
         for name, tensor in self.constants.items():
             if _kind(tensor) not in self.rules.constants:
                 yield Breach(f"constant {name}", f"holds {_kind(tensor)}")
@@ -187,8 +189,6 @@ class _Walk:
             yield from self._dequantize(node)
         elif node.op_type in _MULTIPLY:
             yield from self._multiply(node)
-        elif node.op_type in ("ConvInteger", "MatMulInteger") and node.input[1] in self.constants:
-            yield from self._codes(self.constants[node.input[1]])
 
     def _quantize(self, node: onnx.NodeProto) -> Iterator[str]:
         yield from self._parameters(node, self.rules.zero_points)
@@ -217,12 +217,20 @@ class _Walk:
             if kind == "uint8" and not self.rules.unsigned_per_channel:
                 yield "weights of uint8 with a scale for each channel"
             yield from self._axis(node, len(held.dims))
-        yield from self._codes(held)
 
-    def _codes(self, held: onnx.TensorProto) -> Iterator[str]:
-        largest = int(np.abs(numpy_helper.to_array(held).astype(np.int64)).max(initial=0))
-        if largest > self.rules.largest_code:
-            yield f"a weight code of {largest}, where {self.rules.largest_code} is the largest that is safe"
+    def _codes(self, label: str, node: onnx.NodeProto) -> Iterator[Breach]:
+        """A weight code that is too large: one of fewer bits is not."""
+        place = {"DequantizeLinear": 0, "ConvInteger": 1, "MatMulInteger": 1}.get(node.op_type)
+        held = None if place is None else self.constants.get(node.input[place])
+        if held is None or _kind(held) == "int32":
+            return
+        largest, safe = (
+            int(np.abs(numpy_helper.to_array(held).astype(np.int64)).max(initial=0)),
+            self.rules.largest_code,
+        )
+        if largest > safe:
+            rule = f"a weight code of {largest}, where {safe} is the largest that is safe"
+            yield Breach(label, rule, f"use weights=Int({(safe + 1).bit_length()})")
 
     def _parameters(self, node: onnx.NodeProto, zero_points: bool) -> Iterator[str]:
         for name in node.input[1:]:

@@ -1,11 +1,13 @@
 """Size, latency, cost and closeness, each with the interval and the conditions that make it evidence."""
 
 from lilliput.measure.cost import Cost, macs, parameters
-from lilliput.measure.distance import Distance, DistanceSoFar, departure, flatten_outputs
+from lilliput.measure.distance import Distance, DistanceSoFar, departure
 from lilliput.measure.environment import Cpu, cpu, environment
 from lilliput.measure.files import artifact
 from lilliput.measure.latency import Latencies, interleaved
 from lilliput.measure.measurement import Measurement
+from lilliput.measure.noise import Noise, decibels
+from lilliput.measure.outputs import flatten_outputs
 from lilliput.measure.statistics import mean, median, median_ratio, paired_difference
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "DistanceSoFar",
     "Latencies",
     "Measurement",
+    "Noise",
     "artifact",
     "cpu",
+    "decibels",
     "departure",
     "environment",
     "flatten_outputs",

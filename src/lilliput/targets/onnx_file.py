@@ -63,8 +63,7 @@ class OnnxFile(Target):
         export(path, model, example, dynamic, self.opset, integer_bias=integer_bias, unsigned=unsigned)
         broken = None if rules is None else next(breaches(path, rules), None)
         if broken is not None and rules is not None:
-            remedy = "use weights=Int(7)" if rules.largest_code < 127 else "leave what stands there out with where="
-            raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=remedy)
+            raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=broken.next)
 
     @property
     def opened_by(self) -> str:

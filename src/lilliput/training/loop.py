@@ -28,7 +28,7 @@ from lilliput.training import checkpoint
 from lilliput.training.data import Feed, check_classes, labels_of
 from lilliput.training.memory import enough_memory, starved
 from lilliput.training.optimizers import Average, factor, norm_of, optimizer
-from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, whole_state
+from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, together, whole_state
 from lilliput.training.teachers import Live, Saved, Watcher
 
 Loss = Callable[[Any, Any], Tensor]
@@ -162,7 +162,8 @@ class _Trainer:
             return held
         where = f"{self.material.train.field}[0]"
         batch = self._moved(next(self.material.train.epoch(0)), where)
-        with torch.no_grad(), eval_mode(self.model), self.watcher.watching():
+        watched = (torch.no_grad(), eval_mode(self.model), self.watcher.watching())
+        with together(self.accelerator), watched[0], watched[1], watched[2]:
             self._own_loss(self.model, batch, where)
             student, teachers = self.watcher.seen(where), self._taught()
         torch.manual_seed(self.step.seed)
@@ -174,9 +175,14 @@ class _Trainer:
 
     def run(self) -> None:
         self._resume()
-        with self.watcher.watching():
-            while self.standing.epoch < self.step.epochs and not self._patient():
-                self._epoch()
+        try:
+            with self.watcher.watching():
+                while self.standing.epoch < self.step.epochs and not self._patient():
+                    self._epoch()
+        except Derailed:
+            self._restore(self.good)
+            self._give_back()
+            raise
         self._finish()
 
     def _patient(self) -> bool:
@@ -207,10 +213,11 @@ class _Trainer:
 
     def _check_weights(self) -> None:
         """Refuse weights that a gradient which is no number has spoilt, before they are kept as good ones."""
-        for name, p in self.model.named_parameters():
-            if not bool(p.detach().isfinite().all()):
-                where = f"{self.material.train.field}, epoch {self.standing.epoch + 1}"
-                raise self._derailed(f"{name} has become NaN or infinite", where)
+        with together(self.accelerator):
+            for name, p in self.model.named_parameters():
+                if not bool(p.detach().isfinite().all()):
+                    where = f"{self.material.train.field}, epoch {self.standing.epoch + 1}"
+                    raise _derailed(f"{name} has become NaN or infinite", where)
 
     def _go_on(self) -> None:
         """From the batch on at which the run was ended, with the random numbers of then."""
@@ -226,35 +233,19 @@ class _Trainer:
         moved = self._moved(batch, self.where())
         last = (i + 1) % self.step.accumulate == 0 or i + 1 == self.material.train.batches
         begun = i - i % self.step.accumulate
-        together = min(self.step.accumulate, self.material.train.batches - begun)
+        count = min(self.step.accumulate, self.material.train.batches - begun)
         if last:
-            self._backward(moved, together)
+            self._backward(moved, count)
             self._step(self.standing.epoch * self.steps + i // self.step.accumulate)
         else:
             with self.accelerator.no_sync(self.wrapped):
-                self._backward(moved, together)
+                self._backward(moved, count)
 
-    def _backward(self, batch: Any, together: int) -> None:
+    def _backward(self, batch: Any, count: int) -> None:
+        """One of `count` batches that make a step."""
         loss = self._loss(self.wrapped, batch, self.where())
-        self.standing.summed += self._finite(loss, self.where())
-        self.accelerator.backward(loss / together)
-
-    def _finite(self, loss: Tensor, where: str) -> float:
-        found = float(loss.detach())
-        if not math.isfinite(found):
-            raise self._derailed(f"the loss is {found}", where)
-        return found
-
-    def _derailed(self, what: str, where: str) -> Derailed:
-        """The error to stop with; the model is given back as it was last well."""
-        self._restore(self.good)
-        self._give_back()
-        return Derailed(
-            what,
-            where=where,
-            why="the model is kept as it was after the last epoch that went well",
-            next="lower lr, clip the gradients (clip=1.0), or look at what was read there",
-        )
+        self.standing.summed += float(loss.detach())
+        self.accelerator.backward(loss / count)
 
     def _step(self, number: int) -> None:
         if self.accelerator.num_processes > 1 and not self.sharded:
@@ -272,16 +263,20 @@ class _Trainer:
             self.average.update(self.model)
 
     def _loss(self, model: Any, batch: Any, where: str) -> Tensor:
-        own = self._own_loss(model, batch, where)
-        if self.teachers is None:
-            assert own is not None
-            return own
-        student, teachers = self.watcher.seen(where), self._taught()
-        total = student.output.new_zeros(()) if own is None else self.step.labels * own
-        for term, projection in zip(self.step.distill, self.projections, strict=True):
-            given = None if isinstance(projection, nn.Identity) else projection
-            total = total + term.weight * term.loss(student, teachers[term.teacher], given, labels_of(batch))
-        return total
+        """A number, or else Derailed is raised; without teachers the task's alone."""
+        with together(self.accelerator):
+            own = self._own_loss(model, batch, where)
+            taught = None if self.teachers is None else self._taught()
+            if taught is None and own is not None:
+                return _finite(own, where)
+        assert taught is not None
+        with together(self.accelerator):  # apart, for processes that share a projection out gather it in here
+            student = self.watcher.seen(where)
+            total = student.output.new_zeros(()) if own is None else self.step.labels * own
+            for term, projection in zip(self.step.distill, self.projections, strict=True):
+                given = None if isinstance(projection, nn.Identity) else projection
+                total = total + term.weight * term.loss(student, taught[term.teacher], given, labels_of(batch))
+            return _finite(total, where)
 
     def _own_loss(self, model: Any, batch: Any, where: str) -> Tensor | None:
         """The task's loss; without one, the model is run and only watched."""
@@ -323,7 +318,7 @@ class _Trainer:
         with eval_mode(self.model), checkpoint.random_state_kept():
             for i, batch in enumerate(feed.epoch(0)):
                 where = f"{feed.field}[{i}]"
-                total += self._finite(self._loss(self.wrapped, self._moved(batch, where), where), where)
+                total += float(self._loss(self.wrapped, self._moved(batch, where), where))
                 done = (standing.epoch - 1) * feed.batches + i + 1
                 self.progress("validating", done, self.step.epochs * feed.batches)
         loss = mean(total / feed.batches, self.accelerator)
@@ -365,7 +360,8 @@ class _Trainer:
                 norm.momentum, norm.training = None, True
             for i, batch in enumerate(feed.epoch(0) if norms else ()):
                 where = f"{feed.field}[{i}]"
-                self._own_loss(self.wrapped, self._moved(batch, where), where)
+                with together(self.accelerator):
+                    self._own_loss(self.wrapped, self._moved(batch, where), where)
                 self.progress("re-estimating", i + 1, feed.batches)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -414,3 +410,19 @@ class _Trainer:
 
     def where(self) -> str:
         return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
+
+
+def _finite(loss: Tensor, where: str) -> Tensor:
+    found = float(loss.detach())
+    if not math.isfinite(found):
+        raise _derailed(f"the loss is {found}", where)
+    return loss
+
+
+def _derailed(what: str, where: str) -> Derailed:
+    return Derailed(
+        what,
+        where=where,
+        why="the model is kept as it was after the last epoch that went well",
+        next="lower lr, clip the gradients (clip=1.0), or look at what was read there",
+    )

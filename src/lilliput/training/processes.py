@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError, LilliputError, reason
 from lilliput.task import batch_size
 from lilliput.techniques.finetune import Finetune
 
@@ -81,6 +83,40 @@ def whole_state(model: nn.Module) -> dict[str, Any]:
 def mean(number: float, accelerator: Any) -> float:
     """The mean of what each process gives."""
     return float(accelerator.reduce(torch.tensor(number, device=accelerator.device), "mean"))
+
+
+@contextmanager
+def together(accelerator: Any) -> Iterator[None]:
+    """What fails inside in one process fails in all, with the error of the first: none waits for one that has ended.
+
+    The processes exchange one number where the block ends. One whose memory is used up keeps an error of its own.
+    """
+    found: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if accelerator.num_processes == 1:
+            raise
+        found = error
+    if accelerator.num_processes == 1:
+        return
+    trouble = accelerator.reduce(torch.tensor(float(found is not None), device=accelerator.device), "sum")
+    if not bool(trouble):
+        return
+    from accelerate.utils import gather_object
+
+    parts = next(told for told in gather_object([None if found is None else _told(found)]) if told is not None)
+    if found is not None and not isinstance(found, LilliputError):
+        raise found
+    kind, what, *rest = parts
+    raise kind(what, **dict(zip(("where", "why", "next"), rest, strict=True))) from found
+
+
+def _told(error: Exception) -> tuple[type[LilliputError], str, str, str, str]:
+    """An error as another process can raise it."""
+    if isinstance(error, LilliputError):
+        return type(error), error.what, error.where, error.why, error.next
+    return InputError, "training failed in another process", "", reason(error), "see what that one says"
 
 
 @torch.no_grad()

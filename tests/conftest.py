@@ -1,0 +1,38 @@
+"""What makes a whole run of the tests quick, and changes nothing that they look at."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from lilliput.targets import onnx_file
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_timings() -> Iterator[None]:
+    """Latencies are taken as ever, but from few calls: what they are is looked at in tests/measure alone."""
+    interleaved = onnx_file.interleaved
+    short = functools.partial(interleaved, rounds=3, warmup_s=0.0, settle_s=0.0, round_s=0.01)
+    onnx_file.interleaved = short  # type: ignore[assignment]
+    yield
+    onnx_file.interleaved = interleaved
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _translators_read_once() -> Iterator[None]:
+    """torch.onnx reads the source of its 500 translators at every export, a third of what a small one takes."""
+    from onnxscript._framework_apis import torch_2_5
+
+    read = torch_2_5.get_torchlib_ops
+    torch_2_5.get_torchlib_ops = functools.cache(read)
+    yield
+    torch_2_5.get_torchlib_ops = read
+
+
+def pytest_collection_finish() -> None:
+    """Modules are never garbage: without this, every collection looks at all that torch brings."""
+    gc.collect()
+    gc.freeze()
