@@ -1,0 +1,220 @@
+"""What can only be removed together, on networks small enough to know the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lilliput.model.capture import Inputs
+from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
+from lilliput.model.coupling.atoms import Atoms
+from lilliput.model.edits import Resize, SetNumber, structure
+
+
+class Residual(nn.Module):
+    """Two layers whose sum couples them, and one whose outputs are the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.inner, self.out = nn.Linear(5, 8), nn.Linear(12, 8), nn.Linear(8, 12), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.out(x + self.b(F.relu(self.inner(x))))  # type: ignore[no-any-return]
+
+
+class Literal(nn.Module):
+    """A width that stands in the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.free = nn.Linear(5, 8), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.free(self.b(self.a(x).view(-1, 2, 4)).mean(1))  # type: ignore[no-any-return]
+
+
+class Slopes(nn.Module):
+    """Attention whose heads are told apart by a slope that follows from their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(6, 3 * 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        slopes = 2.0 ** -torch.arange(1, self.heads + 1).view(-1, 1, 1) * (torch.arange(x.shape[1]) % 3)
+        mixed = torch.softmax(q @ k.transpose(-1, -2) + slopes, -1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))  # type: ignore[no-any-return]
+
+
+def found(net: nn.Module, *inputs: Tensor) -> Coupling:
+    return coupling(net.eval(), Inputs.of(inputs))
+
+
+def places(group: Group) -> dict[str, int]:
+    """The members of a group with the positions that one slice has along each."""
+    return {f"{member.path}[{member.axis}]": len(member.positions[0]) for member in group.members}
+
+
+def test_a_residual_sum_couples_what_it_adds() -> None:
+    groups = {group.size: places(group) for group in found(Residual(), torch.randn(2, 5)).groups}
+    assert set(groups) == {8, 12}
+    assert set(groups[8]) == {
+        "a.weight[0]",
+        "a.bias[0]",
+        "b.weight[0]",
+        "b.bias[0]",
+        "inner.weight[1]",
+        "out.weight[1]",
+    }
+    assert set(groups[12]) == {"inner.weight[0]", "inner.bias[0]", "b.weight[1]"}
+
+
+def test_inputs_and_outputs_are_protected_with_the_reason() -> None:
+    protected = found(Residual(), torch.randn(2, 5)).protected
+    assert protected["a.weight[1]"] == "an axis of an input"
+    assert protected["out.weight[0]"] == protected["out.bias[0]"] == "an axis of what the model returns"
+
+
+def test_a_flattened_channel_takes_all_its_positions() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 4))
+    (group,) = found(net, torch.randn(2, 3, 6, 6)).groups
+    assert places(group)["4.weight[1]"] == 16
+    assert places(group)["1.running_mean[0]"] == 1
+
+
+def test_parts_of_a_concatenation_are_groups_of_their_own() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(5, 4), nn.Linear(5, 6), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.cat([self.a(x), self.b(x)], -1))  # type: ignore[no-any-return]
+
+    first, second = sorted(found(Joined(), torch.randn(2, 5)).groups, key=lambda group: group.size)
+    assert (first.size, second.size) == (4, 6)
+    columns = [set(np.concatenate(group.members[-1].positions)) for group in (first, second)]
+    assert columns == [set(range(4)), set(range(4, 10))]
+
+
+def test_heads_and_their_widths_are_told_apart() -> None:
+    net = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
+    groups = found(nn.Sequential(nn.Linear(5, 12), net, nn.Linear(12, 4)), torch.randn(2, 6, 5)).groups
+    assert sorted((group.size, group.heads) for group in groups) == [(3, True), (4, False), (12, False), (20, False)]
+
+
+def test_what_no_rule_knows_is_protected_with_the_line_of_the_source() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.sort(self.a(x), -1)[0])  # type: ignore[no-any-return]
+
+    coupled = found(Sorted(), torch.randn(2, 5))
+    assert not coupled.groups
+    assert "sort" in coupled.protected["a.weight[0]"] and "test_coupling.py" in coupled.protected["a.weight[0]"]
+
+
+def test_a_literal_in_the_source_is_refused_and_nothing_else() -> None:
+    net, x = Literal().eval(), torch.randn(2, 5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    coupled = found(net, x)
+    shrinking = Shrinking(net, coupled, Inputs.of(x))
+    going = {group: group.atoms[::2] for group in coupled.groups}
+    refused = {group.size: why for group, why in shrinking.refused(going).items()}
+    assert set(refused) == {2, 4} and "invalid for input of size" in refused[4]
+    assert "invalid for input of size" in refused[2]
+    assert not structure(net)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+def test_heads_that_compute_by_their_number_are_refused() -> None:
+    net, x = Slopes().eval(), torch.randn(2, 5, 6)
+    coupled = found(net, x)
+    (heads,) = (group for group in coupled.groups if group.heads)
+    (why,) = Shrinking(net, coupled, Inputs.of(x)).refused({heads: heads.atoms[:2]}).values()
+    assert "computes something else than with the slices set to zero" in why
+
+
+def test_an_attribute_follows_its_axis_and_others_of_the_same_number_do_not() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.steps = 4, 4
+            self.a, self.out = nn.Linear(5, 8), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).view(x.shape[0], -1, self.width)
+            return self.out(y) * sum(1 / (i + 1) for i in range(self.steps))  # type: ignore[no-any-return]
+
+    net, x = Viewed().eval(), torch.randn(2, 5)
+    coupled = found(net, x)
+    (group,) = (group for group in coupled.groups if "out.weight[1]" in places(group))
+    shrinking = Shrinking(net, coupled, Inputs.of(x))
+    assert not shrinking.refused({group: group.atoms[:1]})
+    edits = [edit for edit, _ in shrinking.proven(group.atoms[:1])]
+    numbers = {(edit.module, edit.name): edit.value for edit in edits if isinstance(edit, SetNumber)}
+    assert numbers[("", "width")] == (3,) and ("", "steps") not in numbers
+    assert {edit.shape for edit in edits if isinstance(edit, Resize)} == {(6, 5), (6,), (3, 3)}
+
+
+def test_attention_keeps_its_scale() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(5, 8) for _ in range(4))
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    net, x = Attention().eval(), torch.randn(2, 6, 5)
+    coupled = found(net, x)
+    (group,) = (group for group in coupled.groups if "k.weight[0]" in places(group))
+    shrinking = Shrinking(net, coupled, Inputs.of(x))
+    small = Attention().eval()
+    for edit, given in shrinking.proven(group.atoms[::2]):
+        edit.apply(small, given)
+    for name, value in net.state_dict().items():
+        if name[0] in "vo":
+            small.state_dict()[name].copy_(value)
+    for layer in (net.q, net.k):
+        layer.weight.data[::2], layer.bias.data[::2] = 0, 0
+    assert small.q.weight.shape == (4, 5)
+    torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_atoms_never_free_what_was_kept_nor_part_what_was_joined(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    atoms = Atoms()
+    axes = [atoms.new(24) for _ in range(4)]
+    shapes = [(2, 12), (3, 8), (4, 6), (6, 4)]
+    for _ in range(6):
+        i, j = draw.integers(len(axes), size=2)
+        match draw.integers(3):
+            case 0:
+                atoms.join(axes[i], axes[j])
+                assert np.array_equal(atoms.parts(axes[i]), atoms.parts(axes[j]))
+            case 1:
+                rows, columns = atoms.split(axes[i], *shapes[draw.integers(len(shapes))])
+                merged = atoms.compound(rows, columns)
+                for a, b in zip(atoms.parts(merged), atoms.parts(axes[i]), strict=True):
+                    assert set(a) - {-1} <= set(b) | set(a) and (set(a) & set(b) - {-1})
+            case 2:
+                atoms.keep(axes[i][:1], "for the test")
+                assert not atoms.can_go(axes[i][:1]).any()
+    gone = {int(x) for x in atoms.parts(axes[0]).ravel() if x >= 0 and not atoms.why_kept(int(x))}
+    for axis in axes:
+        left = atoms.left(axis, np.array(sorted(gone)[:3]))
+        kept = ~atoms.can_go(axis)
+        assert left[kept].all()

@@ -1,0 +1,193 @@
+"""Networks of every kind lose half their width, and compute what they computed with the same slices masked."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import subject
+
+import lilliput as lp
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.run import Driver
+from lilliput.engine.store import Store
+from lilliput.errors import RecipeError
+from lilliput.measure import flatten_outputs, parameters
+from lilliput.model.capture import Inputs
+from lilliput.model.coupling import Shrinking, coupling
+from lilliput.model.edits import structure
+from lilliput.progress import silent
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HALVED = {  # of the parameters, at most so many are left
+    **{"mlp": 0.4, "resnet-20": 0.3, "mobilenet v2, plain": 0.35, "densenet": 0.3, "u-net": 0.3, "inception": 0.3},
+    **{"squeeze-and-excite": 0.6, "resnext": 0.3, "group norm": 0.3, "super-resolution": 0.3, "vae": 0.7},
+    **{"generator": 0.4, "graph network": 0.4, "lstm classifier": 0.35, "projected lstm": 0.35, "gru tagger": 0.4},
+    **{"vit, fused qkv": 0.4, "transformer encoder": 0.4, "llama, plain": 0.4, "tied embedding": 0.4, "bert": 0.4},
+    **{"gpt2": 0.4, "t5": 0.4, "shufflenet": 0.7, "hard view": 0.6},
+}
+every = pytest.mark.parametrize("name", HALVED)
+
+
+def driven(model: nn.Module, inputs: tuple[Tensor, ...], *steps: lp.Prune) -> Driver:
+    torch.set_num_threads(1)
+    driver, _ = begin(lp.Task(model, example=inputs), lp.OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe(list(steps)), driver)
+    return driver
+
+
+@functools.cache
+def halved(name: str) -> tuple[nn.Module, tuple[Tensor, ...], nn.Module]:
+    model, inputs = subject(name).build()
+    return model, inputs, driven(model, inputs, lp.Prune("channels", 0.5, multiple=1)).model
+
+
+def answers(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return flatten_outputs(model(*inputs))
+
+
+@every
+def test_it_is_smaller_and_an_ordinary_module(name: str) -> None:
+    model, inputs, small = halved(name)
+    assert parameters(small) <= HALVED[name] * parameters(model)
+    assert type(small) is type(model)
+    small = copy.deepcopy(small)
+    sum(x.sum() for x in flatten_outputs(small.train()(*inputs))).backward()  # type: ignore[union-attr]
+    assert all(p.grad is None or p.grad.shape == p.shape for p in small.parameters())
+    assert any(p.grad is not None for p in small.parameters())
+
+
+@every
+def test_it_computes_what_the_original_does_with_the_same_slices_zero(name: str) -> None:
+    model, inputs = subject(name).build()
+    given = Inputs.of(inputs)
+    coupled = coupling(model, given)
+    shrinking = Shrinking(model, coupled, given)
+    alone = [group for group in coupled.groups if not group.normalised and not group.heads]  # or a norm sees the zeros
+    going = {group: group.atoms[: group.size // 2] for group in alone}
+    refused = shrinking.refused(going)
+    gone = {atom for group, atoms in going.items() if group not in refused for atom in atoms}
+    small, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    for edit, tensors in shrinking.proven(gone):
+        edit.apply(small, tensors)
+    held = dict([*zeroed.named_parameters(), *zeroed.named_buffers()])
+    for path, axes in coupled.held.items():
+        for i, axis in enumerate(axes):
+            mask = torch.from_numpy(coupled.left(axis, gone)).to(held[path].dtype)
+            held[path].data *= mask.reshape([-1 if k == i else 1 for k in range(held[path].dim())])
+    assert gone or not alone or refused
+    for one, other in zip(answers(small, inputs), answers(zeroed, inputs), strict=True):
+        assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
+
+
+@every
+def test_a_file_gives_it_back_to_the_constructor(name: str, tmp_path: Path) -> None:
+    _, inputs, small = halved(name)
+    lp.save(tmp_path / "net.lil", small)
+    again = lp.load(tmp_path / "net.lil", into=subject(name).build(seed=1)[0])
+    for one, other in zip(answers(again, inputs), answers(small, inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["resnet-20", "bert", "lstm classifier"])
+def test_it_can_be_pruned_again_and_quantized(name: str, tmp_path: Path) -> None:
+    _, inputs, small = halved(name)
+    driver = driven(small, inputs, lp.Prune("channels", 0.5, multiple=1))
+    assert parameters(driver.model) < 0.6 * parameters(small)
+    follow(lp.Recipe([lp.Quantize(activations=None)]), driver)
+    lp.save(tmp_path / "net.lil", driver.model)
+    again = lp.load(tmp_path / "net.lil", into=subject(name).build(seed=1)[0])
+    for one, other in zip(answers(again, inputs), answers(driver.model, inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama, plain", "t5"])
+def test_heads_go(name: str) -> None:
+    model, inputs = subject(name).build()
+    driver = driven(model, inputs, lp.Prune("heads", 0.5))
+    assert parameters(driver.model) < 0.9 * parameters(model)
+    assert any("heads left" in note for note in driver.notes.values())
+
+
+def test_numbers_of_channels_are_multiples() -> None:
+    model, inputs = subject("resnet-20").build()
+    small = driven(model, inputs, lp.Prune("channels", 0.4)).model
+    sizes = {m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)}
+    assert sizes and all(size % 8 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("step", [lp.Prune("channels", 0.99, multiple=1), lp.Prune("channels", threshold=100.0)])
+def test_nothing_is_emptied(step: lp.Prune) -> None:
+    model, inputs = subject("vgg").build()
+    small = driven(model, inputs, step).model
+    assert all(0 not in p.shape for p in small.parameters()) and parameters(small) < parameters(model)
+    answers(small, inputs)
+
+
+def test_global_scope_and_threshold_take_the_weakest() -> None:
+    model, inputs = subject("vgg").build()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        convolutions[1].weight[:10] *= 1e-3
+    for step in (
+        lp.Prune("channels", 0.05, scope="global", multiple=1),
+        lp.Prune("channels", threshold=0.7, multiple=1),
+    ):
+        small = [m for m in driven(model, inputs, step).model.modules() if isinstance(m, nn.Conv2d)]
+        assert small[1].out_channels < convolutions[1].out_channels
+
+
+def test_where_spares_what_it_excludes() -> None:
+    model, inputs = subject("resnet-20").build()
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    small = driven(model, inputs, lp.Prune("channels", 0.5, where=("*", f"!{names[1]}"))).model
+    assert small.get_submodule(names[1]).weight.shape == model.get_submodule(names[1]).weight.shape
+    assert parameters(small) < parameters(model)
+
+
+def test_what_is_not_removed_is_told_with_its_reason() -> None:
+    model, inputs = subject("hard view").build()
+    driver = driven(model, inputs, lp.Prune("channels", 0.5))
+    assert "cannot be multiplied" in driver.skipped["conv3.weight"]
+    assert driver.notes["conv1.weight"].endswith("(50% removed, asked 50%)")
+
+
+def test_the_users_model_is_not_touched() -> None:
+    model, inputs = subject("bert").build()
+    before = copy.deepcopy(model.state_dict())
+    driven(model, inputs, lp.Prune("channels", 0.5))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not structure(model)
+
+
+def test_what_is_encoded_is_left_alone_and_told() -> None:
+    model, inputs = subject("vgg").build()
+    driver = driven(model, inputs)
+    follow(lp.Recipe([lp.Quantize(activations=None)]), driver)
+    with pytest.raises(RecipeError, match="no layer"):
+        follow(lp.Recipe([lp.Prune("channels", 0.5)]), driver)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"unit": "filters", "amount": 0.5}, "known units: 'weights', 'channels', 'heads'"),
+        ({"unit": "channels"}, "either amount= or threshold="),
+        ({"unit": "channels", "amount": 0.5, "threshold": 1.0}, "either amount= or threshold="),
+        ({"unit": "channels", "amount": 1.0}, "between 0 and 1"),
+        ({"unit": "weights", "threshold": 1.0}, "or an amount"),
+        ({"unit": "channels", "amount": 0.5, "multiple": 0}, "1 or more"),
+        ({"unit": "channels", "amount": 0.5, "scope": "each"}, "'layer', 'global'"),
+    ],
+)
+def test_knobs_that_make_no_sense(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        lp.Prune(**knobs)
