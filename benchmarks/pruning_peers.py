@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from shrunk import Refused, Row, Trial, alone, figures, flat, loaded, put_through, runs, said, trains
+from shrunk import Refused, Row, Trial, alone, figures, flat, put_through, runs, said, trains, warm
 from torch import Tensor, nn
 from transformers.models.swin.modeling_swin import SwinPatchMerging
 from transformers.pytorch_utils import Conv1D
@@ -46,8 +46,10 @@ Inputs = tuple[Tensor, ...]
 
 
 def main() -> None:
+    torch.set_num_threads(1)
+    warm()
     for name in sys.argv[1:] or [known.name for known in ZOO]:
-        print(json.dumps({"tool": "torch-pruning", **alone(one, name, SECONDS)}), flush=True)
+        print(json.dumps({"tool": "torch-pruning", **alone(one, load, name, SECONDS)}), flush=True)
 
 
 def one(trial: Trial) -> None:
@@ -66,6 +68,11 @@ def one(trial: Trial) -> None:
             save=lambda path: torch.save(small, path),
             export=lambda path: torch.onnx.export(small, inputs, str(path), dynamo=True, verbose=False),
         )
+
+
+def load(name: str, file: str) -> Any:
+    inputs = subject(name).build()[1]
+    return torch.load(file, weights_only=False)(*inputs)
 
 
 def furthest(name: str) -> tuple[Row, nn.Module | None]:
@@ -273,8 +280,4 @@ class Transposed(tp.BasePruningFunc):
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["--load", name, file, outputs]:
-            loaded(torch.load(file, weights_only=False), subject(name).build()[1], outputs)
-        case _:
-            main()
+    main()

@@ -1,7 +1,4 @@
-"""What a shrunk network is put through, whichever tool shrank it: the steps, the counting, and one process for each.
-
-A script that uses this answers `script --load NAME FILE OUTPUTS` by loading FILE, running it, and `loaded`.
-"""
+"""What a shrunk network is put through, whichever tool shrank it: the steps, the counting, processes of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import copy
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -53,20 +49,27 @@ def departure(out: Any, expected: Any) -> float:
 
 @dataclass
 class Trial:
-    """One network on its way through the steps; `row` gets what is found, up to the first step that fails."""
+    """One network on its way through the steps; `row` gets what is found, up to the first step that fails.
+
+    `load` has the function of that name called in another process, one that has never seen the network.
+    """
 
     name: str
     tell: Callable[[Any], None]
+    load: Callable[[Path], list[Tensor]]
     row: Row = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         self.tell(name)
+        began = time.process_time()
         try:
             yield
         except Exception as error:  # tools and networks raise many kinds
             self.row |= {"failed": "refused" if isinstance(error, Refused) else name, "error": said(error)}
             raise
+        finally:
+            self.row[f"{name}_cpu_seconds"] = time.process_time() - began
 
 
 def said(error: BaseException) -> str:
@@ -76,38 +79,72 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(re.sub(chr(27) + r'[^m]*m', '', str(error)).split())[:300]}"
 
 
-def alone(one: Callable[[Trial], None], name: str, seconds: int) -> Row:
-    """The row that `one` makes of a network, in a process of its own; one that dies or takes too long has a row too."""
-    began = time.perf_counter()
-    context = multiprocessing.get_context("fork")  # torch need not be imported again
+def warm() -> None:
+    """Have all that exporting needs imported before processes are forked, which then need not do it again."""
+    import onnxruntime  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.onnx.export(nn.Linear(2, 2), (torch.zeros(1, 2),), f"{folder}/net.onnx", dynamo=True, verbose=False)
+
+
+def alone(one: Callable[[Trial], None], load: Callable[[str, str], Any], name: str, seconds: int) -> Row:
+    """The row that `one` makes of a network, in a process of its own; one that dies or takes too long has a row too.
+
+    ``load(name, file)`` gives the outputs of what is in the file.
+    """
+    context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(one, name, there))
+    asks, answers = context.Pipe()
+    loader = context.Process(target=_loader, args=(load, name, answers))
+    process = context.Process(target=_trial, args=(one, name, there, asks))
+    loader.start()
     process.start()
     there.close()
     told: Any = "build"
-    row: Row | None = None
+    until = time.monotonic() + seconds
     try:
-        while here.poll(max(0.0, seconds - (time.perf_counter() - began))):
+        while here.poll(max(0.0, until - time.monotonic())):
             told = here.recv()
-        row, why = None, f"TimeoutError: took over {seconds} s"
+        why = f"TimeoutError: took over {seconds} s"
     except EOFError:
         process.join()
-        row, why = told if isinstance(told, dict) else None, f"the process ended with {process.exitcode}"
-    process.kill()
-    process.join()
-    row = {"failed": told, "error": why} if row is None else row
-    return {"network": name, **row, "seconds": time.perf_counter() - began}
+        why = f"the process ended with {process.exitcode}"
+    for child in (process, loader):
+        child.kill()
+        child.join()
+    return {"network": name, **(told if isinstance(told, dict) else {"failed": told, "error": why})}
 
 
-def _child(one: Callable[[Trial], None], name: str, there: Any) -> None:
+def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any) -> None:
+    _silent()
+
+    def load(file: Path) -> list[Tensor]:
+        asks.send(str(file))
+        answer = asks.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return [torch.from_numpy(x) for x in answer]
+
+    trial = Trial(name, there.send, load)
+    with suppress(Exception):  # it is in the row
+        one(trial)
+    there.send(trial.row)
+
+
+def _loader(load: Callable[[str, str], Any], name: str, answers: Any) -> None:
+    _silent()
+    try:
+        with torch.no_grad():
+            answers.send([x.numpy() for x in flat(load(name, answers.recv()))])
+    except Exception as error:  # it is told
+        answers.send(said(error))
+
+
+def _silent() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     torch.set_num_threads(1)
-    trial = Trial(name, there.send)
-    with suppress(Exception):  # it is in the row
-        one(trial)
-    there.send(trial.row)
 
 
 def put_through(
@@ -127,19 +164,11 @@ def put_through(
     with trial.step("backward"):
         trains(small, inputs)
     with tempfile.TemporaryDirectory(prefix="shrink-") as folder:
-        file, onnx, outputs = Path(folder, "net"), Path(folder, "net.onnx"), Path(folder, "outputs.npz")
+        file, onnx = Path(folder, "net"), Path(folder, "net.onnx")
         with trial.step("save"):
             save(file)
         with trial.step("load"):
-            done = subprocess.run(
-                [sys.executable, sys.argv[0], "--load", trial.name, str(file), str(outputs)],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1])
-            loaded = np.load(outputs)
-            agrees("the loaded one", [torch.from_numpy(loaded[key]) for key in loaded.files], out, 1e-5)
+            agrees("the loaded one", trial.load(file), out, 1e-5)
         with trial.step("export"):
             export(onnx)
             agrees("ONNX Runtime", in_onnxruntime(onnx, inputs), out, 1e-3)
@@ -182,12 +211,6 @@ def in_onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     names = [given.name for given in session.get_inputs()]
     fed = {name: x.numpy() for name, x in zip(names, inputs, strict=False)}
     return [torch.from_numpy(np.asarray(x)) for x in session.run(None, fed)]
-
-
-def loaded(model: nn.Module, inputs: tuple[Tensor, ...], path: str) -> None:
-    """The end of `--load`: run, and write what comes out."""
-    with torch.no_grad():
-        np.savez(path, *[x.numpy() for x in flat(model.eval()(*inputs))])
 
 
 # what was removed, and whether removing it was all that was done
