@@ -38,10 +38,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warm()
     chosen = [subject(name) for name in sys.argv[1:]] or list(ZOO)
-    rows = [*theirs(chosen)]
+    rows: list[Row] = []
     for known in chosen:
         rows.append({"tool": OURS, **alone(one, load, known.name, SECONDS)})
         print(json.dumps(rows[-1]), flush=True)
+    rows += theirs(chosen)
     order = {known.name: place for place, known in enumerate(ZOO)}
     rows.sort(key=lambda row: (order[row["network"]], row["tool"]))
     write("shrink", [arranged(row) for row in rows], threads=1)

@@ -93,11 +93,11 @@ def alone(one: Callable[[Trial], None], load: Callable[[str, str], Any], name: s
     ``load(name, file)`` gives the outputs of what is in the file.
     """
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
     asks, answers = context.Pipe()
     loader = context.Process(target=_loader, args=(load, name, answers))
-    process = context.Process(target=_trial, args=(one, name, there, asks))
     loader.start()
+    here, there = context.Pipe(duplex=False)  # which the loader does not hold open
+    process = context.Process(target=_trial, args=(one, name, there, asks))
     process.start()
     there.close()
     told: Any = "build"
