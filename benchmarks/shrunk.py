@@ -27,7 +27,7 @@ from lilliput.measure.cost import macs, parameters  # noqa: E402  # neither need
 
 STEPS = ("build", "shrink", "forward", "backward", "save", "load", "export")
 Row = dict[str, Any]
-NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "GlobalResponseNorm")
+NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "GRN")
 
 
 class Refused(Exception):
@@ -218,7 +218,8 @@ def in_onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 def figures(model: nn.Module, inputs: tuple[Tensor, ...], when: str) -> Row:
     """Parameters and multiply-accumulates, with Lilliput's own count for whichever tool."""
-    return {f"parameters_{when}": parameters(model), f"macs_{when}": macs(model, inputs).total}
+    counted = copy.deepcopy(model).requires_grad_(False)  # torch's counter stumbles over views of parameters
+    return {f"parameters_{when}": parameters(model), f"macs_{when}": macs(counted, inputs).total}
 
 
 def from_zeroed(original: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float | str:
@@ -255,11 +256,21 @@ def mask(x: Tensor, small: Tensor) -> Tensor | None:
     kept = torch.ones_like(x)
     for axis, left in enumerate(small.shape):
         share = found.movedim(axis, 0).reshape(x.shape[axis], -1).mean(1)
-        there = share > share.max() / 2
+        there = share > share.max() / 2 if x.dim() > 1 else in_order(x, small)
         if int(there.sum()) != left:
             return None
         kept = kept * there.float().view([-1 if i == axis else 1 for i in range(x.dim())])
     return kept
+
+
+def in_order(x: Tensor, small: Tensor) -> Tensor:
+    """Where the numbers of `small` stand in `x`, one behind the other: single numbers may be equal by chance."""
+    wanted, there = small.tolist(), torch.zeros(len(x), dtype=torch.bool)
+    for i, number in enumerate(x.tolist()):
+        if wanted and number == wanted[0]:
+            there[i] = True
+            wanted.pop(0)
+    return there
 
 
 def _over_kept(module: nn.Module, small: nn.Module, path: str) -> list[Any]:
