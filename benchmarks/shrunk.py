@@ -1,0 +1,290 @@
+"""What a shrunk network is put through, whichever tool shrank it: the steps, the counting, processes of its own."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT / "tests" / "topologies"), str(ROOT / "src")]
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # transformers knows another one of that name
+
+from lilliput.measure.cost import macs, parameters  # noqa: E402  # neither needs what only Lilliput's environment has
+
+STEPS = ("build", "shrink", "forward", "backward", "save", "load", "export")
+Row = dict[str, Any]
+NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "GRN")
+
+
+class Refused(Exception):
+    """A tool says itself that it cannot do this."""
+
+
+def flat(out: Any) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else [x for part in out for x in flat(part)]
+
+
+def departure(out: Any, expected: Any) -> float:
+    """The largest difference of any output, as a share of the largest value of that output."""
+    pairs = zip(flat(out), flat(expected), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
+
+
+# one process for each
+
+
+@dataclass
+class Trial:
+    """One network on its way through the steps; `row` gets what is found, up to the first step that fails.
+
+    `load` has the function of that name called in another process, one that has never seen the network.
+    """
+
+    name: str
+    tell: Callable[[Any], None]
+    load: Callable[[Path], list[Tensor]]
+    row: Row = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.tell(name)
+        began = time.process_time()
+        try:
+            yield
+        except Exception as error:  # tools and networks raise many kinds
+            self.row |= {"failed": "refused" if isinstance(error, Refused) else name, "error": said(error)}
+            raise
+        finally:
+            self.row[f"{name}_cpu_seconds"] = time.process_time() - began
+
+
+def said(error: BaseException) -> str:
+    """What went wrong at first, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(re.sub(chr(27) + r'[^m]*m', '', str(error)).split())[:300]}"
+
+
+def warm() -> None:
+    """Have all that exporting needs imported before processes are forked, which then need not do it again."""
+    import onnxruntime  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.onnx.export(nn.Linear(2, 2), (torch.zeros(1, 2),), f"{folder}/net.onnx", dynamo=True, verbose=False)
+
+
+def alone(one: Callable[[Trial], None], load: Callable[[str, str], Any], name: str, seconds: int) -> Row:
+    """The row that `one` makes of a network, in a process of its own; one that dies or takes too long has a row too.
+
+    ``load(name, file)`` gives the outputs of what is in the file.
+    """
+    context = multiprocessing.get_context("fork")
+    asks, answers = context.Pipe()
+    loader = context.Process(target=_loader, args=(load, name, answers))
+    loader.start()
+    here, there = context.Pipe(duplex=False)  # which the loader does not hold open
+    process = context.Process(target=_trial, args=(one, name, there, asks))
+    process.start()
+    there.close()
+    told: Any = "build"
+    until = time.monotonic() + seconds
+    try:
+        while here.poll(max(0.0, until - time.monotonic())):
+            told = here.recv()
+        why = f"TimeoutError: took over {seconds} s"
+    except EOFError:
+        process.join()
+        why = f"the process ended with {process.exitcode}"
+    for child in (process, loader):
+        child.kill()
+        child.join()
+    return {"network": name, **(told if isinstance(told, dict) else {"failed": told, "error": why})}
+
+
+def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any) -> None:
+    _silent()
+
+    def load(file: Path) -> list[Tensor]:
+        asks.send(str(file))
+        answer = asks.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return [torch.from_numpy(x) for x in answer]
+
+    trial = Trial(name, there.send, load)
+    with suppress(Exception):  # it is in the row
+        one(trial)
+    there.send(trial.row)
+
+
+def _loader(load: Callable[[str, str], Any], name: str, answers: Any) -> None:
+    _silent()
+    try:
+        with torch.no_grad():
+            answers.send([x.numpy() for x in flat(load(name, answers.recv()))])
+    except Exception as error:  # it is told
+        answers.send(said(error))
+
+
+def _silent() -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    torch.set_num_threads(1)
+
+
+def put_through(
+    trial: Trial,
+    original: nn.Module,
+    small: nn.Module,
+    inputs: tuple[Tensor, ...],
+    save: Callable[[Path], Any],
+    export: Callable[[Path], Any],
+) -> None:
+    """All steps after shrinking; the row gets figures as they come, and stops growing at the first that fails."""
+    with torch.no_grad():
+        wanted = original(*inputs)
+    with trial.step("forward"):
+        out = runs(small, inputs, wanted)
+        trial.row["departure_from_zeroed"] = from_zeroed(original, small, inputs)
+    with trial.step("backward"):
+        trains(small, inputs)
+    with tempfile.TemporaryDirectory(prefix="shrink-") as folder:
+        file, onnx = Path(folder, "net"), Path(folder, "net.onnx")
+        with trial.step("save"):
+            save(file)
+        with trial.step("load"):
+            agrees("the loaded one", trial.load(file), out, 1e-5)
+        with trial.step("export"):
+            export(onnx)
+            agrees("ONNX Runtime", in_onnxruntime(onnx, inputs), out, 1e-3)
+
+
+def runs(small: nn.Module, inputs: tuple[Tensor, ...], wanted: Any) -> Any:
+    with torch.no_grad():
+        out = small(*inputs)
+    shapes, expected = ([tuple(x.shape) for x in flat(given)] for given in (out, wanted))
+    if shapes != expected:
+        raise RuntimeError(f"answers with {shapes} in place of {expected}")
+    if not all(bool(torch.isfinite(x).all()) for x in flat(out)):
+        raise RuntimeError("answers with numbers that are not finite")
+    return out
+
+
+def trains(small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A backward pass reaches as many parameters as have to do with the outputs, and fits them."""
+    small.zero_grad()
+    for x in small.parameters():
+        x.requires_grad_(True)
+    sum(x.square().sum() for x in flat(small(*inputs))).backward()  # type: ignore[union-attr]
+    reached = [x for x in small.parameters() if x.grad is not None]
+    if not reached or not all(bool(torch.isfinite(x.grad).all()) for x in reached):
+        raise RuntimeError("no gradient, or one that is not finite")
+    small.zero_grad()
+
+
+def agrees(who: str, out: Any, expected: Any, tolerance: float) -> None:
+    if not (found := departure(out, expected)) <= tolerance:
+        raise RuntimeError(f"{who} differs by {found:.2g} of the largest output")
+
+
+def in_onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    fed = {name: x.numpy() for name, x in zip(names, inputs, strict=False)}
+    return [torch.from_numpy(np.asarray(x)) for x in session.run(None, fed)]
+
+
+# what was removed, and whether removing it was all that was done
+
+
+def figures(model: nn.Module, inputs: tuple[Tensor, ...], when: str) -> Row:
+    """Parameters and multiply-accumulates, with Lilliput's own count for whichever tool."""
+    counted = copy.deepcopy(model).requires_grad_(False)  # torch's counter stumbles over views of parameters
+    return {f"parameters_{when}": parameters(model), f"macs_{when}": macs(counted, inputs).total}
+
+
+def from_zeroed(original: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float | str:
+    """How far the shrunk network is from the original with all that was removed set to zero; 0 where it is the same.
+
+    Normalisations over removed channels are done over those that are left. What was removed is found by comparing the
+    numbers in both, which are random: where a tool changed numbers as well, the answer is a word.
+    """
+    zeroed = copy.deepcopy(original)
+    held = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    with torch.no_grad():
+        for name, x in [*zeroed.named_parameters(), *zeroed.named_buffers()]:
+            if name not in held or held[name].dim() != x.dim():
+                return "unknown: other tensors"
+            if not x.is_floating_point() or x.shape == held[name].shape:
+                continue
+            kept = mask(x, held[name])
+            if kept is None:
+                return "unknown: other numbers"
+            x.mul_(kept)
+        hooks = [hook for path, module in zeroed.named_modules() for hook in _over_kept(module, small, path)]
+        try:
+            return departure(small(*inputs), zeroed(*inputs))
+        except Exception as error:
+            return f"unknown: {type(error).__name__}"
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def mask(x: Tensor, small: Tensor) -> Tensor | None:
+    """1 where `x` was kept, from slices whose numbers are found in `small`; None where they are not found."""
+    found = torch.isin(x, small).float()
+    kept = torch.ones_like(x)
+    for axis, left in enumerate(small.shape):
+        share = found.movedim(axis, 0).reshape(x.shape[axis], -1).mean(1)
+        there = share > share.max() / 2 if x.dim() > 1 else in_order(x, small)
+        if int(there.sum()) != left:
+            return None
+        kept = kept * there.float().view([-1 if i == axis else 1 for i in range(x.dim())])
+    return kept
+
+
+def in_order(x: Tensor, small: Tensor) -> Tensor:
+    """Where the numbers of `small` stand in `x`, one behind the other: single numbers may be equal by chance."""
+    wanted, there = small.tolist(), torch.zeros(len(x), dtype=torch.bool)
+    for i, number in enumerate(x.tolist()):
+        if wanted and number == wanted[0]:
+            there[i] = True
+            wanted.pop(0)
+    return there
+
+
+def _over_kept(module: nn.Module, small: nn.Module, path: str) -> list[Any]:
+    """A hook that has the shrunk network's own normalisation answer for the channels that are left."""
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith(NORMS) or not isinstance(weight, Tensor):
+        return []
+    norm, kept = small.get_submodule(path), weight.flatten().nonzero().flatten()
+    if len(kept) == weight.numel():
+        return []
+
+    def answer(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        x = given[0]
+        axis = x.dim() - 1 if x.shape[-1] == weight.numel() else 1
+        return torch.zeros_like(out).index_copy_(axis, kept, norm(x.index_select(axis, kept)))
+
+    return [module.register_forward_hook(answer)]
