@@ -59,7 +59,7 @@ class Shrinking:
         for group, atoms in chosen.items():
             why = self._tried(gone, set(atoms))
             if why:
-                found[group] = why
+                found[group] = f"{why}{self._lines(set(atoms))}"
             else:
                 gone |= set(atoms)
         together = {atom for group in found for atom in chosen[group]}
@@ -77,6 +77,11 @@ class Shrinking:
                 return ""
             why = why or failed
         return why
+
+    def _lines(self, atoms: set[int]) -> str:
+        """Where the source gives the lengths that would change."""
+        lines = [n.source for n in self.coupling.numbers if n.source and self._length(n, atoms) != n.value]
+        return f"; see {' and '.join(list(dict.fromkeys(lines))[:2])}" if lines else ""
 
     def _sieved(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
         """Of groups that run without these atoms, those that then compute something else; found by halves."""
@@ -100,8 +105,7 @@ class Shrinking:
         choices = []
         for (module, value), number in open_ends.items():
             names = [link for link, held in self._read_by(module) if held == value]
-            subsets = [names] if names else []
-            subsets += [[name] for name in names if len(names) > 1] + [[]]
+            subsets = [[name] for name in names] + ([names] if len(names) > 1 else []) + [[]]
             choices.append([dict.fromkeys(subset, number) for subset in subsets])
         for more in ({}, self._above(gone)):
             for chosen in itertools.product(*choices):
