@@ -132,13 +132,19 @@ class Prune(Technique):
             for member in group.members:
                 text = f"{group.size - count} of {group.size} {self.unit} left along axis {member.axis}"
                 lines.setdefault(member.path, []).append(f"{text} ({count / group.size:.0%} removed{asked})")
+        for path in run.shapes():
+            if run.encoding(path) is not None:
+                run.skip(path, "encoded already: prune first, encode then")
+        stay: dict[str, str] = {}
+        for group, why in refused.items():
+            for member in group.members:
+                stay.setdefault(member.path, f"along axis {member.axis} all stay: {why}")
         for path, x in coupling.tensors.items():
             if path in lines:
-                run.note(path, "; ".join(lines[path]))
+                run.note(path, "; ".join([*lines[path], *filter(None, [stay.get(path)])]))
             elif x.dim() > 1:
-                why = next((why for group, why in refused.items() if any(m.path == path for m in group.members)), "")
                 protected = (coupling.protected.get(f"{path}[{axis}]") for axis in range(x.dim()))
-                run.skip(path, why or next(filter(None, protected), "") or f"no {self.unit} of it were meant")
+                run.skip(path, stay.get(path) or next(filter(None, protected), f"no {self.unit} of it were meant"))
 
 
 def keep_largest(scores: dict[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:
