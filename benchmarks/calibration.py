@@ -1,7 +1,7 @@
 """How long int8 calibration of EfficientNet-Lite0 on 128 images takes: ours, nncf's, ONNX Runtime's `quantize_static`.
 
-Each in a process of its own on one core, in turns, three times. Ours is what stands beside the others' work: reading the
-batches, capturing the network, finding all ranges and fitting all weights; the export to a file is told apart, as is
+Each in a process of its own on one core, in turns, three times. Ours is what stands beside the others' work: reading
+the batches, capturing the network, finding ranges, fitting weights; the export to a file is told apart, as is
 what reads a file elsewhere. Imports and the float network's own export count for nobody. The processor's seconds are
 judged, for other work may slow the clock's.
 
@@ -27,8 +27,7 @@ Work = Callable[[], object]
 
 
 def ours(folder: Path, *, export: bool) -> Work:
-    import data
-    from networks import lite0
+    from networks import data, lite0
     from torch import nn
 
     import lilliput as lp
@@ -99,10 +98,9 @@ def one(setting: str, folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     """The float network as a file, prepared as ONNX Runtime asks for, and the images."""
-    import data
     import numpy as np
     import onnx
-    from networks import lite0
+    from networks import data, lite0
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     import lilliput as lp
