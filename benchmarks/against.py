@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ from networks import OUT
 from table import write
 
 import lilliput as lp
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.evidence import build
+from lilliput.engine.store import Store
 from lilliput.measure import DistanceSoFar, interleaved, mean, paired_difference
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
+from lilliput.progress import silent
 from lilliput.targets import Target
 
 FASTER, CLOSER_DB, HOPELESS = 1.03, 0.3, 3.0
@@ -71,11 +75,9 @@ def compare(name: str, targets: Sequence[Target], theirs: Theirs) -> Iterator[di
     What ours is made for is the first target; the others run the same files under other conditions.
     """
     task, folder = LABELLED[name](), OUT / f"against-{targets[0].name}-{name}"
-    lp.compress(task, target=targets[0], folder=folder)
+    called = _make(task, targets[0], folder)
     example = Inputs.of(task.example)
-    with torch.no_grad():
-        called = Signature.of(example, example.call(task.model))
-    originals = [target.open(folder / "work" / "original.onnx", called) for target in targets]
+    originals = [target.open(folder / "float.onnx", called) for target in targets]
     judge, sides = Judge.of(task, originals[0]), []
     for target, original in zip(targets, originals, strict=True):
         run = target.open(folder / "net.onnx", called)
@@ -100,10 +102,22 @@ def compare(name: str, targets: Sequence[Target], theirs: Theirs) -> Iterator[di
             "faster_than_float_high": faster.high,
             "others_cores": taken.others_cores,
         }
-    for setting, path in theirs(task, folder / "work" / "original.onnx", folder):
+    for setting, path in theirs(task, folder / "float.onnx", folder):
         for ours in sides:
             row: dict[str, Any] = {"network": name, **_conditions(ours.target), "setting": setting}
             yield row | _beside(judge, called, ours, path)
+
+
+def _make(task: lp.Task, target: Target, folder: Path) -> Signature:
+    """What `lp.compress` builds by default, and the float network beside it, without all that it measures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unjudged = replace(task, evaluate=None, clusters=None, metric=None)
+    driver, _ = begin(unjudged, target, Store(folder / "work"), silent)
+    original = driver.afresh(task.model)
+    follow(target.recipe(driver.view(), driver.calibrate is not None), driver)
+    built = build(original, original.model, original.state.digest, folder / "float.onnx")
+    build(driver, driver.model, driver.state.digest, folder / "net.onnx")
+    return built.signature
 
 
 def _conditions(target: Target) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _static(
 
 def main() -> None:
     logging.disable(logging.WARNING)
-    target = lp.OnnxRuntime(threads=1, seconds=1)
+    target = lp.OnnxRuntime(threads=1)
     report("against_onnxruntime", sys.argv[1:] or list(LABELLED), lambda name: compare(name, [target], theirs))
 
 
