@@ -170,13 +170,14 @@ def _answers(task: lp.Task, run: Run) -> list[Any]:
 
 
 def report(benchmark: str, names: Sequence[str], of: Callable[[str], Iterable[dict[str, Any]]]) -> None:
-    """Print rows as they come and write them network by network; rows of other networks stay as they are."""
+    """Print rows as they come and write them network by network; rows of other networks and precisions stay."""
     for name in names:
         rows = []
         for row in of(name):
             rows.append(row)
             print({key: value for key, value in row.items() if key != "failed"}, row.get("failed", ""), flush=True)
         threads = max(row["run_threads"] for row in rows)
-        write(benchmark, rows, threads, keep=lambda row, name=name: row["network"] != name)  # type: ignore[misc]
+        again = {(row["network"], row["precision"]) for row in rows}
+        write(benchmark, rows, threads, keep=lambda row, again=again: (row["network"], row["precision"]) not in again)  # type: ignore[misc]
         beaten = [row for row in rows if row.get("beats_ours")]
         print(f"{name}: settings that beat ours on both: {len(beaten)} of {len(rows)}", flush=True)
