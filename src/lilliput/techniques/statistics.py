@@ -62,7 +62,10 @@ class Statistics:
         if self.limit == 0.0:  # nothing but zeros so far
             self.counts[BINS // 2] += flat.numel()
             return
-        for part in flat[:: _step(x)].split(_CHUNK):
+        step = _step(x)
+        if step > 1:
+            flat = torch.cat([flat[::step], flat.new_tensor([low, high])])  # the ends are there whatever is passed over
+        for part in flat.split(_CHUNK):
             self.counts += torch.histc(part, BINS, -self.limit, self.limit).long()
 
     def _double(self) -> None:
