@@ -92,12 +92,61 @@ class ResNet(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Inverted(nn.Module):
+    """Widened by a 1 × 1 convolution, filtered channel by channel, narrowed again; the input is added if it fits."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, widening: int) -> None:
+        super().__init__()
+        wide = inputs * widening
+        self.layers = nn.Sequential(
+            *_convolution(inputs, wide, 1),
+            *_convolution(wide, wide, 3, stride, groups=wide),
+            nn.Conv2d(wide, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.adds else y
+
+
+class MobileNet(nn.Module):
+    """Inverted residuals with ReLU6 (Sandler et al., 2018, arXiv 1801.04381), sized for 28 × 28 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = ((16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 40, 1), (40, 64, 1), (64, 64, 1))
+        self.stem = nn.Sequential(*_convolution(1, 16, 3))
+        self.blocks = nn.Sequential(*(Inverted(inputs, outputs, stride, 4) for inputs, outputs, stride in stages))
+        self.last = nn.Sequential(*_convolution(64, 256, 1))
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.blocks(self.stem(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(outputs), nn.ReLU6()]
+
+
 def resnet20() -> nn.Module:
     """A ResNet-20 trained for three epochs (kept in out/, made again when it is not there)."""
     torch.manual_seed(0)
-    net, kept = ResNet(3).to(memory_format=torch.channels_last), Path("out") / "bench" / "resnet20-fashion.lil"
+    return _trained(ResNet(3), "resnet20-fashion.lil", epochs=3)
+
+
+def mobilenet() -> nn.Module:
+    """A small MobileNetV2 trained for two epochs (kept in out/, made again when it is not there)."""
+    torch.manual_seed(0)
+    return _trained(MobileNet(), "mobilenet-fashion.lil", epochs=2)
+
+
+def _trained(net: nn.Module, name: str, epochs: int) -> nn.Module:
+    net, kept = net.to(memory_format=torch.channels_last), Path("out") / "bench" / name
     if not kept.exists():
-        step = lp.Finetune(epochs=3, optimizer="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
+        step = lp.Finetune(epochs=epochs, optimizer="SGD", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine")
         step = replace(step, warmup=0.1, precision="bf16")
         trained = lp.train(lp.Task(net, train=batches(*read("train")), loss=loss), step).model
         kept.parent.mkdir(parents=True, exist_ok=True)

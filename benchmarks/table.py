@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,16 @@ from lilliput.measure import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, rows: Iterable[Mapping[str, Any]], threads: int) -> Path:
-    """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions."""
+def write(
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    threads: int,
+    keep: Callable[[Mapping[str, str]], bool] = lambda row: False,
+) -> Path:
+    """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions.
+
+    Rows of the file as it is that `keep` wants stay, before the new ones.
+    """
     found = environment(threads)
     conditions = {
         "command": f"make bench NAME={name}",
@@ -22,16 +30,23 @@ def write(name: str, rows: Iterable[Mapping[str, Any]], threads: int) -> Path:
         **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime", "openvino")},
         "flags": " ".join(found["flags"]),  # type: ignore[arg-type]
     }
-    full = [{**row, **conditions} for row in rows]
+    path = RESULTS / f"{name}.csv"
+    full: list[Mapping[str, Any]] = [*_kept(path, keep), *({**row, **conditions} for row in rows)]
     columns = list(dict.fromkeys(key for row in full for key in row))
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in full)
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
     return path
+
+
+def _kept(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> list[Mapping[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if keep(row)]
 
 
 def _short(value: Any) -> Any:

@@ -239,3 +239,27 @@ def test_a_tile_takes_the_grid_that_errs_less() -> None:
     encoded = Tiles(4, group=15).represent(x)
     assert encoded.parts["choice"].tolist() == [[0], [1]]  # type: ignore[union-attr]
     torch.testing.assert_close(encoded.decode(), x)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 6, 9, 10), 1), ((4, 7, 6), -1), ((5, 6), 1), ((5, 6), -1)])
+def test_channel_means_are_those_of_all_elements(shape: tuple[int, ...], axis: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    seen = Statistics(Observe(histogram=False, channel_axis=axis, magnitudes=True))
+    for part in x.split(2):
+        seen.update(part)
+    rows = x.movedim(axis, 0).flatten(1)
+    torch.testing.assert_close(seen.mean, rows.mean(1))
+    torch.testing.assert_close(seen.mean_magnitude, rows.abs().mean(1))
+    torch.testing.assert_close(seen.largest_magnitude, rows.abs().amax(1))
+
+
+def test_large_batches_are_counted_in_part_from_all_places() -> None:
+    """Each channel and column has its share of what is counted, and the ends are those of all."""
+    x = torch.arange(8.0).reshape(1, 8, 1, 1).expand(16, 8, 96, 96).clone()
+    x[3, 2, 50, 50] = 100.0
+    seen = Statistics(Observe())
+    seen.update(x)
+    points, counts = seen.points()
+    assert int(counts.sum()) < x.numel() // 3 and (seen.low, seen.high) == (0.0, 100.0)
+    shares = torch.stack([counts[(points - value).abs() < 0.5].sum() for value in range(8)]) / counts.sum()
+    torch.testing.assert_close(shares, torch.full((8,), 0.125, dtype=torch.float64), atol=1e-3, rtol=0)

@@ -74,6 +74,15 @@ def test_linear_layers_after_gelu_keep_their_inputs(tmp_path: Path) -> None:
     assert rows["2.weight"]["encoding"] == "int8 per channel"
 
 
+def test_layers_that_widen_a_normalised_value_for_gelu_keep_their_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 64))
+    driver, _ = built(tmp_path, net, [torch.randn(6, 64)], STATIC, target=TARGET)
+    rows = {row["path"]: row for row in layers(driver, {}, {})}
+    assert "ranges that the runtime finds" in rows["1.weight"]["runs_as"]
+    assert rows["4.weight"]["runs_as"] == "int8 kernel"  # nothing with long tails reads what it gives
+
+
 @pytest.mark.parametrize("weights", [lp.Int(8), lp.Int(8, symmetric=False)], ids=["symmetric", "asymmetric"])
 def test_weights_alone_stay_integers_in_the_kernel(tmp_path: Path, weights: lp.Int) -> None:
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import as_it_stands, private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
-from lilliput.model.parameters import held_at, read, rescaled, write
+from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.plain import short_repr
@@ -107,7 +107,7 @@ class Driver:
         return read(self.model, path)
 
     def encoding(self, path: str) -> Encoding | None:
-        held = held_at(self.model, path)[1]
+        held = one_held(self.model, path)
         return held.encoding if isinstance(held, EncodedTensor) else None
 
     def encode(self, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:

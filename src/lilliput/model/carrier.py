@@ -268,6 +268,15 @@ def tensors(root: nn.Module) -> dict[tuple[str, ...], Tensor | EncodedTensor]:
     return {tuple(paths): tensor for paths, tensor in found.values()}
 
 
+def tensor_held(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
+    """The parameter or encoded tensor at `path`, without looking through the rest of the model."""
+    try:
+        owner, name = owner_of(root, path)
+    except AttributeError:
+        return None
+    return None if isinstance(owner, EncodedTensor) else dict(_held(owner)).get(name)
+
+
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor | EncodedTensor]]:
     """A module's own parameters and encoded tensors, in the order in which the user's class made them."""
     encoded = encoded_names(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.carrier import EncodedTensor, tensor_held, tensors
 
 
 def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
@@ -16,15 +16,23 @@ def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | Enco
     raise InputError("the model has no such parameter", where=path)
 
 
+def one_held(model: nn.Module, path: str) -> Tensor | EncodedTensor:
+    """A parameter of `model`, by one of its paths; raises InputError where there is none."""
+    held = tensor_held(model, path)
+    if held is None:
+        raise InputError("the model has no such parameter", where=path)
+    return held
+
+
 def read(model: nn.Module, path: str) -> Tensor:
     """A copy of a parameter, decoded."""
-    held = held_at(model, path)[1]
+    held = one_held(model, path)
     return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
 
 
 def write(model: nn.Module, path: str, x: Tensor) -> None:
     """Give a parameter of `model` new values, in place."""
-    held = held_at(model, path)[1]
+    held = one_held(model, path)
     if isinstance(held, EncodedTensor):
         held.write(x)
     else:

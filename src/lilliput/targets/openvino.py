@@ -23,7 +23,7 @@ from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placement
 
 _PRECISIONS = ("f32", "bf16", "f16")
-_LONG_TAILS = frozenset({"gelu", "silu"})  # activations whose results have outliers that one range for all serves badly
+_LONG_TAILS = frozenset({"gelu", "silu"})  # what they give has outliers that one range serves badly
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OpenVino(OnnxFile):
             found = [weights.get(path) for path in call.weights]
             if call.value is None or at_run_time(encoding) or not found or not all(map(eight_bits, found)):
                 continue
-            if call.op == "linear" and not _reads_long_tails(view, call):
+            if call.op == "linear" and not _beside_long_tails(view, call):
                 placing.operand(call)
             elif call.op in INTEGER_CONVOLUTIONS and placing.pays(call):
                 placing.convolution(call)
@@ -117,11 +117,15 @@ def _openvino() -> Any:
     return openvino
 
 
-def _reads_long_tails(view: View, call: Call) -> bool:
-    source = view.by_id.get(call.reads[0] or "")
+def _beside_long_tails(view: View, call: Call) -> bool:
+    """Whether a linear layer reads what such an activation gives, or widens for it what a normalisation gives, which in
+    transformers has outliers of its own.
+    """
+    source, after = view.by_id.get(call.reads[0] or ""), view.only_reader(call)
     while source is not None and source.op == "dropout":
         source = view.by_id.get(source.reads[0] or "")
-    return source is not None and source.op in _LONG_TAILS
+    widens = source is not None and source.op == "layer_norm" and after is not None and after.op in _LONG_TAILS
+    return widens or (source is not None and source.op in _LONG_TAILS)
 
 
 def _whole_rows(encoding: Encoding | None) -> bool:

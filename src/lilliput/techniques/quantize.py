@@ -182,7 +182,8 @@ def _can_be_seen(call: Call) -> bool:
 
 def _encoded(run: Run) -> dict[str, Encoding]:
     """The weights that earlier steps have encoded: what flows into them is encoded with the rest."""
-    found = {path: run.encoding(path) for path in run.view().weights if path in run.shapes()}
+    shapes = run.shapes()
+    found = {path: run.encoding(path) for path in run.view().weights if path in shapes}
     return {path: encoding for path, encoding in found.items() if encoding is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 BINS = 4096  # over [-limit, limit]; a power of two, so that doubling the limit merges pairs of bins exactly
+_ENOUGH = 1 << 18  # elements of a batch to count; of twice as many and more, some are passed over
 _CHUNK = 1 << 22  # elements counted at a time: float32 counts stay exact, and memory flat
 
 
@@ -37,19 +39,20 @@ class Statistics:
     def update(self, x: Tensor) -> None:
         x = x.detach()
         if self.observe.histogram:
-            self._count(x.float().reshape(-1))
+            self._count(x.float())
         if self.observe.channel_axis is not None:
-            rows = x.movedim(self.observe.channel_axis, 0).flatten(1)
-            sums = rows.sum(1, dtype=torch.float64)
+            sums = _along(x, self.observe.channel_axis)
             self.sums = sums if self.sums is None else self.sums + sums
-            self.elements += rows.shape[1]
+            self.elements += x.numel() // len(sums)
             if self.observe.magnitudes:
-                sizes, largest = rows.abs().sum(1, dtype=torch.float64), rows.abs().amax(1).float()
+                size = x.abs()
+                sizes, largest = _along(size, self.observe.channel_axis), _largest(size, self.observe.channel_axis)
                 self.sizes = sizes if self.sizes is None else self.sizes + sizes
                 self.largest = largest if self.largest is None else torch.maximum(largest, self.largest)
 
-    def _count(self, flat: Tensor) -> None:
-        low, high = flat.min().item(), flat.max().item()
+    def _count(self, x: Tensor) -> None:
+        flat = x.reshape(-1)
+        low, high = (end.item() for end in flat.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if self.limit == 0.0 and largest > 0:
@@ -59,6 +62,9 @@ class Statistics:
         if self.limit == 0.0:  # nothing but zeros so far
             self.counts[BINS // 2] += flat.numel()
             return
+        step = _step(x)
+        if step > 1:
+            flat = torch.cat([flat[::step], flat.new_tensor([low, high])])  # the ends are there whatever is passed over
         for part in flat.split(_CHUNK):
             self.counts += torch.histc(part, BINS, -self.limit, self.limit).long()
 
@@ -115,3 +121,23 @@ class Statistics:
         made.counts, made.sums = packed["counts"], packed.get("sums")
         made.sizes, made.largest = packed.get("sizes"), packed.get("largest")
         return made
+
+
+def _step(x: Tensor) -> int:
+    """Every how many elements are counted: a number that shares no factor with any axis, so as to meet all places."""
+    step = max(1, x.numel() // _ENOUGH)
+    while any(math.gcd(step, n) > 1 for n in x.shape):
+        step += 1
+    return step
+
+
+def _along(x: Tensor, axis: int) -> Tensor:
+    """Sums of each channel, [channels] float64: runs of neighbours in float32, in pairs, the rest exactly."""
+    runs = x.float().movedim(axis, 0)
+    if axis in (-1, x.dim() - 1):  # channels are neighbours themselves
+        return runs.flatten(1).sum(1).double()
+    return (runs.flatten(2).sum(2) if runs.dim() > 2 else runs).double().flatten(1).sum(1)
+
+
+def _largest(x: Tensor, axis: int) -> Tensor:
+    return x.float().movedim(axis, 0).flatten(1).amax(1)
