@@ -365,3 +365,17 @@ def test_bad_input_is_answered() -> None:
 def test_a_recipe_is_written_and_read() -> None:
     recipe = Recipe([Equalize(AWQ(Int(4, group=32))), Quantize(weights=Int(4, group=32), fit=lp.HQQ(p=0.6))])
     assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def test_products_of_less_precision_hide_nothing() -> None:
+    """What the user allows torch to compute in bfloat16 is not mistaken for a change of the function."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    net[0].weight.data[::2] *= 30
+    torch.set_float32_matmul_precision("medium")
+    try:
+        driver = start(net, [torch.randn(32, 64)])
+        Equalize(Ranges()).apply(driver)
+        assert driver.factors and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

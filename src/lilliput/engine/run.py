@@ -28,6 +28,7 @@ from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, Sta
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
+from lilliput.modes import exact_products
 from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
@@ -165,7 +166,7 @@ class Driver:
             other = copy.deepcopy(self.model)
             for path, x in changed.items():
                 write(other, path, x)
-            with torch.no_grad():
+            with torch.no_grad(), exact_products():
                 both = ((ask(net, inputs, "a calibration batch") for net in (self.model, other)) for inputs in asked)
                 return Answer(data=max(departure(*answers) for answers in both))
 

@@ -28,7 +28,7 @@ from lilliput.model.coupling.masked import masked
 from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
 from lilliput.model.edits import Edit, Resize, SetNumber
-from lilliput.modes import eval_mode
+from lilliput.modes import eval_mode, exact_products
 
 Change = tuple[Edit, Mapping[str, Tensor]]
 _TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
@@ -156,8 +156,9 @@ class Shrinking:
         if operators(after.graph) != operators(self.coupling.captured.graph):
             raise CaptureError("without these slices the network makes other calls than before")
         changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
-        answers = _answers(_changed(self.model, changes), self.inputs)
-        apart = max(map(_apart, answers, masked(self.coupling, gone, self.inputs)), default=0.0)
+        with exact_products():
+            answers = _answers(_changed(self.model, changes), self.inputs)
+            apart = max(map(_apart, answers, masked(self.coupling, gone, self.inputs)), default=0.0)
         if not apart <= _TOLERANCE:
             raise CaptureError(
                 "without these slices the network computes something else than with the slices set to zero",
