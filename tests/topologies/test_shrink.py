@@ -17,8 +17,8 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.errors import RecipeError
-from lilliput.measure import flatten_outputs, parameters
+from lilliput.errors import InputError, RecipeError
+from lilliput.measure import flatten_outputs, macs, parameters
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Shrinking, coupling
@@ -147,6 +147,20 @@ def test_global_scope_and_threshold_take_the_weakest() -> None:
         assert small[1].out_channels < convolutions[1].out_channels
 
 
+@pytest.mark.parametrize(("name", "what"), [("resnet-20", "macs"), ("bert", "parameters"), ("mlp", "parameters")])
+def test_a_budget_is_met_and_not_by_far(name: str, what: str) -> None:
+    model, inputs = subject(name).build()
+    small = driven(model, inputs, lp.Prune("channels", **{what: 0.5}, multiple=1)).model
+    large = [macs(net, inputs).total if what == "macs" else parameters(net) for net in (model, small)]
+    assert 0.4 * large[0] <= large[1] <= 0.5 * large[0]
+
+
+def test_a_budget_that_cannot_be_met_is_refused() -> None:
+    model, inputs = subject("hard view").build()
+    with pytest.raises(InputError, match="cannot come down to 1% of its parameters"):
+        driven(model, inputs, lp.Prune("channels", parameters=0.01))
+
+
 def test_where_spares_what_it_excludes() -> None:
     model, inputs = subject("resnet-20").build()
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
@@ -182,10 +196,11 @@ def test_what_is_encoded_is_left_alone_and_told() -> None:
     ("knobs", "message"),
     [
         ({"unit": "filters", "amount": 0.5}, "known units: 'weights', 'channels', 'heads'"),
-        ({"unit": "channels"}, "either amount= or threshold="),
-        ({"unit": "channels", "amount": 0.5, "threshold": 1.0}, "either amount= or threshold="),
+        ({"unit": "channels"}, "one of amount="),
+        ({"unit": "channels", "amount": 0.5, "threshold": 1.0}, "by amount and threshold"),
+        ({"unit": "channels", "macs": 1.5}, "between 0 and 1"),
         ({"unit": "channels", "amount": 1.0}, "between 0 and 1"),
-        ({"unit": "weights", "threshold": 1.0}, "or an amount"),
+        ({"unit": "weights", "threshold": 1.0}, "give amount="),
         ({"unit": "channels", "amount": 0.5, "multiple": 0}, "1 or more"),
         ({"unit": "channels", "amount": 0.5, "scope": "each"}, "'layer', 'global'"),
     ],

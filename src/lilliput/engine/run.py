@@ -19,7 +19,7 @@ from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError
-from lilliput.measure import departure
+from lilliput.measure import departure, macs, parameters
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import as_it_stands, private_copy
@@ -37,7 +37,7 @@ from lilliput.techniques.choice import NEAREST, Choice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Placement
+from lilliput.techniques.technique import Going, Placement
 
 
 @dataclass
@@ -237,10 +237,30 @@ class Driver:
             self.progress("looking for what is coupled", 1, 1)
         return self._coupled[1]
 
-    def unremovable(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+    def unremovable(self, going: Going) -> dict[Group, str]:
         return self._shrinking().refused(going)
 
-    def shrink(self, going: Mapping[Group, Sequence[int]]) -> None:
+    def within(self, choice: Callable[[float], Going], what: str, share: float) -> Going:
+        def cost(model: nn.Module) -> int:
+            if what == "parameters":
+                return parameters(model)
+            return macs(model, self.example.args, self.example.kwargs).total
+
+        shrinking, allowed = self._shrinking(), share * cost(self.model)
+        low, high = 0.0, 1.0
+        for _ in range(8):
+            middle = (low + high) / 2
+            gone = {atom for atoms in choice(middle).values() for atom in atoms}
+            low, high = (low, middle) if cost(shrinking.without(gone)) <= allowed else (middle, high)
+        if high == 1:
+            raise InputError(
+                f"the model cannot come down to {share:.0%} of its {what}",
+                why="what may be removed is not enough",
+                next="allow more, or see in the report of a smaller step what stays and why",
+            )
+        return choice(high)
+
+    def shrink(self, going: Going) -> None:
         for edit, given in self._shrinking().proven(atom for atoms in going.values() for atom in atoms):
             self._edit(edit, given)
 

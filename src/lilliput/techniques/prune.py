@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
-from lilliput.techniques.technique import Run, Technique, check_where, chosen, used_weights
+from lilliput.techniques.technique import Going, Run, Technique, check_where, chosen, used_weights
 
 UNITS = ("weights", "channels", "heads")
 
@@ -30,10 +31,12 @@ class Prune(Technique):
     and the module that comes back is an ordinary one of smaller tensors. What cannot go is listed with the reason, and
     with the line of the source that stands in the way.
 
-    `amount` is the fraction removed; `threshold` instead removes what scores less than that multiple of its group's
-    mean. Channels are rounded to what the target likes, or to `multiple`. Magnitudes are those of Li et al. 2017,
-    "Pruning Filters for Efficient ConvNets", over all tensors that a channel is coupled to (Fang et al. 2023,
-    "DepGraph").
+    How much: `amount` is the fraction removed; `threshold` removes what scores less than that multiple of its group's
+    mean; `macs` and `parameters` are fractions that may be left of the model's multiply-accumulates (on the example) or
+    parameters, for which the amount is found. Channels are rounded to what the target likes, or to `multiple`.
+
+    Magnitudes are those of Li et al. 2017, "Pruning Filters for Efficient ConvNets", over all tensors that a channel is
+    coupled to (Fang et al. 2023, "DepGraph").
 
     Raises RecipeError for an unknown unit, scope, or amount.
 
@@ -45,22 +48,23 @@ class Prune(Technique):
     amount: float | None = None  # fraction removed, over 0 and under 1
     scope: Literal["layer", "global"] = "layer"  # the fraction holds in each layer, or over all layers together
     threshold: float | None = None  # of channels and heads, in multiples of the mean score of a group
+    macs: float | None = None  # of the model's, the fraction that may be left; for channels and heads
+    parameters: float | None = None  # likewise
     multiple: int | None = None  # what the numbers of channels are rounded to; None: what the target likes
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise RecipeError(f"Prune cannot remove {self.unit!r}", next=f"known units: {', '.join(map(repr, UNITS))}")
-        if self.amount is not None and not 0 < self.amount < 1:
-            raise RecipeError(f"Prune of amount {self.amount}", next="give the fraction to remove, between 0 and 1")
         if self.scope not in ("layer", "global"):
             raise RecipeError(f"Prune with scope {self.scope!r}", next="known scopes: 'layer', 'global'")
-        if (self.amount is None) == (self.threshold is None):
-            raise RecipeError("Prune needs either amount= or threshold=", next="give one of them")
-        if self.threshold is not None and (self.unit == "weights" or not self.threshold > 0):
-            raise RecipeError(
-                f"Prune of {self.unit} by threshold {self.threshold}",
-                next="give a number over 0, for channels or heads, or an amount",
-            )
+        given = [name for name in ("amount", "threshold", "macs", "parameters") if getattr(self, name) is not None]
+        if len(given) != 1 or (self.unit == "weights" and given != ["amount"]):
+            known = "amount=" if self.unit == "weights" else "one of amount=, threshold=, macs=, parameters="
+            raise RecipeError(f"Prune of {self.unit} by {' and '.join(given) or 'nothing'}", next=f"give {known}")
+        value = getattr(self, given[0])
+        if not 0 < value < (math.inf if given == ["threshold"] else 1):
+            next = "a number over 0" if given == ["threshold"] else "a fraction between 0 and 1"
+            raise RecipeError(f"Prune of {given[0]} {value}", next=f"give {next}")
         if self.multiple is not None and self.multiple < 1:
             raise RecipeError(f"Prune to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
@@ -98,22 +102,35 @@ class Prune(Technique):
         check_where(self.where, [member.path for group in coupling.groups for member in group.members] or ["."])
         groups = [group for group in coupling.groups if group.heads == (self.unit == "heads")]
         meant = [group for group in groups if self._means(group)]
-        tensors = coupling.tensors
-        scores = {group: magnitude(group, tensors.__getitem__) for group in meant}
+        scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
         multiple = (self.multiple or run.multiple) if self.unit == "channels" else 1
 
-        def choice(lengths: Sequence[Mapping[Group, int]]) -> dict[Group, tuple[int, ...]]:
-            return lowest(cuts(meant, lengths), scores, self.amount, self.threshold, self.scope, multiple)
+        def choice(amount: float | None, lengths: Sequence[Mapping[Group, int]]) -> dict[Group, tuple[int, ...]]:
+            return lowest(cuts(meant, lengths), scores, amount, self.threshold, self.scope, multiple)
 
-        going = choice(coupling.lengths())
+        lengths, budget = coupling.lengths(), self._budget
+        tried = 0.5 if budget else self.amount
+        going: Going = choice(tried, lengths)
         refused = run.unremovable(going)
         if refused:  # perhaps since lengths that were the same no longer are
-            again = choice([*coupling.lengths(), *same_length(refused, coupling.tensors)])
+            tied = [*lengths, *same_length(refused, coupling.tensors)]
+            again = choice(tried, tied)
             refused_again = run.unremovable(again)
-            going, refused = (again, refused_again) if len(refused_again) < len(refused) else (going, refused)
+            if len(refused_again) < len(refused):
+                going, refused, lengths = again, refused_again, tied
+        if budget:
+            meant = [group for group in meant if group not in refused]
+            going = run.within(lambda amount: choice(amount, lengths), *budget)
+            refused |= run.unremovable(going)
         going = {group: atoms for group, atoms in going.items() if group not in refused}
         run.shrink(going)
         self._tell(run, coupling, {group: len(atoms) for group, atoms in going.items()}, refused)
+
+    @property
+    def _budget(self) -> tuple[str, float] | None:
+        if self.macs is not None:
+            return "macs", self.macs
+        return None if self.parameters is None else ("parameters", self.parameters)
 
     def _means(self, group: Group) -> bool:
         paths = [member.path for member in group.members]

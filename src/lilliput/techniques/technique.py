@@ -19,6 +19,7 @@ from lilliput.techniques.choice import NEAREST, Choice
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
 
+Going = Mapping[Group, Sequence[int]]  # the atoms of groups that are to be removed
 Where = str | tuple[str, ...]
 
 
@@ -94,11 +95,15 @@ class Run(Protocol):
         """
         ...
 
-    def unremovable(self, going: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
+    def unremovable(self, going: Going) -> dict[Group, str]:
         """Which of these groups cannot lose these atoms, and why; the others can, together."""
         ...
 
-    def shrink(self, going: Mapping[Group, Sequence[int]]) -> None:
+    def within(self, choice: Callable[[float], Going], what: str, share: float) -> Going:
+        """The choice by the least amount that leaves at most a share of the model's ``macs`` or ``parameters``."""
+        ...
+
+    def shrink(self, going: Going) -> None:
         """Remove these atoms, of groups that can lose them, from the model.
 
         Raises CaptureError, and changes nothing, where the model would then make other calls than it does.

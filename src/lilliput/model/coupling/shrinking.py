@@ -166,6 +166,10 @@ class Shrinking:
             )
         return changes
 
+    def without(self, gone: Iterable[int]) -> nn.Module:
+        """A copy of the network without these atoms, not proven."""
+        return _changed(self.model, self.changes(gone))
+
     def _unproven(self, gone: set[int]) -> str:
         try:
             self.proven(gone)
