@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -184,8 +184,7 @@ def _found(
     return Coupling(flow, captured, held, tuple(groups), values, protected)
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where one atom lies along one axis of one tensor."""
 
     path: str
@@ -201,6 +200,9 @@ def _places(parts: Axis) -> Iterator[tuple[int, Positions, int]]:
     known = flat != NONE
     order = np.lexsort((columns[known], rows[known], flat[known]))
     atoms, rows, columns = flat[known][order], rows[known][order], columns[known][order]
+    new = np.ones(len(atoms), bool)  # an atom may be several parts of one position
+    new[1:] = (atoms[1:] != atoms[:-1]) | (rows[1:] != rows[:-1])
+    atoms, rows, columns = atoms[new], rows[new], columns[new]
     found, starts = np.unique(atoms, return_index=True)
-    for atom, positions, column in zip(found, np.split(rows, starts[1:]), columns[starts], strict=True):
-        yield int(atom), np.unique(positions), int(column)
+    for atom, first, last in zip(found.tolist(), starts, [*starts[1:], len(rows)], strict=True):
+        yield atom, rows[first:last], int(columns[first])
