@@ -22,6 +22,7 @@ from lilliput.measure import flatten_outputs, macs, parameters
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Shrinking, coupling
+from lilliput.model.depth import changes
 from lilliput.model.edits import structure
 from lilliput.progress import silent
 
@@ -119,6 +120,50 @@ def test_heads_go(name: str) -> None:
     assert any("heads left" in note for note in driver.notes.values())
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "resnet-20", "transformer encoder", "vit, fused qkv"])
+def test_the_layer_that_changes_least_goes(name: str, tmp_path: Path) -> None:
+    model, inputs = subject(name).build()
+    layers = changes(model, [Inputs.of(inputs)])
+    weakest = sorted(layers)[-1]
+    for path, x in model.get_submodule(weakest).named_parameters():
+        if x.dim() > 1 and min(x.shape) > 1:
+            x.data *= 1e-3 if "norm" not in path.lower() else 1
+    least = min(changes(model, [Inputs.of(inputs)]).items(), key=lambda item: item[1])[0]
+    driver = driven(model, inputs, lp.Prune("layers", 1 / len(layers)))
+    assert parameters(driver.model) < parameters(model) and least not in driver.skipped
+    assert [tuple(x.shape) for x in answers(driver.model, inputs)] == [tuple(x.shape) for x in answers(model, inputs)]
+    lp.save(tmp_path / "net.lil", driver.model)
+    again = lp.load(tmp_path / "net.lil", into=subject(name).build(seed=1)[0])
+    for one, other in zip(answers(again, inputs), answers(driver.model, inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_then_channels_then_bits(tmp_path: Path) -> None:
+    model, inputs = subject("resnet-20").build()
+    steps = (lp.Prune("layers", 0.3), lp.Prune("channels", 0.5, multiple=1), lp.Quantize(activations=None))
+    small = driven(model, inputs, *steps).model
+    assert parameters(small) < 0.25 * parameters(model)
+    lp.save(tmp_path / "net.lil", small)
+    again = lp.load(tmp_path / "net.lil", into=subject("resnet-20").build(seed=1)[0])
+    for one, other in zip(answers(again, inputs), answers(small, inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_are_left_out_before_anything_shrinks() -> None:
+    model, inputs = subject("resnet-20").build()
+    with pytest.raises(RecipeError, match="make the widths stale"):
+        driven(model, inputs, lp.Prune("channels", 0.5), lp.Prune("layers", 0.3))
+    small = driven(model, inputs, lp.Prune("channels", 0.5)).model
+    with pytest.raises(InputError, match="before channels"):
+        driven(small, inputs, lp.Prune("layers", 0.3))
+
+
+def test_a_network_without_lists_has_no_layers_to_leave_out() -> None:
+    model, inputs = subject("generator").build()
+    with pytest.raises(InputError, match="no layers to leave out"):
+        driven(model, inputs, lp.Prune("layers", 0.3))
+
+
 def test_numbers_of_channels_are_multiples() -> None:
     model, inputs = subject("resnet-20").build()
     small = driven(model, inputs, lp.Prune("channels", 0.4)).model
@@ -195,7 +240,7 @@ def test_what_is_encoded_is_left_alone_and_told() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"unit": "filters", "amount": 0.5}, "known units: 'weights', 'channels', 'heads'"),
+        ({"unit": "filters", "amount": 0.5}, "known units: 'weights', 'channels', 'heads', 'layers'"),
         ({"unit": "channels"}, "one of amount="),
         ({"unit": "channels", "amount": 0.5, "threshold": 1.0}, "by amount and threshold"),
         ({"unit": "channels", "macs": 1.5}, "between 0 and 1"),

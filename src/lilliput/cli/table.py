@@ -39,6 +39,8 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
     table = Table("layer", "op", "shape", "weights", "values read", "bits", "in the target", box=None)
     for row in rows:
         shape = "×".join(map(str, row["shape"]))
+        if (row.get("shape_before") or row["shape"]) != row["shape"]:
+            shape += f" of {'×'.join(map(str, row['shape_before']))}"
         bits = f"{row['bits_per_weight']:.2f}"
         table.add_row(row["path"], row["op"], shape, row["encoding"], row["activations"], bits, row["runs_as"])
     return table

@@ -12,7 +12,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs
-from lilliput.model.edits import EncodeTensor, Resize, Train
+from lilliput.model.edits import EncodeTensor, KeepChildren, Resize, Train
 from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.recipe import Recipe
@@ -64,7 +64,7 @@ def follow(recipe: Recipe, driver: Driver) -> None:
         )
     for step in recipe.steps:
         step.apply(driver)
-    if not any(isinstance(step.edit, EncodeTensor | Resize | Train) for step in driver.state.steps):
+    if not any(isinstance(step.edit, EncodeTensor | KeepChildren | Resize | Train) for step in driver.state.steps):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
         raise InputError(
             "the recipe changed no layer",

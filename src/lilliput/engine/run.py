@@ -24,7 +24,19 @@ from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import as_it_stands, private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.edits import Edit, EncodeTensor, EncodeValue, SetTensor, State, Step, Train, check_encodable
+from lilliput.model.depth import changes, fails_without, without
+from lilliput.model.edits import (
+    Edit,
+    EncodeTensor,
+    EncodeValue,
+    Resize,
+    SetTensor,
+    State,
+    Step,
+    Train,
+    check_encodable,
+    structure,
+)
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
@@ -273,6 +285,28 @@ class Driver:
     @property
     def multiple(self) -> int:
         return self.target.multiple
+
+    def layer_changes(self) -> dict[str, float]:
+        batches = [self.example] if self.calibrate is None else self.calibrate
+        return changes(self.model, (Inputs.of(inputs) for inputs in batches))
+
+    def drop(self, layers: Sequence[str]) -> dict[str, str]:
+        if any(isinstance(edit, Resize) for edit in structure(self.model)):
+            raise InputError(
+                "layers are left out before channels are removed",
+                why="a file tells widths by the numbers that layers had in their lists",
+                next="prune layers first, then channels",
+            )
+        refused, gone = dict[str, str](), list[str]()
+        for path in layers:
+            why = fails_without(self.model, [*gone, path], self.example)
+            if why:
+                refused[path] = why
+            else:
+                gone.append(path)
+        for edit in without(self.model, gone):
+            self._edit(edit, {})
+        return refused
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -200,6 +201,35 @@ class SetNumber(Edit):
         return (f"{self.module}.{self.name}",)
 
 
+@dataclass(frozen=True, repr=False)
+class KeepChildren(Edit):
+    """Of the children of a list or sequence, only some stay; they are numbered anew."""
+
+    container: str
+    count: int  # of children that there were
+    kept: tuple[int, ...]
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        try:
+            owner = root.get_submodule(self.container)
+        except AttributeError:
+            raise FormatError("the model has no such module", where=self.container) from None
+        if not isinstance(owner, nn.ModuleList | nn.Sequential) or len(owner._modules) != self.count:
+            raise FormatError(f"is no list of {self.count} modules", where=self.container)
+        if not self.kept or any(a >= b for a, b in pairwise((-1, *self.kept, self.count))):
+            raise FormatError(f"cannot keep {self.kept} of {self.count} modules", where=self.container)
+        children = list(owner._modules.values())
+        owner._modules.clear()
+        owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (f"{self.container} of {self.count}",)
+
+
 def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
     return len(shape) == len(held) and all(a <= b for a, b in zip(shape, held, strict=True))
 
@@ -257,7 +287,9 @@ class Replace(Edit):
 
 
 EDITS: dict[str, type] = {
-    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize, SetNumber)},
+    **{
+        edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize, SetNumber, KeepChildren)
+    },
     **ENCODINGS,
 }
 

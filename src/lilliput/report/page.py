@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lilliput.report.blame import blame_section
@@ -217,7 +217,7 @@ def _layers(data: Data) -> Html:
 def _layer(row: Data, largest: int) -> Iterable[Html]:
     yield el("th", dotted(row["path"]), *(el("small", "also ", dotted(tie)) for tie in row["ties"]), scope="row")
     yield _cell(row["op"])
-    yield _number(" × ".join(map(str, row["shape"])))
+    yield _number(" × ".join(map(str, row["shape"])), *_was(row))
     yield _cell(el("code", row["encoding"]))
     yield _cell(el("code", row["activations"]))
     yield _number(f"{row['bits_per_weight']:.2f}")
@@ -225,6 +225,13 @@ def _layer(row: Data, largest: int) -> Iterable[Html]:
     yield _number(percent(row["zeros"]))
     yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
     yield _cell(_way(row["runs_as"]))
+
+
+def _was(row: Data) -> Iterator[Html]:
+    """The shape before, where slices are gone."""
+    before = row.get("shape_before")
+    if before and before != row["shape"]:
+        yield el("small", "of ", " × ".join(map(str, before)))
 
 
 def _way(runs_as: str, *more: object) -> Html:

@@ -12,24 +12,28 @@ import torch
 from torch import Tensor
 
 from lilliput.encodings import Sparse
-from lilliput.errors import RecipeError
+from lilliput.errors import InputError, RecipeError
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
 from lilliput.techniques.technique import Going, Run, Technique, check_where, chosen, used_weights
 
-UNITS = ("weights", "channels", "heads")
+UNITS = ("weights", "channels", "heads", "layers")
 
 
 @dataclass(frozen=True, repr=False)
 class Prune(Technique):
-    """Remove what has the least magnitude: single weights, channels, or heads of attention.
+    """Remove what matters least: single weights, channels, heads of attention, or whole layers.
 
     *Weights* become zeros and stay zeros: files get smaller, runtimes no faster, and the report says so. *Channels*
     (filters, neurons, hidden sizes, the widths of heads) and *heads* are taken out, with all that is coupled to them,
     and the module that comes back is an ordinary one of smaller tensors. What cannot go is listed with the reason, and
     with the line of the source that stands in the way.
+
+    *Layers* are the modules that stand in a list with others of their class and give what they take, such as the blocks
+    of a transformer or the residual blocks of a stage; those that change their input least are left out (Men et al.
+    2024, "ShortGPT"), by the calibration batches, or the example where there are none.
 
     How much: `amount` is the fraction removed; `threshold` removes what scores less than that multiple of its group's
     mean; `macs` and `parameters` are fractions that may be left of the model's multiply-accumulates (on the example) or
@@ -44,7 +48,7 @@ class Prune(Technique):
     (Prune(unit='channels', amount=0.5), Prune(unit='weights', amount=0.5, scope='global'))
     """
 
-    unit: Literal["weights", "channels", "heads"]
+    unit: Literal["weights", "channels", "heads", "layers"]
     amount: float | None = None  # fraction removed, over 0 and under 1
     scope: Literal["layer", "global"] = "layer"  # the fraction holds in each layer, or over all layers together
     threshold: float | None = None  # of channels and heads, in multiples of the mean score of a group
@@ -58,8 +62,10 @@ class Prune(Technique):
         if self.scope not in ("layer", "global"):
             raise RecipeError(f"Prune with scope {self.scope!r}", next="known scopes: 'layer', 'global'")
         given = [name for name in ("amount", "threshold", "macs", "parameters") if getattr(self, name) is not None]
-        if len(given) != 1 or (self.unit == "weights" and given != ["amount"]):
-            known = "amount=" if self.unit == "weights" else "one of amount=, threshold=, macs=, parameters="
+        if len(given) != 1 or (self.unit in ("weights", "layers") and given != ["amount"]):
+            known = (
+                "amount=" if self.unit in ("weights", "layers") else "one of amount=, threshold=, macs=, parameters="
+            )
             raise RecipeError(f"Prune of {self.unit} by {' and '.join(given) or 'nothing'}", next=f"give {known}")
         value = getattr(self, given[0])
         if not 0 < value < (math.inf if given == ["threshold"] else 1):
@@ -69,12 +75,18 @@ class Prune(Technique):
             raise RecipeError(f"Prune to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
     @property
+    def establishes(self) -> frozenset[str]:
+        return frozenset({"widths"} if self.unit in ("channels", "heads") else ())
+
+    @property
     def disturbs(self) -> frozenset[str]:
-        return frozenset({"ranges"})
+        return frozenset({"ranges", "widths"} if self.unit == "layers" else {"ranges"})
 
     def apply(self, run: Run) -> None:
         if self.unit == "weights":
             self._zeros(run)
+        elif self.unit == "layers":
+            self._layers(run)
         else:
             self._slices(run)
 
@@ -125,6 +137,26 @@ class Prune(Technique):
         going = {group: atoms for group, atoms in going.items() if group not in refused}
         run.shrink(going)
         self._tell(run, coupling, {group: len(atoms) for group, atoms in going.items()}, refused)
+
+    def _layers(self, run: Run) -> None:
+        assert self.amount is not None
+        changes = run.layer_changes()
+        meant = [path for path in changes if chosen(path, self.where) or chosen(f"{path}.x", self.where)]
+        if not meant:
+            raise InputError(
+                "there are no layers to leave out",
+                why="no module stands in a list with others of its class, gives what it takes, and is meant by where=",
+                next="prune channels",
+            )
+        lowest_first = sorted(meant, key=lambda path: (changes[path], path))
+        going = lowest_first[: min(round(self.amount * len(meant)), len(meant) - 1)]
+        refused = run.drop(sorted(going, key=meant.index))
+        for path in meant:
+            change = f"changes its input by {changes[path]:.3f}"
+            if path in refused:
+                run.skip(path, f"{change}, but cannot be left out: {refused[path]}")
+            elif path not in going:
+                run.skip(path, f"{change}: others change theirs less")
 
     @property
     def _budget(self) -> tuple[str, float] | None:

@@ -115,6 +115,14 @@ class Run(Protocol):
         """What the target likes numbers of channels to be multiples of."""
         ...
 
+    def layer_changes(self) -> Mapping[str, float]:
+        """By path, how much each layer that stands in a list changes what it is given, 0 … 2."""
+        ...
+
+    def drop(self, layers: Sequence[str]) -> dict[str, str]:
+        """Leave layers of lists out; tells which cannot be left out, and why."""
+        ...
+
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` gives for the model as it stands and the calibration batches, computed once."""
         ...
