@@ -18,7 +18,7 @@ from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
-from lilliput.engine.walk import walking
+from lilliput.engine.walk import answers_alone, walking
 from lilliput.errors import EncodingError, InputError, reason
 from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, capture
@@ -31,10 +31,13 @@ from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size, fingerprint
 from lilliput.techniques.finetune import Finetune
-from lilliput.techniques.inputs import Stop
-from lilliput.techniques.rounding import Rounding
+from lilliput.techniques.inputs import Block, Entry, Stop
+from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
+
+
+_UNREACHED = "no calibration batch reaches it: rounded to the nearest"
 
 
 @dataclass
@@ -116,16 +119,19 @@ class Driver:
         rounding: Rounding | None = None,
         stop: Stop | None = None,
     ) -> None:
-        if path in self._encoded:
-            self._encoded.clear()
-        self._encoded.add(path)
-        self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
+        self._progressed(path)
         try:
             self._encode(path, encoding, x, fit, rounding, stop)
         except EncodingError as error:
             if error.where:
                 raise
             raise EncodingError(error.what, where=path, why=error.why, next=_or_leave_out(error.next, path)) from None
+
+    def _progressed(self, path: str) -> None:
+        if path in self._encoded:
+            self._encoded.clear()
+        self._encoded.add(path)
+        self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
 
     def _encode(
         self,
@@ -136,6 +142,57 @@ class Driver:
         rounding: Rounding | None,
         stop: Stop | None,
     ) -> None:
+        asked = self._asked(path, encoding, x)
+        x, encoding, kept = asked.x, asked.encoding, asked.kept
+        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, fit, asked.grid)
+        if rounding is not None and self.calibrate is not None:  # what flows follows from the model and the batches
+            question = (*question, rounding, self.state.digest, self.calibrate.digest, path)
+
+        def compute() -> Answer:
+            parameters, rounded = asked.fitted(fit), x
+            reached = stop is not None and bool(stop.inputs)
+            if rounding is not None and stop is not None and reached:
+                rounded, parameters = rounding.round(x, encoding, parameters, stop)
+            note = "" if stop is None or reached else _UNREACHED
+            return Answer(note, encoding.represent(rounded, parameters).tensors())
+
+        answer = self.store.answer(question, compute)
+        self._take(asked, answer.data, answer.tensors)
+
+    def encode_block(
+        self, encodings: Mapping[str, Encoding], *, fit: Fit | None, rounding: BRECQ, entry: Entry
+    ) -> None:
+        block = entry.block
+        asked = {path: self._asked(path, encoding, None) for path, encoding in encodings.items()}
+        data = None if self.calibrate is None else self.calibrate.digest
+        grids = {path: (one.encoding, one.grid) for path, one in asked.items()}
+        moving = sorted(block.biased)
+        known = (self.environment, self.state.digest, data)
+        question = ("block", *known, block.path, moving, grids, fit, rounding)
+
+        def compute() -> Answer:
+            parameters = {path: one.fitted(fit) for path, one in asked.items()}
+            found = {path: one.x for path, one in asked.items()}
+            if entry.inputs:
+                carried = {path: one.encoding for path, one in asked.items()}
+                found = rounding.block(found, carried, parameters, entry)
+            parts = {
+                f"{path}|{name}": part
+                for path, one in asked.items()
+                for name, part in one.encoding.represent(found[path], parameters[path]).tensors().items()
+            }
+            biases = {path: x for path, x in found.items() if path not in asked}
+            return Answer("" if entry.inputs else _UNREACHED, {**parts, **biases})
+
+        answer = self.store.answer(question, compute)
+        for path, one in asked.items():
+            self._progressed(path)
+            self._take(one, answer.data, _within(answer.tensors, path))
+        for path in entry.biases.keys() & answer.tensors.keys():
+            self.set_tensor(path, answer.tensors[path])
+
+    def _asked(self, path: str, encoding: Encoding, x: Tensor | None) -> _Asked:
+        """A tensor that is to be encoded, with what an earlier encoding of it has established carried on."""
         paths, held = held_at(self.model, path)
         x, kept = self.tensor(path) if x is None else x, None
         check_encodable(encoding, path, x)
@@ -143,28 +200,15 @@ class Driver:
             frozen = held.encoded()
             x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
             kept = encoding.kept_parameters(frozen)
-        grid = None if kept is None else {name: tensor_digest(part) for name, part in kept.items()}
-        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, fit, grid)
-        if rounding is not None and self.calibrate is not None:  # what flows follows from the model and the batches
-            question = (*question, rounding, self.state.digest, self.calibrate.digest, path)
+        return _Asked(paths, x, encoding, kept)
 
-        def compute() -> Answer:
-            parameters = kept if kept is not None else fit.fit(x, encoding) if fit else encoding.fit(x)
-            rounded = x
-            reached = stop is not None and bool(stop.inputs)
-            if rounding is not None and stop is not None and reached:
-                rounded, parameters = rounding.round(x, encoding, parameters, stop)
-            note = "" if stop is None or reached else "no calibration batch reaches it: rounded to the nearest"
-            return Answer(note, encoding.represent(rounded, parameters).tensors())
-
-        answer = self.store.answer(question, compute)
-        parts = answer.tensors
-        self.skipped.pop(paths[0], None)  # an earlier step had no use for it
-        self.notes.pop(paths[0], None)
-        if answer.data:
-            self.note(path, answer.data)
-        dtype = str(x.dtype).removeprefix("torch.")
-        self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), parts)
+    def _take(self, asked: _Asked, note: str, parts: Mapping[str, Tensor]) -> None:
+        self.skipped.pop(asked.paths[0], None)  # an earlier step had no use for it
+        self.notes.pop(asked.paths[0], None)
+        if note:
+            self.note(asked.paths[0], note)
+        dtype = str(asked.x.dtype).removeprefix("torch.")
+        self._edit(EncodeTensor(asked.paths, asked.encoding, tuple(asked.x.shape), dtype), parts)
 
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
         self._edit(EncodeValue(value, encoding), parameters)
@@ -202,7 +246,7 @@ class Driver:
         self.skipped[path] = reason
 
     def note(self, path: str, text: str) -> None:
-        self.notes[path] = text
+        self.notes[path] = f"{self.notes[path]}; {text}" if path in self.notes else text
 
     def statistics(self, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
         batches = self._batches(f"{len(wanted)} values that flow")
@@ -214,31 +258,49 @@ class Driver:
             return Answer(tensors=packed)
 
         packed = self.store.answer(question, compute).tensors
-        return {
-            name: Statistics.unpack(
-                observe, {key.rpartition("|")[2]: x for key, x in packed.items() if key.rpartition("|")[0] == name}
-            )
-            for name, observe in wanted.items()
-        }
+        return {name: Statistics.unpack(observe, _within(packed, name)) for name, observe in wanted.items()}
 
-    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
-        batches = self._batches(f"what flows into {len(calls)} layers")
+    def walk(self, places: Sequence[Call | Block]) -> Iterator[Stop | Entry]:
+        batches = self._batches(f"what flows into {len(places)} layers or blocks")
         original = copy.deepcopy(self.model)
         with (
-            walking(self.model, batches, calls, self.tensor) as now,
-            walking(original, batches, calls, lambda path: tensor_at(original, path)) as then,
+            walking(self.model, batches, places, self.tensor) as now,
+            walking(original, batches, places, lambda path: tensor_at(original, path)) as then,
         ):
-            before: Stop | None = None
-            for i, call in enumerate(calls):
-                self.progress("looking at what flows", i, len(calls))
-                stop = Stop(call, functools.partial(now.inputs, call), functools.partial(then.inputs, call), before)
+            before: Stop | Entry | None = None
+            for i, place in enumerate(places):
+                self.progress("looking at what flows", i, len(places))
+                seen = functools.partial(now.inputs, place), functools.partial(then.inputs, place)
+                stop: Stop | Entry
+                if isinstance(place, Block):
+                    stop = self._entry(place, original, *seen)
+                else:
+                    stop = Stop(place, *seen, before if isinstance(before, Stop) else None)
                 yield stop
                 for walk in (now, then):
-                    walk.leave(call)
+                    walk.leave(place)
                 if before is not None:
                     before.leave()
                 before = stop
-            self.progress("looking at what flows", len(calls), len(calls))
+            self.progress("looking at what flows", len(places), len(places))
+
+    def _entry(self, block: Block, original: nn.Module, now: Callable[[], Any], then: Callable[[], Any]) -> Entry:
+        def exact(inputs: Inputs) -> Sequence[Tensor]:
+            with torch.no_grad():
+                return answers_alone(original, block.path, inputs, {})
+
+        answer = functools.partial(answers_alone, self.model, block.path)
+        biases = {bias: self.tensor(bias) for path in block.biased if (bias := block.calls[path].bias)}
+        return Entry(block, now, then, answer, exact, biases)
+
+    def repeated(self) -> list[str]:
+        return [
+            f"{path}.{name}" if path else name
+            for path, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList | nn.Sequential)
+            for name, child in module.named_children()
+            if sum(type(other) is type(child) for other in module.children()) > 1
+        ]
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest
@@ -281,6 +343,31 @@ class Driver:
         step = Step(edit, dict(given))
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A tensor to encode, under all its paths, and the parameters that an earlier encoding leaves no choice of."""
+
+    paths: tuple[str, ...]
+    x: Tensor
+    encoding: Encoding
+    kept: Mapping[str, Tensor] | None
+
+    @property
+    def grid(self) -> dict[str, str] | None:
+        return None if self.kept is None else {name: tensor_digest(part) for name, part in self.kept.items()}
+
+    def fitted(self, fit: Fit | None) -> Mapping[str, Tensor]:
+        if self.kept is not None:
+            return self.kept
+        return fit.fit(self.x, self.encoding) if fit else self.encoding.fit(self.x)
+
+
+def _within(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Of tensors named path|part, the parts of one."""
+    split = {tuple(name.rpartition("|")[::2]): x for name, x in tensors.items()}
+    return {part: x for (of, part), x in split.items() if of == path}
 
 
 def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:

@@ -7,16 +7,21 @@ are encoded by then, make of the data, in one pass, and in memory for the activa
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lilliput.model.values import Interception
+from lilliput.model.capture import Inputs
+from lilliput.model.values import Interception, value_encodings
 from lilliput.model.view import Call
 from lilliput.task import Batches, ask
+from lilliput.techniques.inputs import Block
 
 
 class _Abandoned(BaseException):
@@ -24,21 +29,32 @@ class _Abandoned(BaseException):
 
 
 class Walk:
-    """The passes of all `batches` through `model`, as far as they have come; `tensor` tells a weight as it is now."""
+    """The passes of all `batches` through `model`, as far as they have come; `tensor` tells a weight as it is now.
+
+    They stop where a call reads its input, and where a block is entered.
+    """
 
     def __init__(
-        self, model: nn.Module, batches: Batches, calls: Iterable[Call], tensor: Callable[[str], Tensor]
+        self, model: nn.Module, batches: Batches, places: Sequence[Call | Block], tensor: Callable[[str], Tensor]
     ) -> None:
         self.model, self.batches, self.tensor = model, batches, tensor
-        self.paths = {f"{call.value}@1": path for call in calls for path in call.weights}
-        self.pending = {f"{call.value}@0" for call in calls}
+        alone = [place for place in places if isinstance(place, Call)]
+        blocks = [place for place in places if isinstance(place, Block)]
+        self.paths = {f"{call.value}@1": path for call in alone for path in call.weights}
+        self.pending = {_name(place) for place in (*alone, *blocks)}
+        self.hooks = [
+            model.get_submodule(block.path).register_forward_pre_hook(
+                functools.partial(_entered, self, block.path), with_kwargs=True
+            )
+            for block in blocks
+        ]
         self.abandoned = False
         self.passes: list[_Pass] = []
         self.weights: dict[str, Tensor] = {}  # of the calls that are being left
 
-    def inputs(self, call: Call) -> Sequence[Tensor]:
-        """What `call` reads, batch by batch, once all that comes before it has run."""
-        name = f"{call.value}@0"
+    def inputs(self, place: Call | Block) -> Sequence[Any]:
+        """What a call reads, or a block is called with (`Inputs`), batch by batch, once all before it has run."""
+        name = _name(place)
         if not self.passes:
             field = self.batches.field
             self.passes = [_Pass(self, inputs, f"{field}[{i}]") for i, inputs in enumerate(self.batches)]
@@ -49,9 +65,9 @@ class Walk:
         self.weights = {}
         return [one.held for one in self.passes if one.at == name and one.held is not None]
 
-    def leave(self, call: Call) -> None:
-        """From now on nothing stops at `call`."""
-        self.pending.discard(f"{call.value}@0")
+    def leave(self, place: Call | Block) -> None:
+        """From now on nothing stops there."""
+        self.pending.discard(_name(place))
 
     def weight(self, name: str) -> Tensor:
         """The weight that the call of this operand multiplies by, as it is now: the call read it before it waited."""
@@ -61,6 +77,8 @@ class Walk:
 
     def end(self) -> None:
         self.abandoned = True
+        for hook in self.hooks:
+            hook.remove()
         for one in self.passes:
             while one.at:
                 one.go_on()
@@ -68,10 +86,10 @@ class Walk:
 
 @contextmanager
 def walking(
-    model: nn.Module, batches: Batches, calls: Iterable[Call], tensor: Callable[[str], Tensor]
+    model: nn.Module, batches: Batches, places: Sequence[Call | Block], tensor: Callable[[str], Tensor]
 ) -> Iterator[Walk]:
-    """A walk that ends with the block."""
-    walk = Walk(model, batches, calls, tensor)
+    """A walk that ends with the context."""
+    walk = Walk(model, batches, places, tensor)
     try:
         yield walk
     finally:
@@ -87,7 +105,7 @@ class _Pass(threading.Thread):
     def __init__(self, walk: Walk, inputs: object, where: str) -> None:
         super().__init__(daemon=True)
         self.walk, self.inputs, self.where = walk, inputs, where
-        self.at, self.held = _BEGIN, None  # type: tuple[str, Tensor | None]
+        self.at, self.held = _BEGIN, None  # type: tuple[str, Tensor | Inputs | None]
         self.error: BaseException | None = None
         self.may_go, self.rests = threading.Semaphore(0), threading.Semaphore(0)
         self.start()
@@ -119,11 +137,42 @@ class _Pass(threading.Thread):
         walk = self.walk
         if name in walk.paths:
             return walk.weight(name)
-        if name in walk.pending:
-            self.at, self.held = name, x
+        self.wait(name, x)
+        return x
+
+    def wait(self, name: str, held: Tensor | Inputs) -> None:
+        """Stop at a place, if passes still stop there, holding what flows into it."""
+        if name in self.walk.pending:
+            self.at, self.held = name, held
             self.rests.release()
             self.may_go.acquire()
             self.held = None
-        if walk.abandoned:
+        if self.walk.abandoned:
             raise _Abandoned
-        return x
+
+
+def _name(place: Call | Block) -> str:
+    return place.path if isinstance(place, Block) else f"{place.value}@0"
+
+
+def _entered(walk: Walk, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Stop a pass of `walk`, whose thread this is, before a block computes; other calls of it are none of ours."""
+    one = threading.current_thread()
+    if isinstance(one, _Pass) and one.walk is walk:
+        one.wait(path, Inputs(args, kwargs))
+
+
+def answers_alone(model: nn.Module, path: str, inputs: Inputs, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The floating-point tensors that a module of `model` gives when it alone is called, on copies of the inputs.
+
+    Operands named in `tensors` are read from there, as those of `Value`; values that the model encodes are encoded.
+    """
+    encoders = value_encodings(model)
+
+    def visit(name: str, x: Tensor) -> Tensor:
+        return tensors[name] if name in tensors else encoders[name](x)
+
+    own = tree_map_only(Tensor, torch.clone, (inputs.args, dict(inputs.kwargs)))
+    with Interception(model, visit, only={*tensors, *encoders}):
+        given = tree_leaves(model.get_submodule(path)(*own[0], **own[1]))
+    return [x for x in given if isinstance(x, Tensor) and x.is_floating_point()]

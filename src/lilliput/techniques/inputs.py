@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lilliput.errors import InputError
+from lilliput.model.capture import Inputs
 from lilliput.model.view import Call, Window
 
 _MOST = 1 << 25  # elements of patches that are made of one batch
+_FOLDS = 16  # at most, into which batches are divided to see by how much they differ
 
 
 class Stop:
@@ -58,6 +60,71 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A module whose weights are rounded together: its path, and the calls that multiply by them, by their paths.
+
+    The calls of `biased` have biases of their own, which may move.
+    """
+
+    path: str
+    calls: Mapping[str, Call]
+    biased: frozenset[str] = frozenset()
+
+
+class Entry:
+    """A block at whose entry the calibration batches wait; it can be called alone, with other weights and biases.
+
+    Nothing is computed until it is asked for.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        inputs: Callable[[], Sequence[Inputs]],
+        original: Callable[[], Sequence[Inputs]],
+        answer: Callable[[Inputs, Mapping[str, Tensor]], Sequence[Tensor]],
+        exact: Callable[[Inputs], Sequence[Tensor]],
+        biases: Mapping[str, Tensor],
+    ) -> None:
+        self.block, self._inputs, self._original, self._answer, self._exact = block, inputs, original, answer, exact
+        self.biases = biases  # by their paths
+
+    @cached_property
+    def inputs(self) -> Sequence[Inputs]:
+        """What the block is called with, for each batch that reaches it, as the model stands."""
+        return self._inputs()
+
+    def answer(self, batch: int, tensors: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """What the block gives, its calls reading `tensors` in place of the operands of those names."""
+        return self._answer(self.inputs[batch], tensors)
+
+    def targets(self, correct: bool) -> Sequence[Sequence[Tensor]]:
+        """What the block gave before the walk began, from what it then was called with or (not correct) is now.
+
+        Raises InputError for a block that gives no floating-point tensor, or NaN or infinity.
+        """
+        found = [self._exact(inputs) for inputs in (self._original() if correct else self.inputs)]
+        if not all(found):
+            raise InputError(
+                "this block gives no tensor of floating-point numbers", where=self.block.path, next=self._without()
+            )
+        if not all(bool(torch.isfinite(x).all()) for one in found for x in one):
+            raise InputError(
+                "what this block gives is NaN or infinite",
+                where=self.block.path,
+                next=f"look at the calibration batches, or {self._without()}",
+            )
+        return found
+
+    def leave(self) -> None:
+        """Let go of the inputs."""
+        vars(self).pop("inputs", None)
+
+    def _without(self) -> str:
+        return f'leave it out of blocks=, with "!{self.block.path}"'
+
+
+@dataclass(frozen=True)
 class Moments:
     """Second moments of what a layer multiplies by its weights, [groups, K, K]; means, [groups, K].
 
@@ -68,12 +135,35 @@ class Moments:
     cross: Tensor  # E[o xᵀ], o being what x was before anything was rounded
     mean: Tensor
     original_mean: Tensor
+    folds: tuple[tuple[int, Tensor, Tensor], ...] = ()  # rows, gram and mean of the batches in parts
 
     def centred(self) -> Moments:
         """Around the means."""
         away = self.mean[:, None]
         gram, cross = self.gram - self.mean[..., None] * away, self.cross - self.original_mean[..., None] * away
-        return replace(self, gram=gram, cross=cross)
+        folds = []
+        for rows, part, mean in self.folds:
+            product = mean[..., None] * away
+            folds.append((rows, part - product - product.transpose(1, 2) + self.mean[..., None] * away, mean))
+        return replace(self, gram=gram, cross=cross, folds=tuple(folds))
+
+    def chance(self) -> float:
+        """How much of what the inputs have in common may be chance, by how the folds differ: 0 … 1, 0 for one fold.
+
+        The share by which correlations are best shrunk: Schäfer and Strimmer, "A shrinkage approach to large-scale
+        covariance matrix estimation", 2005, with folds in place of samples, which need not be independent of each other.
+        """
+        rows = sum(count for count, _, _ in self.folds)
+        shares = [count / rows for count, _, _ in self.folds]
+        rest = 1 - sum(share**2 for share in shares)
+        if rest <= 0:
+            return 0.0
+        size = self.gram.diagonal(dim1=1, dim2=2).clamp(min=1e-30).rsqrt()
+        unit = size[..., None] * size[:, None]
+        unit.diagonal(dim1=1, dim2=2).zero_()
+        away = [(share * (part - self.gram) * unit).square().sum() for share, (_, part, _) in zip(shares, self.folds, strict=True)]
+        common = (self.gram * unit).square().sum()
+        return float((torch.stack(away).sum() / rest / common.clamp(min=1e-30)).clamp(max=1.0))
 
 
 def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) -> Moments:
@@ -84,18 +174,23 @@ def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) ->
     Raises InputError for inputs that are NaN or infinite.
     """
     sums, rows = [torch.zeros(())] * 4, 0
-    for pair in zip(inputs, original, strict=True):
+    folds: dict[int, tuple[int, Tensor, Tensor]] = {}
+    for i, pair in enumerate(zip(inputs, original, strict=True)):
         x, o = (patches(x.detach().float(), call.window) if call.window else _tokens(x) for x in pair)
         turned = x.transpose(1, 2)
         found = (turned @ x, o.transpose(1, 2) @ x, x.sum(1), o.sum(1))
         sums, rows = [a + b for a, b in zip(sums, found, strict=True)], rows + x.shape[1]
+        fold = i * _FOLDS // max(_FOLDS, len(inputs))
+        count, gram, mean = folds.get(fold, (0, torch.zeros(()), torch.zeros(())))
+        folds[fold] = count + x.shape[1], gram + found[0], mean + found[2]
     if not all(bool(torch.isfinite(x).all()) for x in sums):
         raise InputError(
             "what flows into it is NaN or infinite",
             where=", ".join(call.weights),
             next="look at the calibration batches",
         )
-    return Moments(*(x / max(1, rows) for x in sums))
+    parts = tuple((count, gram / count, mean / count) for count, gram, mean in folds.values() if count)
+    return Moments(*(x / max(1, rows) for x in sums), folds=parts)
 
 
 def _tokens(x: Tensor) -> Tensor:

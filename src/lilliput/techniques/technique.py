@@ -14,8 +14,8 @@ from lilliput.encodings import Encoding
 from lilliput.errors import RecipeError
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
-from lilliput.techniques.inputs import Stop
-from lilliput.techniques.rounding import Rounding
+from lilliput.techniques.inputs import Block, Entry, Stop
+from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 
 Where = str | tuple[str, ...]
@@ -80,6 +80,12 @@ class Run(Protocol):
         """
         ...
 
+    def encode_block(
+        self, encodings: Mapping[str, Encoding], *, fit: Fit | None, rounding: BRECQ, entry: Entry
+    ) -> None:
+        """Represent the weights of a block, rounded together; the biases that may move are set beside them."""
+        ...
+
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
         """Represent a value that flows."""
         ...
@@ -100,8 +106,12 @@ class Run(Protocol):
         """What the named values look like over the calibration batches."""
         ...
 
-    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
-        """The calls in order, the calibration batches waiting at each; its weight may be encoded there."""
+    def walk(self, places: Sequence[Call | Block]) -> Iterator[Stop | Entry]:
+        """The calls and blocks in order, the calibration batches waiting at each; its weights may be encoded there."""
+        ...
+
+    def repeated(self) -> Sequence[str]:
+        """Paths of the modules in lists and sequences beside others of their class."""
         ...
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
