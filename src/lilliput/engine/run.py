@@ -36,7 +36,6 @@ from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Fit, Placement
 
-
 _UNREACHED = "no calibration batch reaches it: rounded to the nearest"
 
 
@@ -143,7 +142,7 @@ class Driver:
         stop: Stop | None,
     ) -> None:
         asked = self._asked(path, encoding, x)
-        x, encoding, kept = asked.x, asked.encoding, asked.kept
+        x, encoding = asked.x, asked.encoding
         question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, fit, asked.grid)
         if rounding is not None and self.calibrate is not None:  # what flows follows from the model and the batches
             question = (*question, rounding, self.state.digest, self.calibrate.digest, path)

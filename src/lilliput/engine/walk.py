@@ -41,7 +41,7 @@ class Walk:
         alone = [place for place in places if isinstance(place, Call)]
         blocks = [place for place in places if isinstance(place, Block)]
         self.paths = {f"{call.value}@1": path for call in alone for path in call.weights}
-        self.pending = {_name(place) for place in (*alone, *blocks)}
+        self.pending = {_name(place) for place in places}
         self.hooks = [
             model.get_submodule(block.path).register_forward_pre_hook(
                 functools.partial(_entered, self, block.path), with_kwargs=True
@@ -170,7 +170,7 @@ def answers_alone(model: nn.Module, path: str, inputs: Inputs, tensors: Mapping[
     encoders = value_encodings(model)
 
     def visit(name: str, x: Tensor) -> Tensor:
-        return tensors[name] if name in tensors else encoders[name](x)
+        return tensors[name].to(x.dtype) if name in tensors else encoders[name].forward(x)
 
     own = tree_map_only(Tensor, torch.clone, (inputs.args, dict(inputs.kwargs)))
     with Interception(model, visit, only={*tensors, *encoders}):

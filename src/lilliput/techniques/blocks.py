@@ -32,11 +32,16 @@ def blocks(
     else:
         meant = {module for module in repeated if len(inside.get(module, ())) > 1}
         found = [module for module in meant if not any(module != other and _within(other, module) for other in meant)]
+    if not found and named:
+        listing = ", ".join(sorted(modules)[:8])
+        raise RecipeError(
+            f"blocks={patterns!r} matches no module with weights to round", next=f"modules are called {listing} …"
+        )
     if not found:
         raise RecipeError(
-            f"blocks={patterns!r} matches no module with weights to round" if named else "no blocks found",
-            why="" if named else "no module of a list or sequence stands beside another of its class with many weights",
-            next=f"modules are called {', '.join(sorted(modules)[:8])} …" if named else "name them with blocks=, or AdaRound()",
+            "no blocks found",
+            why="no module of a list or sequence, of a class that occurs there twice, holds two weights to round",
+            next="name modules in blocks=, or use AdaRound()",
         )
     order = {path: i for i, path in enumerate(own)}
     return [

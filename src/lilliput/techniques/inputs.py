@@ -151,19 +151,23 @@ class Moments:
         """How much of what the inputs have in common may be chance, by how the folds differ: 0 … 1, 0 for one fold.
 
         The share by which correlations are best shrunk: Schäfer and Strimmer, "A shrinkage approach to large-scale
-        covariance matrix estimation", 2005, with folds in place of samples, which need not be independent of each other.
+        covariance matrix estimation", 2005, with folds in place of samples, which need not be independent.
         """
         rows = sum(count for count, _, _ in self.folds)
         shares = [count / rows for count, _, _ in self.folds]
         rest = 1 - sum(share**2 for share in shares)
         if rest <= 0:
             return 0.0
-        size = self.gram.diagonal(dim1=1, dim2=2).clamp(min=1e-30).rsqrt()
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        alive = diagonal > 1e-6 * diagonal.mean(1, keepdim=True)
+        size = torch.where(alive, diagonal.clamp(min=1e-30).rsqrt(), 0.0)
         unit = size[..., None] * size[:, None]
         unit.diagonal(dim1=1, dim2=2).zero_()
-        away = [(share * (part - self.gram) * unit).square().sum() for share, (_, part, _) in zip(shares, self.folds, strict=True)]
+        differ = torch.zeros(())
+        for share, (_, part, _) in zip(shares, self.folds, strict=True):
+            differ = differ + (share * (part - self.gram) * unit).square().sum()
         common = (self.gram * unit).square().sum()
-        return float((torch.stack(away).sum() / rest / common.clamp(min=1e-30)).clamp(max=1.0))
+        return float((differ / rest / common.clamp(min=1e-30)).clamp(max=1.0))
 
 
 def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) -> Moments:
@@ -190,7 +194,8 @@ def moments(inputs: Sequence[Tensor], original: Sequence[Tensor], call: Call) ->
             next="look at the calibration batches",
         )
     parts = tuple((count, gram / count, mean / count) for count, gram, mean in folds.values() if count)
-    return Moments(*(x / max(1, rows) for x in sums), folds=parts)
+    gram, cross, mean, before = (x / max(1, rows) for x in sums)
+    return Moments(gram, cross, mean, before, parts)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
-from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.blocks import blocks
+from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.inputs import Block, Entry, Stop
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding

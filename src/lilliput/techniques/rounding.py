@@ -165,7 +165,7 @@ class BRECQ(AdaRound):
     BRECQ(blocks='layers.*')
     """
 
-    lr: float = 0.01
+    weight: float = 0.1
     blocks: str | tuple[str, ...] = ()  # module paths, as where=; (): repeated modules of lists and sequences
 
     def block(
@@ -176,20 +176,18 @@ class BRECQ(AdaRound):
         entry: Entry,
     ) -> dict[str, Tensor]:
         """The weights of a block, moved to numbers that their encodings offer, and its biases, by their paths."""
-        choices, biases = {}, {}
-        for path, call in entry.block.calls.items():
+        calls, choices, biases = entry.block.calls, {}, {}
+        for path, call in calls.items():
             x, encoding = weights[path].float(), encodings[path]
             kept = x != 0 if isinstance(encoding, Sparse) else None
             grid = Grid(self.numbers(encoding), parameters[path], tuple(x.shape), kept)
             choices[f"{call.value}@1"] = Choice(x, *grid.brackets(x))
             if path in entry.block.biased and call.bias:
                 biases[f"{call.value}@2"] = entry.biases[call.bias], x.square().mean().sqrt()
-        found, moved = reconstruct(
-            choices, biases, entry.answer, entry.targets(self.correct), self.steps, self.lr, self.weight
-        )
-        calls = entry.block.calls
+        targets = entry.targets(self.correct)
+        found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
         rounded = {path: found[f"{call.value}@1"].to(weights[path].dtype) for path, call in calls.items()}
-        return rounded | {str(call.bias): moved[f"{call.value}@2"] for call in calls.values() if f"{call.value}@2" in moved}
+        return rounded | {str(calls[path].bias): moved[f"{calls[path].value}@2"] for path in entry.block.biased}
 
 
 # tensors to tensors; weights are [groups, rows, K], gram matrices [groups, K, K]

@@ -145,6 +145,7 @@ class AWQ(Scaling):
         stops = run.walk([part.call for _, part in parts])
         for i, part in parts:
             stop, weight = next(stops), run.tensor(part.path).float()
+            assert isinstance(stop, Stop)
             compute = functools.partial(self._damages, weight, part, tried[i], stop)
             damages[i] += run.remember(("AWQ", self, part.path), compute)
         next(stops, None)

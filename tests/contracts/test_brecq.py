@@ -1,0 +1,269 @@
+"""Rounding the weights of a block together: the block gives what it gave, whatever it is called with and returns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.encodings import NF4, Encoding, Int, Levels
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.run import Driver
+from lilliput.engine.store import Store
+from lilliput.errors import EncodingError, InputError, RecipeError
+from lilliput.model.capture import Inputs, capture
+from lilliput.progress import silent
+from lilliput.targets import OnnxRuntime
+from lilliput.techniques.blocks import blocks
+from lilliput.techniques.rounding import BRECQ, Rounding
+from lilliput.techniques.soft import Choice, decide, reconstruct
+
+QUICK = BRECQ(steps=150, lr=0.03)
+
+
+class Residual(nn.Module):
+    """Changes its input in place, takes a tensor by keyword, and returns a tuple beside a number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, *, gate: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        x.tanh_()
+        y = self.down(torch.relu(self.up(x)))
+        return x + gate * y, {"hidden": y, "count": 3}
+
+
+class Blocks(nn.Module):
+    def __init__(self, width: int = 12, count: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, width)
+        self.layers = nn.ModuleList(Residual(width) for _ in range(count))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = torch.sigmoid(x[:, :1])
+        for layer in self.layers:
+            x, _ = layer(x, gate=gate)
+        return self.head(x)
+
+
+def net() -> Blocks:
+    torch.manual_seed(0)
+    return Blocks().eval()
+
+
+def batches(count: int = 4, size: int = 32) -> list[Tensor]:
+    torch.manual_seed(1)
+    return list((torch.randn(count * size, 3) @ torch.randn(3, 6)).split(size))
+
+
+def driven(
+    model: nn.Module, rounding: Rounding | None, weights: Encoding | None = None, data: list[Tensor] | None = None
+) -> Driver:
+    given = batches() if data is None else data
+    task = lp.Task(model, calibrate=given, example=given[0][:1], dynamic={})
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([lp.Quantize(weights=weights or Int(3), rounding=rounding)]), driver)
+    return driver
+
+
+@torch.no_grad()
+def error(model: nn.Module, exact: nn.Module) -> float:
+    x = torch.cat(batches())
+    return float((model(x) - exact(x)).square().mean())
+
+
+@pytest.mark.parametrize("encoding", [Int(3), Int(3, group=6), Levels(6), NF4()], ids=repr)
+def test_blocks_come_closer_to_what_they_were_with_numbers_of_the_encoding(encoding: Encoding) -> None:
+    exact = net()
+    rounded = driven(net(), QUICK, encoding)
+    assert error(rounded.model, exact) < 0.6 * error(driven(net(), None, encoding).model, exact)
+    for path in ("layers.0.up.weight", "layers.1.down.weight"):
+        assert rounded.encoding(path) == encoding.for_weight(None)
+        assert path not in rounded.notes
+    assert rounded.notes["stem.weight"] == rounded.notes["head.weight"] == "in no block: rounded by itself"
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_Pass"]
+    assert not any(module._forward_pre_hooks for module in rounded.model.modules())
+
+
+def test_pruned_weights_stay_zero() -> None:
+    model, data = net(), batches()
+    task = lp.Task(model, calibrate=data, example=data[0][:1], dynamic={})
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([lp.Prune("weights", 0.5), lp.Quantize(weights=Int(4), rounding=QUICK)]), driver)
+    for path in ("layers.0.up.weight", "layers.1.down.weight"):
+        assert float((driver.tensor(path) == 0).float().mean()) >= 0.4
+
+
+def test_a_layer_stays_beside_the_weight_and_biases_stay_where_they_are_not_to_move() -> None:
+    exact, encoding = net(), Int(4)
+    task = lp.Task(exact, calibrate=batches(), example=batches()[0][:1], dynamic={})
+    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    follow(lp.Recipe([lp.Quantize(weights=encoding, rounding=QUICK, bias_correction=False)]), driver)
+    for path, module in exact.named_modules():
+        if isinstance(module, nn.Linear):
+            assert torch.equal(driver.tensor(f"{path}.bias"), module.bias)
+    for path in ("layers.0.up", "layers.1.down"):
+        weight = exact.get_parameter(f"{path}.weight").detach()
+        step = lp.MSE().fit(weight, Int(4).for_weight(None))["scale"][:, None]
+        inside = weight.abs() <= 7 * step
+        assert bool(((driver.tensor(f"{path}.weight") - weight).abs() <= step * 1.0001)[inside].all())
+
+
+def test_what_earlier_blocks_did_is_made_up_for() -> None:
+    exact = net()
+    errors = [error(driven(net(), BRECQ(steps=200, lr=0.03, correct=c), Int(2)).model, exact) for c in (True, False)]
+    assert errors[0] < errors[1]
+
+
+def test_a_resumed_run_goes_on_at_the_block_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(folder: Path) -> lp.Result:
+        data = batches()
+        task = lp.Task(net(), calibrate=data, example=data[0][:1])
+        recipe = lp.Recipe([lp.Quantize(weights=Int(4), rounding=BRECQ(steps=10))])
+        return lp.compress(task, recipe, target=OnnxRuntime(seconds=1), folder=folder)
+
+    whole, seen, once = run(tmp_path / "whole"), [], BRECQ.block
+
+    def counted(self: BRECQ, *given: Any) -> dict[str, Tensor]:
+        seen.append("block")
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return once(self, *given)
+
+    monkeypatch.setattr(BRECQ, "block", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    again = run(tmp_path / "cut")
+    assert len(seen) == 3  # one was kept, one was cut off, one was left
+    assert again.state.digest == whole.state.digest
+
+
+def test_a_block_that_no_batch_reaches_is_told() -> None:
+    class Rare(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            for layer in self.layers if len(x) == 1 else self.layers[:1]:
+                y, _ = layer(y, gate=y[:, :1])
+            return self.head(y)
+
+    torch.manual_seed(0)
+    notes = driven(Rare().eval(), QUICK).notes
+    assert "no calibration batch reaches it" in notes["layers.1.up.weight"]
+    assert "layers.0.up.weight" not in notes
+
+
+def test_what_is_used_twice_is_rounded_by_itself() -> None:
+    class Twice(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            for layer in [*self.layers, self.layers[1]]:
+                y, _ = layer(y, gate=y[:, :1])
+            return self.head(y)
+
+    torch.manual_seed(0)
+    notes = driven(Twice(count=3).eval(), QUICK).notes
+    assert "at the first of its 2 uses; in no block" in notes["layers.1.up.weight"]
+    assert "layers.0.up.weight" not in notes
+
+
+def chosen(model: nn.Module, x: Tensor, repeated: list[str], patterns: str | tuple[str, ...] = ()) -> list[str]:
+    return [block.path for block in blocks(capture(model, Inputs.of(x), {}).weights, repeated, patterns, ())]
+
+
+def test_blocks_are_the_innermost_repeated_modules_or_those_that_are_named() -> None:
+    def pair() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(pair(), pair()), nn.Sequential(pair(), pair()))
+    x = torch.randn(2, 6)
+    repeated = driven_repeated(model)
+    assert {"1", "2", "1.0", "2.1"} <= set(repeated)
+    assert chosen(model, x, repeated) == ["1.0", "1.1", "2.0", "2.1"]
+    assert chosen(model, x, repeated, "1*") == ["1"]
+    assert chosen(model, x, repeated, ("1.*", "2", "!1.0*")) == ["1.1", "2"]
+    with pytest.raises(RecipeError, match="modules are called"):
+        chosen(model, x, repeated, "layers.*")
+    with pytest.raises(RecipeError, match=r"no blocks found.*AdaRound"):
+        chosen(model, x, [])
+
+
+def driven_repeated(model: nn.Module) -> list[str]:
+    x = torch.randn(2, 6)
+    return begin(lp.Task(model.eval(), example=x, dynamic={}), OnnxRuntime(), Store(), silent)[0].repeated()
+
+
+class Odd(nn.Module):
+    """A block that gives something else than numbers that can be compared."""
+
+    def __init__(self, gives: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.gives = nn.Linear(6, 6), nn.Linear(6, 6), gives
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gives(self.two(torch.relu(self.one(x))))
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [(lambda y: y.argmax(1), "floating-point"), (lambda y: (y - y) / (y - y), "NaN or infinite")],
+    ids=["integers", "nan"],
+)
+def test_what_cannot_be_compared_is_named(gives: Callable[[Tensor], Tensor], words: str) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Odd(gives)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.nan_to_num(self.body(x)).sum()
+
+    with pytest.raises(InputError, match=rf"(?s)body.*{words}|{words}.*body") as found:
+        driven(Whole().eval(), BRECQ(steps=2, blocks="body"))
+    assert "!body" in str(found.value)
+
+
+def test_what_has_no_numbers_to_choose_from_and_knobs_that_cannot_be_are_refused() -> None:
+    with pytest.raises(RecipeError, match="leave rounding= out"):
+        lp.Quantize(weights=lp.Float16(), rounding=BRECQ())
+    with pytest.raises(RecipeError, match="steps"):
+        BRECQ(steps=0)
+    with pytest.raises(EncodingError, match="BRECQ onto"):
+        BRECQ().numbers(lp.Float16())
+    driver, _ = begin(lp.Task(net(), example=batches()[0][:1], dynamic={}), OnnxRuntime(), Store(), silent)
+    with pytest.raises(InputError, match="calibration batches"):
+        follow(lp.Recipe([lp.Quantize(rounding=BRECQ())]), driver)
+
+
+def test_a_recipe_comes_back_from_toml() -> None:
+    recipe = lp.Recipe([lp.Quantize(weights=Int(4), rounding=BRECQ(blocks=("layers.*", "!layers.0"), steps=9))])
+    assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def test_soft_choices_begin_at_the_weights_and_end_at_a_side() -> None:
+    torch.manual_seed(2)
+    weights = torch.rand(4, 5) * 0.9 + 0.05
+    choice = Choice(weights, torch.zeros(4, 5), torch.ones(4, 5))
+    assert torch.allclose(choice.soft(), weights, atol=1e-5)
+    assert torch.equal(choice.hard(), weights.round())
+    target = (torch.rand(4, 5) > 0.5).float()
+    decide({"": choice}, lambda step: (choice.soft() - target).square().sum(), 200, 0.05, 0.01)
+    assert torch.equal(choice.hard(), target)
+
+
+def test_where_learning_does_harm_plain_rounding_is_kept() -> None:
+    torch.manual_seed(3)
+    weights, x = torch.rand(3, 4), torch.randn(8, 4)
+    choice = Choice(weights, weights.floor(), weights.floor() + 1)
+    answer = partial(lambda batch, tensors: [x @ tensors["w"].T])
+    found, _ = reconstruct({"w": choice}, {}, answer, [[x @ weights.round().T]], 50, 1.0, 100.0)
+    assert torch.equal(found["w"], weights.round())
