@@ -67,11 +67,11 @@ def batches(count: int = 4, size: int = 32) -> list[Tensor]:
 
 
 def driven(
-    model: nn.Module, rounding: Rounding | None, weights: Encoding | None = None, data: list[Tensor] | None = None
+    model: nn.Module, rounding: Rounding | None, weights: Encoding | None = None, folder: Path | None = None
 ) -> Driver:
-    given = batches() if data is None else data
+    given = batches()
     task = lp.Task(model, calibrate=given, example=given[0][:1], dynamic={})
-    driver, _ = begin(task, OnnxRuntime(), Store(), silent)
+    driver, _ = begin(task, OnnxRuntime(), Store(folder), silent)
     follow(lp.Recipe([lp.Quantize(weights=weights or Int(3), rounding=rounding)]), driver)
     return driver
 
@@ -126,13 +126,8 @@ def test_what_earlier_blocks_did_is_made_up_for() -> None:
 
 
 def test_a_resumed_run_goes_on_at_the_block_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(folder: Path) -> lp.Result:
-        data = batches()
-        task = lp.Task(net(), calibrate=data, example=data[0][:1])
-        recipe = lp.Recipe([lp.Quantize(weights=Int(4), rounding=BRECQ(steps=10))])
-        return lp.compress(task, recipe, target=OnnxRuntime(seconds=1), folder=folder)
-
-    whole, seen, once = run(tmp_path / "whole"), [], BRECQ.block
+    seen, once = [], BRECQ.block
+    whole = driven(net(), BRECQ(steps=10), folder=tmp_path)
 
     def counted(self: BRECQ, *given: Any) -> dict[str, Tensor]:
         seen.append("block")
@@ -141,11 +136,13 @@ def test_a_resumed_run_goes_on_at_the_block_where_it_was(tmp_path: Path, monkeyp
         return once(self, *given)
 
     monkeypatch.setattr(BRECQ, "block", counted)
+    assert driven(net(), BRECQ(steps=10), folder=tmp_path).state.digest == whole.state.digest
+    assert not seen
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut")
-    again = run(tmp_path / "cut")
+        driven(net(), BRECQ(steps=9), folder=tmp_path)
+    again = driven(net(), BRECQ(steps=9), folder=tmp_path)
     assert len(seen) == 3  # one was kept, one was cut off, one was left
-    assert again.state.digest == whole.state.digest
+    assert again.state.digest == driven(net(), BRECQ(steps=9)).state.digest
 
 
 def test_a_block_that_no_batch_reaches_is_told() -> None:
