@@ -22,6 +22,7 @@ from lilliput.model.capture import Inputs, capture
 from lilliput.progress import silent
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.blocks import blocks
+from lilliput.techniques.inputs import Block, Entry
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.soft import Choice, decide, reconstruct
 
@@ -157,6 +158,16 @@ def test_a_block_that_no_batch_reaches_is_told() -> None:
     notes = driven(Rare().eval(), QUICK).notes
     assert "no calibration batch reaches it" in notes["layers.1.up.weight"]
     assert "layers.0.up.weight" not in notes
+
+
+def test_batches_that_reach_a_block_only_once_it_is_rounded_are_answered() -> None:
+    x = Inputs.of(torch.randn(2, 6))
+    entry = Entry(
+        Block("body", {}), lambda: [x, x], lambda: [x], lambda inputs, tensors: [], lambda x: list(x.args), {}
+    )
+    assert len(entry.targets(correct=False)) == 2
+    with pytest.raises(InputError, match=r"body.*2 batches reach this block, and 1 did.*correct=False"):
+        entry.targets(correct=True)
 
 
 def test_what_is_used_twice_is_rounded_by_itself() -> None:

@@ -104,6 +104,12 @@ class Entry:
         Raises InputError for a block that gives no floating-point tensor, or NaN or infinity.
         """
         found = [self._exact(inputs) for inputs in (self._original() if correct else self.inputs)]
+        if len(found) != len(self.inputs):
+            raise InputError(
+                f"{len(self.inputs)} batches reach this block, and {len(found)} did before anything was rounded",
+                where=self.block.path,
+                next=f"use correct=False, or {self._without()}",
+            )
         if not all(found):
             raise InputError(
                 "this block gives no tensor of floating-point numbers", where=self.block.path, next=self._without()
