@@ -96,6 +96,24 @@ def test_blocks_come_closer_to_what_they_were_with_numbers_of_the_encoding(encod
     assert not any(module._forward_pre_hooks for module in rounded.model.modules())
 
 
+def test_convolutions_of_every_kind_are_rounded_within_a_block() -> None:
+    def block() -> nn.Sequential:
+        up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        return nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(True), nn.Conv2d(8, 8, 3, 1, 1, groups=8), up)
+
+    torch.manual_seed(5)
+    model = nn.Sequential(block(), block()).eval()
+    data = list(torch.nn.functional.interpolate(torch.randn(24, 4, 3, 3), 8, mode="bilinear").split(8))
+    errors = []
+    for rounding in (None, QUICK):
+        driver, _ = begin(lp.Task(model, calibrate=data), OnnxRuntime(), Store(), silent)
+        follow(lp.Recipe([lp.Quantize(weights=Int(3), rounding=rounding)]), driver)
+        with torch.no_grad():
+            errors.append(sum((driver.model(x) - model(x)).square().sum() for x in data))
+    assert not driver.notes
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_pruned_weights_stay_zero() -> None:
     model, data = net(), batches()
     task = lp.Task(model, calibrate=data, example=data[0][:1], dynamic={})
