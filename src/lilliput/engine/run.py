@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,7 +259,7 @@ class Driver:
         packed = self.store.answer(question, compute).tensors
         return {name: Statistics.unpack(observe, _within(packed, name)) for name, observe in wanted.items()}
 
-    def walk(self, places: Sequence[Call | Block]) -> Iterator[Stop | Entry]:
+    def walk(self, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
         batches = self._batches(f"what flows into {len(places)} layers or blocks")
         original = copy.deepcopy(self.model)
         with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -114,22 +115,22 @@ class Quantize(Technique):
             joint = blocks(weights, run.repeated(), self.rounding.blocks, correct)
         places = _places_of(weights, joint)
         together = {path for block in joint for path in block.calls}
-        stops = run.walk(list(places.values()))
-        for path, calls in weights.items():
-            if path in places:
-                stop = next(stops)
-                if isinstance(stop, Entry):
-                    assert isinstance(self.rounding, BRECQ)
-                    block = {path: encodings[path] for path in stop.block.calls}
-                    run.encode_block(block, fit=self.fit, rounding=self.rounding, entry=stop)
-                else:
-                    self._round(run, path, calls, encodings[path], correct.get(path), stop)
-                    if joint:
-                        run.note(path, "in no block: rounded by itself")
-            elif path not in together:
-                run.encode(path, encodings[path], fit=self.fit)
-                run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
-        next(stops, None)
+        with closing(run.walk(list(places.values()))) as stops:  # which end with it, whatever is raised
+            for path, calls in weights.items():
+                if path in places:
+                    stop = next(stops)
+                    if isinstance(stop, Entry):
+                        assert isinstance(self.rounding, BRECQ)
+                        block = {path: encodings[path] for path in stop.block.calls}
+                        run.encode_block(block, fit=self.fit, rounding=self.rounding, entry=stop)
+                    else:
+                        self._round(run, path, calls, encodings[path], correct.get(path), stop)
+                        if joint:
+                            run.note(path, "in no block: rounded by itself")
+                elif path not in together:
+                    run.encode(path, encodings[path], fit=self.fit)
+                    run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
+            next(stops, None)
 
     def _round(
         self, run: Run, path: str, calls: Sequence[Call], encoding: Encoding, correct: Call | None, stop: Stop

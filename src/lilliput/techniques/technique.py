@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,7 +106,7 @@ class Run(Protocol):
         """What the named values look like over the calibration batches."""
         ...
 
-    def walk(self, places: Sequence[Call | Block]) -> Iterator[Stop | Entry]:
+    def walk(self, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
         """The calls and blocks in order, the calibration batches waiting at each; its weights may be encoded there."""
         ...
 
