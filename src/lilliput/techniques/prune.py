@@ -134,7 +134,7 @@ class Prune(Technique):
                 lines.setdefault(member.path, []).append(f"{text} ({count / group.size:.0%} removed{asked})")
         for path, x in coupling.tensors.items():
             if path in lines:
-                run.note(path, "; ".join(lines[path]))
+                run.note(path, "; ".join(lines[path]), lasting=True)
             elif x.dim() > 1:
                 why = next((why for group, why in refused.items() if any(m.path == path for m in group.members)), "")
                 protected = (coupling.protected.get(f"{path}[{axis}]") for axis in range(x.dim()))
