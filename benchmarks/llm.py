@@ -59,7 +59,7 @@ def steps(method: str, bits: int) -> list[Any]:
     rounding = {
         "rounding": None,
         "GPTQ": lp.GPTQ(),
-        "GPTQ, plain": lp.GPTQ(sweeps=0, correct=False),
+        "GPTQ, plain": lp.GPTQ(sweeps=0, correct=False, shrink=0.0),
         "GPTQ, each layer for itself": lp.GPTQ(correct=False),
     }[method]
     return [lp.Quantize(weights=weights, rounding=rounding, where=layers)]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.ranges import MinMax as MinMax
     from lilliput.techniques.ranges import Percentile as Percentile
     from lilliput.techniques.ranges import Quantiles as Quantiles
+    from lilliput.techniques.rounding import BRECQ as BRECQ
     from lilliput.techniques.rounding import GPTQ as GPTQ
     from lilliput.techniques.rounding import AdaRound as AdaRound
     from lilliput.techniques.scalings import AWQ as AWQ
@@ -64,6 +65,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
 
 _PLACES = {
     "AdaRound": "techniques.rounding",
+    "BRECQ": "techniques.rounding",
     "Attention": "techniques.distill",
     "AWQ": "techniques.scalings",
     "BFloat16": "encodings",

@@ -24,6 +24,7 @@ from lilliput.model.values import value_encodings
 from lilliput.task import Batches
 from lilliput.techniques.combinations import FITS, formats, table
 from lilliput.techniques.ranges import Use
+from lilliput.techniques.rounding import ROUNDINGS, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 
 SAMPLES: dict[str, Encoding] = {
@@ -95,6 +96,17 @@ def test_what_is_in_the_table_works_and_all_else_is_refused_by_name(name: str, u
                 lp.Quantize(**fields)
             known = [*FITS, *formats(use), "calibration="]
             assert any(word in caught.value.next for word in known) and repr(inner) in caught.value.what
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=ROUNDINGS)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_rounding_cannot_choose_from_is_refused_by_name(name: str, rounding: type[Rounding]) -> None:
+    told = {row[0]: row[-1] for row in table()}
+    if told.get(name) or name == "Sparse":
+        assert lp.Quantize(weights=SAMPLES[name], rounding=rounding()).rounding == rounding()
+    else:
+        with pytest.raises(RecipeError):
+            lp.Quantize(weights=SAMPLES[name], rounding=rounding())
 
 
 def test_the_guide_shows_the_table() -> None:

@@ -122,6 +122,59 @@ def test_what_earlier_layers_did_is_made_up_for() -> None:
     assert errors[True] < 0.8 * errors[False]
 
 
+def stop_of(*batches: Tensor) -> Stop:
+    call = Call("linear", "linear", "fc:linear#0", ("input x", "tensor fc.weight"), (), weights=("fc.weight",))
+    return Stop(call, lambda: dict(enumerate(batches)), lambda: dict(enumerate(batches)))
+
+
+def test_what_may_be_chance_follows_from_how_the_batches_differ() -> None:
+    batches = [correlated(60 + 20 * i, 8, seed=i) for i in range(5)]  # each with a mixing of its own
+    seen = stop_of(*batches).moments.centred()
+    mean = torch.cat(batches).mean(0)
+    whole = (torch.cat(batches) - mean).T @ (torch.cat(batches) - mean) / len(torch.cat(batches))
+    share = [len(x) / sum(map(len, batches)) for x in batches]
+    differ = common = 0.0
+    for i in range(8):
+        for j in range(8):
+            if i != j:
+                size = float(whole[i, i] * whole[j, j])
+                common += float(whole[i, j]) ** 2 / size
+                for part, x in zip(share, batches, strict=True):
+                    own = float(((x - mean)[:, i] * (x - mean)[:, j]).mean())
+                    differ += (part * (own - float(whole[i, j]))) ** 2 / size / (1 - sum(s**2 for s in share))
+    assert seen.chance() == pytest.approx(min(1.0, differ / common), rel=1e-3)
+    assert stop_of(batches[0]).moments.centred().chance() == 0
+    alike = correlated(6000, 8).split(300)
+    assert stop_of(*alike).moments.centred().chance() < 0.02
+    assert stop_of(*torch.randn(200, 8).split(20)).moments.centred().chance() > 0.3
+
+
+def test_many_batches_are_seen_in_few_parts_and_dead_inputs_say_nothing() -> None:
+    x = correlated(200, 8)
+    x[:, 2] = 0
+    found = stop_of(*x.split(2)).moments.centred()
+    assert len(found.folds) == 16 and sum(rows for rows, _, _ in found.folds) == 200
+    assert 0 < found.chance() < 1
+    assert stop_of(*torch.zeros(8, 4).split(2)).moments.centred().chance() == 0
+
+
+def test_weights_are_not_fitted_to_what_single_batches_show() -> None:
+    def sources(count: int) -> list[Tensor]:
+        return [torch.randn(64, 1) @ (2 * torch.randn(1, 32)) + torch.randn(64, 32) for _ in range(count)]
+
+    torch.manual_seed(11)
+    weight, encoding = torch.randn(24, 32), Int(3)
+    stop, unseen = stop_of(*sources(6)), torch.cat(sources(200))
+    gram = (unseen.T @ unseen / len(unseen))[None]
+    errors = []
+    for rounding in (GPTQ(), GPTQ(shrink=0.0), GPTQ(shrink=1.0, sweeps=0)):
+        rounded, _ = rounding.round(weight, encoding, encoding.fit(weight), stop)
+        errors.append(damage(weight[None], rounded[None], gram))
+    assert errors[0] < 0.8 * errors[1]
+    nearest = encoding.represent(weight, encoding.fit(weight)).decode()
+    assert damage(weight[None], nearest[None], gram) == pytest.approx(float(errors[2]), rel=1e-3)
+
+
 WINDOWS = [
     nn.Conv1d(4, 6, 3, 2, 1),
     nn.Conv2d(4, 6, 3, padding="same", dilation=2),
@@ -236,6 +289,16 @@ def test_where_all_go_another_way_it_is_as_if_none_came() -> None:
     assert torch.equal(driver.tensor("second.weight"), Int(3).represent(exact).decode())
     assert "no calibration batch reaches it as they did before" in driver.notes["second.weight"]
     assert not mean_shift(exact, driver.tensor("second.weight"), stop).any()
+
+
+def test_what_is_told_of_a_layer_is_told_once_and_until_it_is_encoded_again() -> None:
+    driver, _ = at_a_turn(torch.randn(2, 4))
+    driver.note("second.weight", "2 of 4 channels left", lasting=True)
+    for text in ("seen once", "seen once", "by itself"):
+        driver.note("second.weight", text)
+    assert driver.notes == {"second.weight": "2 of 4 channels left; seen once; by itself"}
+    driver.encode("second.weight", Int(3))
+    assert driver.notes == {"second.weight": "2 of 4 channels left"}
 
 
 def test_the_original_runs_only_where_it_is_asked_for() -> None:
@@ -402,6 +465,7 @@ def test_a_range_that_no_batch_shows_is_refused_and_a_bias_left() -> None:
         (partial(GPTQ, damp=0.0), "damp"),
         (partial(GPTQ, sweeps=-1), "sweeps"),
         (partial(AdaRound, steps=0), "steps"),
+        (partial(GPTQ, shrink=1.5), "shrink"),
         (partial(AdaRound, damp=2.0), "damp"),
     ],
 )

@@ -221,6 +221,15 @@ def test_what_is_not_removed_is_told_with_its_reason() -> None:
     assert driver.notes["conv1.weight"] == "10 of 20 channels left along axis 0 (50% removed, asked 50%)"
 
 
+def test_what_was_removed_is_told_after_quantization_too() -> None:
+    model, inputs = subject("vgg").build()
+    driver = driven(model, inputs, lp.Prune("channels", 0.5))
+    removed = dict(driver.notes)
+    assert removed and all("removed, asked 50%)" in text for text in removed.values())
+    follow(lp.Recipe([lp.Quantize(activations=None)]), driver)
+    assert driver.notes == removed
+
+
 def test_the_users_model_is_not_touched() -> None:
     model, inputs = subject("bert").build()
     before = copy.deepcopy(model.state_dict())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +13,19 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
+from lilliput.engine.encode import Asked, Known, told_where, within
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
-from lilliput.engine.walk import walking
-from lilliput.errors import EncodingError, InputError
+from lilliput.engine.walk import stops
+from lilliput.errors import InputError
 from lilliput.measure import departure, macs, parameters
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
-from lilliput.model.copies import as_it_stands, private_copy
+from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import changes, fails_without, without
-from lilliput.model.edits import (
-    Edit,
-    EncodeTensor,
-    EncodeValue,
-    Resize,
-    SetTensor,
-    State,
-    Step,
-    Train,
-    check_encodable,
-    structure,
-)
+from lilliput.model.edits import Edit, EncodeValue, Resize, SetTensor, State, Step, Train, structure
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
@@ -45,7 +34,8 @@ from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
 from lilliput.task import Batches, ask, batch_size, fingerprint
-from lilliput.techniques.choice import NEAREST, Choice
+from lilliput.techniques.blocks import Block, Entry
+from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
@@ -70,9 +60,9 @@ class Driver:
     progress: Progress = silent
     lessons: Lessons | None = None
     skipped: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # what was done to a layer otherwise than was asked
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
     _shrinks: Shrinking | None = None  # by that
@@ -124,41 +114,24 @@ class Driver:
         return held.encoding if isinstance(held, EncodedTensor) else None
 
     def encode(self, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:
-        if path in self._encoded:
-            self._encoded.clear()
-        self._encoded.add(path)
-        self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
-        try:
-            self._encode(path, encoding, choice)
-        except EncodingError as error:
-            if error.where:
-                raise
-            raise EncodingError(error.what, where=path, why=error.why, next=_or_leave_out(error.next, path)) from None
+        self._at_work_on(path)
+        with told_where(path):
+            asked = Asked.of(self.model, path, encoding, choice.values)
+            answer = self._known.alone(path, asked, choice)
+            self._take(asked, answer.data, answer.tensors)
 
-    def _encode(self, path: str, encoding: Encoding, choice: Choice) -> None:
-        paths, held = held_at(self.model, path)
-        x, kept = self.tensor(path) if choice.values is None else choice.values, None
-        check_encodable(encoding, path, x)
-        if isinstance(held, EncodedTensor):
-            frozen = held.encoded()
-            x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
-            kept = encoding.kept_parameters(frozen)
-        grid = None if kept is None else {name: tensor_digest(part) for name, part in kept.items()}
-        question: tuple[Any, ...] = ("encode", self.environment, tensor_digest(x), encoding, choice.fit, grid)
-        if choice.rounding is not None and self.calibrate is not None:  # what flows follows from model and batches
-            question = (*question, choice.rounding, self.state.digest, self.calibrate.digest, path)
-
-        def compute() -> Answer:
-            rounded, parameters, told = choice.numbers(x, encoding, kept)
-            return Answer(told, encoding.represent(rounded, parameters).tensors())
-
-        answer = self.store.answer(question, compute)
-        self.skipped.pop(paths[0], None)  # an earlier step had no use for it
-        self.notes.pop(paths[0], None)
-        if answer.data:
-            self.note(path, answer.data)
-        dtype = str(x.dtype).removeprefix("torch.")
-        self._edit(EncodeTensor(paths, encoding, tuple(x.shape), dtype), answer.tensors)
+    def encode_block(self, encodings: Mapping[str, Encoding], choice: JointChoice) -> None:
+        asked = {}
+        for path, encoding in encodings.items():
+            with told_where(path):
+                asked[path] = Asked.of(self.model, path, encoding)
+        answer = self._known.together(asked, choice)
+        for path, one in asked.items():
+            self._at_work_on(path)
+            self._take(one, answer.data, within(answer.tensors, path))
+        for path in choice.entry.biases:
+            if path in answer.tensors:
+                self.set_tensor(path, answer.tensors[path])
 
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
         self._edit(EncodeValue(value, encoding), parameters)
@@ -197,8 +170,13 @@ class Driver:
     def skip(self, path: str, reason: str) -> None:
         self.skipped[path] = reason
 
-    def note(self, path: str, text: str) -> None:
-        self.notes[path] = text
+    def note(self, path: str, text: str, *, lasting: bool = False) -> None:
+        self._notes.setdefault(path, {})[text] = lasting
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What was done to layers that their encodings do not say, by the paths of tensors."""
+        return {path: "; ".join(texts) for path, texts in self._notes.items() if texts}
 
     def statistics(self, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
         batches = self._batches(f"{len(wanted)} values that flow")
@@ -210,28 +188,20 @@ class Driver:
             return Answer(tensors=packed)
 
         packed = self.store.answer(question, compute).tensors
-        return {
-            name: Statistics.unpack(
-                observe, {key.rpartition("|")[2]: x for key, x in packed.items() if key.rpartition("|")[0] == name}
-            )
-            for name, observe in wanted.items()
-        }
+        return {name: Statistics.unpack(observe, within(packed, name)) for name, observe in wanted.items()}
 
-    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
-        batches = self._batches(f"what flows into {len(calls)} layers")
-        original = as_it_stands(self.model)
-        with walking(self.model, batches, calls) as now, walking(original, batches, calls) as then:
-            before: Stop | None = None
-            for i, call in enumerate(calls):
-                self.progress("looking at what flows", i, len(calls))
-                stop = Stop(call, functools.partial(now.inputs, call), functools.partial(then.inputs, call), before)
-                yield stop
-                for walk in (now, then):
-                    walk.leave(call)
-                if before is not None:
-                    before.leave()
-                before = stop
-            self.progress("looking at what flows", len(calls), len(calls))
+    def walk(self, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
+        batches = self._batches(f"what flows into {len(places)} layers or blocks")
+        return stops(self.model, batches, places, self.progress)
+
+    def repeated(self) -> list[str]:
+        return [
+            f"{path}.{name}" if path else name
+            for path, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList | nn.Sequential)
+            for name, child in module.named_children()
+            if sum(type(other) is type(child) for other in module.children()) > 1
+        ]
 
     def coupling(self) -> Coupling:
         if self._coupled is None or self._coupled[0] != self.state.digest:
@@ -321,6 +291,25 @@ class Driver:
 
     # how it is done
 
+    @property
+    def _known(self) -> Known:
+        data = None if self.calibrate is None else self.calibrate.digest
+        return Known(self.store, self.environment, self.state.digest, data)
+
+    def _at_work_on(self, path: str) -> None:
+        if path in self._encoded:
+            self._encoded.clear()
+        self._encoded.add(path)
+        self.progress("encoding", min(len(self._encoded), self._layers), self._layers)
+
+    def _take(self, asked: Asked, told: str, parts: Mapping[str, Tensor]) -> None:
+        path = asked.paths[0]
+        self.skipped.pop(path, None)  # an earlier step had no use for it
+        self._notes[path] = {text: lasting for text, lasting in self._notes.get(path, {}).items() if lasting}
+        if told:
+            self.note(path, told)
+        self._edit(asked.edit, parts)
+
     def _batches(self, known: str) -> Batches:
         if self.calibrate is None:
             raise InputError(
@@ -349,9 +338,3 @@ class Driver:
         step = Step(edit, dict(given))
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
-
-
-def _or_leave_out(next: str, path: str) -> str:
-    """A remedy, and the other one that always works."""
-    left_out = f'where="!{path.rpartition(".")[0] or path}"'
-    return f"{next}, or {left_out}" if next else f"leave it out with {left_out}"

@@ -9,8 +9,9 @@ from typing import Protocol
 from torch import Tensor
 
 from lilliput.encodings import Encoding
+from lilliput.techniques.blocks import Entry
 from lilliput.techniques.inputs import Stop
-from lilliput.techniques.rounding import Rounding
+from lilliput.techniques.rounding import BRECQ, Rounding
 
 
 class Fit(Protocol):
@@ -35,7 +36,7 @@ class Choice:
 
         `kept` are parameters that stay as they are, of a tensor that was encoded before.
         """
-        parameters = kept if kept is not None else self.fit.fit(x, encoding) if self.fit else encoding.fit(x)
+        parameters = _fitted(self.fit, x, encoding, kept)
         if self.rounding is None or self.stop is None:
             return x, parameters, ""
         told = self.stop.told
@@ -45,3 +46,31 @@ class Choice:
 
 
 NEAREST = Choice()
+
+
+@dataclass(frozen=True, eq=False)
+class JointChoice:
+    """By which parameters the weights of a block are represented, and which numbers stand for them together."""
+
+    fit: Fit | None
+    rounding: BRECQ
+    entry: Entry  # where `rounding` looks at what flows
+
+    def numbers(
+        self,
+        weights: Mapping[str, Tensor],
+        encodings: Mapping[str, Encoding],
+        kept: Mapping[str, Mapping[str, Tensor] | None],
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]], str]:
+        """The weights moved, with the biases that are, their parameters, and what is to be told; all by their paths."""
+        parameters = {path: _fitted(self.fit, x, encodings[path], kept[path]) for path, x in weights.items()}
+        told = self.entry.told
+        if not self.entry.batches:
+            return weights, parameters, f"{told}: rounded to the nearest"
+        return self.rounding.block(weights, encodings, parameters, self.entry), parameters, told
+
+
+def _fitted(fit: Fit | None, x: Tensor, encoding: Encoding, kept: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    if kept is not None:
+        return kept
+    return fit.fit(x, encoding) if fit else encoding.fit(x)

@@ -58,10 +58,13 @@ def formats(use: Use) -> list[str]:
 
 
 def table() -> list[tuple[str, ...]]:
-    """Rows of a heading, then of each format: its name, and of each fit whether it takes it for weights and values."""
-    rows = [("format", *FITS)]
+    """Rows of a heading, then of each format.
+
+    Each has its name, of each fit whether it takes it for weights and values, and whether `rounding=` can choose.
+    """
+    rows = [("format", *FITS, "rounding=")]
     for name, kind in ENCODINGS.items():
         cells = [[use for use in _WHERE if fit in fitting(kind, use)] for fit in FITS]
         if any(cells):
-            rows.append((name, *(", ".join(uses) for uses in cells)))
+            rows.append((name, *(", ".join(uses) for uses in cells), "weights" if issubclass(kind, Blocked) else ""))
     return rows

@@ -3,52 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import InputError
+from lilliput.model.capture import Inputs
 from lilliput.model.view import Call, Window
 
 _MOST = 1 << 25  # elements of patches that are made of one batch
+_FOLDS = 16  # at most, into which batches are divided to see by how much they differ
+
+Flowing = TypeVar("Flowing", Tensor, Inputs)  # into a call beside its weight, or into a module
 
 
-Flowing = Mapping[int, Tensor]  # by the number of the batch, what a call multiplies by its weight
+class Waiting(Generic[Flowing]):
+    """A place of the model at which the calibration batches wait, and what flows into it, by the number of the batch.
 
-
-class Stop:
-    """A call at which the calibration batches wait: its inputs can be seen, and its weight can be changed.
-
-    They come as the model stands, with all that was encoded before; `original`, as they were before the walk began.
-    Nothing is computed until it is asked for, and nothing of the original for the inputs and their `gram`.
+    That is seen as the model stands, with all that was encoded before, and as it was before the walk began. Nothing is
+    computed until it is asked for, and nothing of the original for the inputs alone.
     """
-
-    absorbed = False  # whether a bias takes up what changes on average, so that only what varies counts
 
     def __init__(
         self,
-        call: Call,
-        inputs: Callable[[], Flowing],
-        original: Callable[[], Flowing],
-        before: Stop | None = None,
+        inputs: Callable[[], Mapping[int, Flowing]],
+        original: Callable[[], Mapping[int, Flowing]],
+        before: Waiting[Any] | None = None,
     ) -> None:
-        self.call, self._inputs, self._original, self._before = call, inputs, original, before
+        self._inputs: Callable[[], Mapping[int, Flowing]] = inputs
+        self._original: Callable[[], Mapping[int, Flowing]] = original
+        self._before = before  # the place where they waited last
 
     @cached_property
-    def inputs(self) -> Flowing:
-        """What the call multiplies by its weight, of each batch that reaches it."""
+    def inputs(self) -> Mapping[int, Flowing]:
+        """What flows in, of each batch that reaches it as the model stands."""
         return self._inputs()
 
     @cached_property
     def batches(self) -> Sequence[int]:
         """Those that reach it now as they did before: a branch that depends on data may have led others elsewhere."""
         now, then = self.inputs, self._original()
-        return [i for i, x in now.items() if i in then and then[i].shape == x.shape]
+        return [i for i, x in now.items() if i in then and _shapes(then[i]) == _shapes(x)]
 
     @property
     def told(self) -> str:
@@ -58,6 +60,35 @@ class Stop:
             return "" if self.batches else "no calibration batch reaches it"
         which = f"{apart} calibration batches do not reach it" if self.batches else "no calibration batch reaches it"
         return f"{which} as they did before other layers were rounded"
+
+    def leave(self) -> None:
+        """Let go of the inputs."""
+        vars(self).pop("inputs", None)
+        self._before = None
+
+
+def _shapes(flowing: Tensor | Inputs) -> list[torch.Size]:
+    held = flowing if isinstance(flowing, Tensor) else (flowing.args, dict(flowing.kwargs))
+    return [x.shape for x in tree_leaves(held) if isinstance(x, Tensor)]
+
+
+class Stop(Waiting[Tensor]):
+    """A call at which the batches wait: what it multiplies by its weight can be seen, and the weight can be changed.
+
+    What it reads as the stop `before` did is looked at once. Nothing of the original is asked for by `gram`.
+    """
+
+    absorbed = False  # whether a bias takes up what changes on average, so that only what varies counts
+
+    def __init__(
+        self,
+        call: Call,
+        inputs: Callable[[], Mapping[int, Tensor]],
+        original: Callable[[], Mapping[int, Tensor]],
+        before: Waiting[Any] | None = None,
+    ) -> None:
+        super().__init__(inputs, original, before)
+        self.call = call
 
     @cached_property
     def gram(self) -> Tensor:
@@ -77,16 +108,11 @@ class Stop:
     def _shared(self, name: str, batches: Iterable[int]) -> Any:
         """What the stop before knows already, if both read the same, as queries, keys and values do."""
         before = self._before
-        if before is None or name not in vars(before) or before.call.window != self.call.window:
+        if not isinstance(before, Stop) or name not in vars(before) or before.call.window != self.call.window:
             return None
         known = before.inputs.keys() if name == "gram" else before.batches
         same = set(known) == set(batches) and all(before.inputs[i] is self.inputs[i] for i in batches)
         return vars(before)[name] if same else None
-
-    def leave(self) -> None:
-        """Let go of the inputs."""
-        vars(self).pop("inputs", None)
-        self._before = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +126,39 @@ class Moments:
     cross: Tensor  # E[o xᵀ], o being what x was before anything was rounded
     mean: Tensor
     original_mean: Tensor
+    folds: tuple[tuple[int, Tensor, Tensor], ...] = ()  # rows, gram and mean of the batches in parts
 
     def centred(self) -> Moments:
         """Around the means."""
         away = self.mean[:, None]
         gram, cross = self.gram - self.mean[..., None] * away, self.cross - self.original_mean[..., None] * away
-        return replace(self, gram=gram, cross=cross)
+        folds = []
+        for rows, part, mean in self.folds:
+            product = mean[..., None] * away
+            folds.append((rows, part - product - product.transpose(1, 2) + self.mean[..., None] * away, mean))
+        return replace(self, gram=gram, cross=cross, folds=tuple(folds))
+
+    def chance(self) -> float:
+        """How much of what the inputs have in common may be chance, by how the folds differ: 0 … 1, 0 for one fold.
+
+        The share by which correlations are best shrunk: Schäfer and Strimmer, "A shrinkage approach to large-scale
+        covariance matrix estimation", 2005, with folds in place of samples, which need not be independent.
+        """
+        rows = sum(count for count, _, _ in self.folds)
+        shares = [count / rows for count, _, _ in self.folds]
+        rest = 1 - sum(share**2 for share in shares)
+        if rest <= 0:
+            return 0.0
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        alive = diagonal > 1e-6 * diagonal.mean(1, keepdim=True)
+        size = torch.where(alive, diagonal.clamp(min=1e-30).rsqrt(), 0.0)
+        unit = size[..., None] * size[:, None]
+        unit.diagonal(dim1=1, dim2=2).zero_()
+        differ = torch.zeros(())
+        for share, (_, part, _) in zip(shares, self.folds, strict=True):
+            differ = differ + (share * (part - self.gram) * unit).square().sum()
+        common = (self.gram * unit).square().sum()
+        return float((differ / rest / common.clamp(min=1e-30)).clamp(max=1.0))
 
 
 def moments(pairs: Sequence[tuple[Tensor, Tensor]], call: Call) -> Moments:
@@ -115,28 +168,46 @@ def moments(pairs: Sequence[tuple[Tensor, Tensor]], call: Call) -> Moments:
 
     Raises InputError for inputs that are NaN or infinite.
     """
-    rows = ((_rows(x, call), _rows(o, call)) for x, o in pairs)
-    sums = ((x.shape[1], [x.mT @ x, o.mT @ x, x.sum(1), o.sum(1)]) for x, o in rows)
-    return Moments(*_means(sums, call))
+    whole, folds = _Sums(), defaultdict[int, _Sums](_Sums)
+    for i, pair in enumerate(pairs):
+        x, o = (_rows(one, call) for one in pair)
+        gram, mean = x.mT @ x, x.sum(1)
+        whole.add(x.shape[1], gram, o.mT @ x, mean, o.sum(1))
+        folds[i * _FOLDS // max(_FOLDS, len(pairs))].add(x.shape[1], gram, mean)
+    parts = []
+    for fold in (one for one in folds.values() if one.rows):
+        gram, mean = fold.means(call)
+        parts.append((fold.rows, gram, mean))
+    gram, cross, mean, before = whole.means(call)
+    return Moments(gram, cross, mean, before, tuple(parts))
 
 
-def gram(inputs: Sequence[Tensor], call: Call) -> Tensor:
+def gram(inputs: Iterable[Tensor], call: Call) -> Tensor:
     """E[x xᵀ] alone, [groups, K, K]; otherwise as `moments`."""
-    return _means(((x.shape[1], [x.mT @ x]) for x in (_rows(x, call) for x in inputs)), call)[0]
+    whole = _Sums()
+    for x in (_rows(x, call) for x in inputs):
+        whole.add(x.shape[1], x.mT @ x)
+    return whole.means(call)[0]
 
 
-def _means(found: Iterable[tuple[int, list[Tensor]]], call: Call) -> list[Tensor]:
-    """Sums over so many rows each, as means over all rows."""
-    rows, sums = 0, list[Tensor]()
-    for count, part in found:
-        rows, sums = rows + count, [a + b for a, b in zip(sums, part, strict=True)] if sums else part
-    if not all(bool(torch.isfinite(x).all()) for x in sums):
-        raise InputError(
-            "what flows into it is NaN or infinite",
-            where=", ".join(call.weights),
-            next="look at the calibration batches",
-        )
-    return [x / max(1, rows) for x in sums]
+class _Sums:
+    """Tensors summed over rows, some rows at a time."""
+
+    def __init__(self) -> None:
+        self.rows, self.sums = 0, list[Tensor]()
+
+    def add(self, rows: int, *parts: Tensor) -> None:
+        self.rows += rows
+        self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else list(parts)
+
+    def means(self, call: Call) -> list[Tensor]:
+        if not all(bool(torch.isfinite(x).all()) for x in self.sums):
+            raise InputError(
+                "what flows into it is NaN or infinite",
+                where=", ".join(call.weights),
+                next="look at the calibration batches",
+            )
+        return [x / max(1, self.rows) for x in self.sums]
 
 
 def _rows(x: Tensor, call: Call) -> Tensor:  # [groups, rows, K]

@@ -190,7 +190,7 @@ class Prune(Technique):
                 stay.setdefault(member.path, f"along axis {member.axis} all stay: {why}")
         for path, x in coupling.tensors.items():
             if path in lines:
-                run.note(path, "; ".join([*lines[path], *filter(None, [stay.get(path)])]))
+                run.note(path, "; ".join([*lines[path], *filter(None, [stay.get(path)])]), lasting=True)
             elif x.dim() > 1:
                 protected = (coupling.protected.get(f"{path}[{axis}]") for axis in range(x.dim()))
                 run.skip(path, stay.get(path) or next(filter(None, protected), f"no {self.unit} of it were meant"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,11 +12,12 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.view import CONVOLUTIONS, Call, View
-from lilliput.techniques.choice import Choice
+from lilliput.techniques.blocks import Block, Entry, blocks
+from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
-from lilliput.techniques.rounding import Rounding
+from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen, used_weights
 
@@ -109,22 +111,39 @@ class Quantize(Technique):
         correct: Mapping[str, Call],
     ) -> None:
         """The weights in the order in which they are used, each by what the layers before it make of the batches."""
-        stops = run.walk([calls[0] for calls in weights.values() if _can_be_seen(calls[0])])
-        for path, calls in weights.items():
-            if not _can_be_seen(calls[0]):
-                run.encode(path, encodings[path], Choice(fit=self.fit))
-                run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
-                continue
-            stop, exact = next(stops), run.tensor(path)
-            stop.absorbed = path in correct
-            run.encode(path, encodings[path], Choice(fit=self.fit, rounding=self.rounding, stop=stop))
-            if len(calls) > 1:
-                run.note(path, f"rounded by what flows at the first of its {len(calls)} uses")
-            if path in correct:
-                shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
-                bias = correct[path].bias
-                run.set_tensor(bias, run.tensor(bias) - shift)  # type: ignore[arg-type]
-        next(stops, None)
+        joint: list[Block] = []
+        if isinstance(self.rounding, BRECQ):
+            joint = blocks(weights, run.repeated(), self.rounding.blocks, correct)
+        places = _places_of(weights, joint)
+        together = {path for block in joint for path in block.calls}
+        with closing(run.walk(list(places.values()))) as stops:  # which end with it, whatever is raised
+            for path, calls in weights.items():
+                if path in places:
+                    stop = next(stops)
+                    if isinstance(stop, Entry):
+                        assert isinstance(self.rounding, BRECQ)
+                        block = {path: encodings[path] for path in stop.block.calls}
+                        run.encode_block(block, JointChoice(self.fit, self.rounding, stop))
+                    else:
+                        self._round(run, path, calls, encodings[path], correct.get(path), stop)
+                        if joint:
+                            run.note(path, "in no block: rounded by itself")
+                elif path not in together:
+                    run.encode(path, encodings[path], Choice(fit=self.fit))
+                    run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
+            next(stops, None)
+
+    def _round(
+        self, run: Run, path: str, calls: Sequence[Call], encoding: Encoding, correct: Call | None, stop: Stop
+    ) -> None:
+        """A weight rounded by what flows into its layer; its bias takes up what is left on average."""
+        exact, stop.absorbed = run.tensor(path), correct is not None
+        run.encode(path, encoding, Choice(fit=self.fit, rounding=self.rounding, stop=stop))
+        if len(calls) > 1:
+            run.note(path, f"rounded by what flows at the first of its {len(calls)} uses")
+        if correct is not None:
+            shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
+            run.set_tensor(correct.bias, run.tensor(correct.bias) - shift)  # type: ignore[arg-type]
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
         """The tensors to encode, with the calls that use them; all others are reported with a reason."""
@@ -178,6 +197,20 @@ def _never_reached(value: str) -> InputError:
 def _can_be_seen(call: Call) -> bool:
     """Whether the damage to a weight follows from what its call multiplies it by."""
     return call.value is not None and (call.op == "linear" or call.window is not None)
+
+
+def _places_of(weights: Mapping[str, Sequence[Call]], joint: Sequence[Block]) -> dict[str, Call | Block]:
+    """Where the calibration batches wait, by the weight that comes first there."""
+    of = {path: block for block in joint for path in block.calls}
+    places: dict[str, Call | Block] = {}
+    seen: set[str] = set()
+    for path, calls in weights.items():
+        if path in of and of[path].path not in seen:
+            seen.add(of[path].path)
+            places[path] = of[path]
+        elif path not in of and _can_be_seen(calls[0]):
+            places[path] = calls[0]
+    return places
 
 
 def _encoded(run: Run) -> dict[str, Encoding]:

@@ -18,7 +18,9 @@ from lilliput.encodings import Encoding, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import EncodingError, RecipeError
 from lilliput.plain import short_repr
+from lilliput.techniques.blocks import Entry
 from lilliput.techniques.inputs import Stop
+from lilliput.techniques.soft import UpOrDown, decide, reconstruct
 
 Nearest = Callable[[Tensor, int], Tensor]  # values of input number j, [groups, rows] -> the numbers nearest to them
 _COLUMNS = 64  # rounded one by one before the rest of the matrix hears of it
@@ -30,10 +32,13 @@ class Rounding(ABC):
 
     damp: float = 0.01  # of the mean of the gram matrix's diagonal, added to it
     correct: bool = True  # make up for the error of earlier layers too
+    shrink: float | None = None  # of what inputs have in common, taken for chance; None: by how much batches differ
 
     def __post_init__(self) -> None:
         if not 0 < self.damp <= 1:
             raise RecipeError(f"{type(self).__name__} with damp={self.damp}", next="use more than 0 and at most 1")
+        if self.shrink is not None and not 0 <= self.shrink <= 1:
+            raise RecipeError(f"{type(self).__name__} with shrink={self.shrink}", next="use 0 to 1, or None")
 
     def round(
         self, x: Tensor, encoding: Encoding, parameters: Mapping[str, Tensor], stop: Stop
@@ -42,11 +47,10 @@ class Rounding(ABC):
 
         Raises EncodingError for an encoding that is no grid, such as half precision.
         """
-        inner = encoding.values if isinstance(encoding, Sparse) else encoding
-        if not isinstance(inner, Blocked):
-            raise EncodingError(f"{type(self).__name__} onto {encoding}", next="round to the nearest: rounding=None")
+        inner = self.numbers(encoding)
         seen = stop.moments.centred() if stop.absorbed else stop.moments
-        gram, cross = seen.gram.double(), seen.cross.double()
+        chance = seen.chance() if self.shrink is None else self.shrink
+        gram, cross = (shrunk(x.double(), chance) for x in (seen.gram, seen.cross))
         weights = x.detach().double().reshape(len(gram), -1, gram.shape[-1])
         kept = weights != 0 if isinstance(encoding, Sparse) else None
         damped = with_damp(gram, self.damp)
@@ -54,6 +58,13 @@ class Rounding(ABC):
             weights = weights + torch.linalg.solve(damped, weights @ (cross - gram), left=False)
         rounded, parameters = self.rows(Grid(inner, dict(parameters), tuple(x.shape), kept), weights, damped)
         return rounded.reshape(x.shape).to(x.dtype), parameters
+
+    def numbers(self, encoding: Encoding) -> Blocked:
+        """What `encoding` offers to choose from; raises EncodingError where it is nothing."""
+        inner = encoding.values if isinstance(encoding, Sparse) else encoding
+        if not isinstance(inner, Blocked):
+            raise EncodingError(f"{type(self).__name__} onto {encoding}", next="round to the nearest: rounding=None")
+        return inner
 
     @abstractmethod
     def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -136,8 +147,48 @@ class AdaRound(Rounding):
 
     def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         below, above = grid.brackets(weights)
-        chosen = up_or_down(weights.float(), below.float(), above.float(), gram.float(), self)
-        return torch.where(chosen, above, below), grid.parameters
+        exact, gram = weights.float(), gram.float()
+        choice = UpOrDown(exact, below.float(), above.float())
+        plain = damage(exact, choice.nearest, gram).clamp(min=1e-30)
+        decide({"": choice}, lambda step: damage(exact, choice.soft(), gram) / plain, self.steps, self.lr, self.weight)
+        return torch.where(choice.logit.detach() > 0, above, below), grid.parameters
+
+
+@dataclass(frozen=True, repr=False)
+class BRECQ(AdaRound):
+    """Each weight of a block goes up or down, all learnt together so that the block gives what it gave.
+
+    Source: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", 2021, arXiv
+    2102.05426, by squared error, with the biases learnt beside the roundings where `bias_correction` is on. Each step
+    sees one calibration batch. Weights in no block are rounded as `AdaRound` does.
+
+    >>> BRECQ(blocks="layers.*")
+    BRECQ(blocks='layers.*')
+    """
+
+    weight: float = 0.1
+    blocks: str | tuple[str, ...] = ()  # module paths, as where=; (): repeated modules of lists and sequences
+
+    def block(
+        self,
+        weights: Mapping[str, Tensor],
+        encodings: Mapping[str, Encoding],
+        parameters: Mapping[str, Mapping[str, Tensor]],
+        entry: Entry,
+    ) -> dict[str, Tensor]:
+        """The weights of a block, moved to numbers that their encodings offer, and its biases, by their paths."""
+        calls, choices, biases = entry.block.calls, {}, {}
+        for path, call in calls.items():
+            x, encoding = weights[path].float(), encodings[path]
+            kept = x != 0 if isinstance(encoding, Sparse) else None
+            grid = Grid(self.numbers(encoding), parameters[path], tuple(x.shape), kept)
+            choices[f"{call.value}@1"] = UpOrDown(x, *grid.brackets(x))
+            if path in entry.block.biased and call.bias:
+                biases[f"{call.value}@2"] = entry.biases[call.bias], x.square().mean().sqrt()
+        targets = entry.targets(self.correct)
+        found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
+        rounded = {path: found[f"{call.value}@1"].to(weights[path].dtype) for path, call in calls.items()}
+        return rounded | {str(calls[path].bias): moved[f"{calls[path].value}@2"] for path in entry.block.biased}
 
 
 # tensors to tensors; weights are [groups, rows, K], gram matrices [groups, K, K]
@@ -155,6 +206,11 @@ def with_damp(gram: Tensor, share: float) -> Tensor:
     mean = diagonal.mean(1, keepdim=True)
     added = torch.where(mean > 0, share * mean, 1.0).expand_as(diagonal)
     return gram + torch.diag_embed(added)
+
+
+def shrunk(gram: Tensor, share: float) -> Tensor:
+    """The matrix with that share of all off its diagonal taken away."""
+    return (1 - share) * gram + share * torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
 
 
 def compensated(weights: Tensor, gram: Tensor, nearest: Nearest, ordered: bool) -> Tensor:
@@ -223,26 +279,4 @@ def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tupl
     return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
 
 
-@torch.enable_grad()
-def up_or_down(weights: Tensor, below: Tensor, above: Tensor, gram: Tensor, knobs: AdaRound) -> Tensor:
-    """True where the number above does less damage with all the others, as far as gradient descent finds it."""
-    step = above - below
-    share = torch.where(step > 0, (weights - below) / step.clamp(min=1e-30), 0.5).clamp(0.01, 0.99)
-    stretched = (share + 0.1) / 1.2  # a sigmoid stretched over -0.1 … 1.1 reaches both ends
-    choice = torch.log(stretched / (1 - stretched)).requires_grad_()
-    plain = damage(weights, torch.where(share > 0.5, above, below), gram).clamp(min=1e-30)
-    optimizer = torch.optim.Adam([choice], lr=knobs.lr)
-    for i in range(knobs.steps):
-        sharp = 20 - 18 * max(0.0, (i / knobs.steps - 0.2) / 0.8)
-        soft = (torch.sigmoid(choice) * 1.2 - 0.1).clamp(0, 1)
-        undecided = 1 - (2 * soft - 1).abs().pow(sharp)
-        loss = damage(weights, below + soft * step, gram) / plain
-        if i > 0.2 * knobs.steps:
-            loss = loss + knobs.weight * undecided.sum() / weights.numel() ** 0.5
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return (torch.sigmoid(choice) > 0.5).detach()
-
-
-ROUNDINGS: dict[str, type[Rounding]] = {"GPTQ": GPTQ, "AdaRound": AdaRound}
+ROUNDINGS: dict[str, type[Rounding]] = {"GPTQ": GPTQ, "AdaRound": AdaRound, "BRECQ": BRECQ}

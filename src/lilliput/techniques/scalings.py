@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -142,12 +143,13 @@ class AWQ(Scaling):
         parts = sorted(
             ((i, part) for i, pair in enumerate(pairs) for part in pair.multiplied), key=lambda x: order[x[1].call.id]
         )
-        stops = run.walk([part.call for _, part in parts])
-        for i, part in parts:
-            stop, weight = next(stops), run.tensor(part.path).float()
-            compute = functools.partial(self._damages, weight, part, tried[i], stop)
-            damages[i] += run.remember(("AWQ", self, part.path), compute)
-        next(stops, None)
+        with closing(run.walk([part.call for _, part in parts])) as stops:  # which end with it, whatever is raised
+            for i, part in parts:
+                stop, weight = next(stops), run.tensor(part.path).float()
+                assert isinstance(stop, Stop)
+                compute = functools.partial(self._damages, weight, part, tried[i], stop)
+                damages[i] += run.remember(("AWQ", self, part.path), compute)
+            next(stops, None)
         return [scales[int(found.argmin())] for scales, found in zip(tried, damages, strict=True)]
 
     def _damages(self, weight: Tensor, part: Part, tried: Tensor, stop: Stop) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from lilliput.errors import RecipeError
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
-from lilliput.techniques.choice import NEAREST, Choice
+from lilliput.techniques.blocks import Block, Entry
+from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
 
@@ -64,6 +65,10 @@ class Run(Protocol):
         """Represent a parameter by the numbers that are chosen so."""
         ...
 
+    def encode_block(self, encodings: Mapping[str, Encoding], choice: JointChoice) -> None:
+        """Represent the weights of a block by numbers chosen together; the biases that may move are set beside them."""
+        ...
+
     def encode_value(self, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
         """Represent a value that flows."""
         ...
@@ -84,8 +89,12 @@ class Run(Protocol):
         """What the named values look like over the calibration batches."""
         ...
 
-    def walk(self, calls: Sequence[Call]) -> Iterator[Stop]:
-        """The calls in order, the calibration batches waiting at each; its weight may be encoded there."""
+    def walk(self, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
+        """The calls and blocks in order, the calibration batches waiting at each; its weights may be encoded there."""
+        ...
+
+    def repeated(self) -> Sequence[str]:
+        """Paths of the modules in lists and sequences beside others of their class."""
         ...
 
     def coupling(self) -> Coupling:
@@ -135,8 +144,11 @@ class Run(Protocol):
         """Train the model by the knobs of a `Finetune`."""
         ...
 
-    def note(self, path: str, text: str) -> None:
-        """Report that something was done to a layer otherwise than was asked."""
+    def note(self, path: str, text: str, *, lasting: bool = False) -> None:
+        """Report what was done to a layer that its encoding does not say, beside what else was.
+
+        It is told until the layer is encoded again; if `lasting`, then too.
+        """
         ...
 
     def skip(self, path: str, reason: str) -> None:
