@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from lilliput.errors import FormatError
 from lilliput.file.container import Reader
 from lilliput.file.lil import read_into
+from lilliput.model.edits import KeepChildren
 
 TAKEN = forge.apart(golden.MODULE.read_bytes())
 CONV, FC, UP, THIN, LAST, RELU = 2, 3, 4, 5, 6, 8  # places of edits in the list
@@ -326,3 +328,43 @@ CAPPED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("kind", CAPPED)
 def test_in_little_memory(kind: str, capped: Any) -> None:
     capped(kind, "do not fit together|do not divide|changed twice")
+
+
+SHRUNK = {
+    "larger": ({"kind": "Resize", "paths": ["fc.bias"], "shape": [17]}, "where one of at least"),
+    "another rank": ({"kind": "Resize", "paths": ["fc.bias"], "shape": [16, 1]}, "where one of at least"),
+    "huge": ({"kind": "Resize", "paths": ["fc.bias"], "shape": [1 << 60]}, "where one of at least"),
+    "negative": ({"kind": "Resize", "paths": ["fc.bias"], "shape": [-1]}, "where one of at least"),
+    "empty": ({"kind": "Resize", "paths": ["last.bias"], "shape": [0]}, "where one of at least"),
+    "no path": ({"kind": "Resize", "paths": [], "shape": [1]}, "without a path"),
+    "no tensor": ({"kind": "Resize", "paths": ["fc"], "shape": [1]}, "no tensor"),
+    "within an encoding": (
+        {"kind": "Resize", "paths": ["conv.weight_encoded.codes"], "shape": [1]},
+        "into an encoding",
+    ),
+    "a larger number": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [99]}, "for one of"),
+    "no number left": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [0]}, "for one of"),
+    "several for one": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [1, 1]}, "for one of"),
+    "no list": ({"kind": "KeepChildren", "container": "fc", "count": 1, "kept": [0]}, "is no list"),
+    "no module": ({"kind": "KeepChildren", "container": "nothing", "count": 1, "kept": [0]}, "no such module"),
+}
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_sizes_only_shrink(name: str) -> None:
+    edit, message = SHRUNK[name]
+    with pytest.raises(FormatError, match=message):
+        load(more(**edit))
+
+
+@pytest.mark.parametrize("name", [*DUNDERS, *METHODS, *TORCHS, "weight", "nothing", "__class__.x", "kernel_size.0"])
+def test_a_number_is_no_way_to_anything_else(name: str) -> None:
+    with pytest.raises(FormatError):
+        load(more(kind="SetNumber", module="conv", name=name, value=[1]))
+
+
+@pytest.mark.parametrize("kept", [[], [1, 0], [0, 0], [-1], [2], [0, 1, 2]])
+def test_lists_lose_children_and_nothing_else(kept: list[int]) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(FormatError, match="cannot keep"):
+        KeepChildren("", 2, tuple(kept)).apply(net, {})

@@ -231,7 +231,7 @@ class KeepChildren(Edit):
 
 
 def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
-    return len(shape) == len(held) and all(a <= b for a, b in zip(shape, held, strict=True))
+    return len(shape) == len(held) and all(min(b, 1) <= a <= b for a, b in zip(shape, held, strict=True))
 
 
 _CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
