@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from lilliput.model.capture import Inputs
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.coupling.atoms import Atoms
-from lilliput.model.edits import Resize, SetNumber, structure
+from lilliput.model.edit import structure
+from lilliput.model.structure import Resize, SetNumber
 
 
 class Residual(nn.Module):

@@ -40,8 +40,9 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
 from lilliput.model.capture import Inputs
-from lilliput.model.edits import EncodeTensor, EncodeValue, Replace, SetTensor
+from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor
 from lilliput.model.signature import Signature
+from lilliput.model.structure import Replace
 from lilliput.targets import OnnxRuntime
 
 ASSETS = {"words.txt": b"one two three " * 20, "folder/config.json": b'{"classes": 4}'}

@@ -23,7 +23,7 @@ from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Shrinking, coupling
 from lilliput.model.depth import changes
-from lilliput.model.edits import structure
+from lilliput.model.edit import structure
 from lilliput.progress import silent
 
 pytest.importorskip("transformers")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.engine.run import Driver
 from lilliput.model.carrier import attach, encoded_tensors, owner_of, tensors, to_dense
-from lilliput.model.edits import EncodeTensor, EncodeValue, Replace
+from lilliput.model.edits import EncodeTensor, EncodeValue
+from lilliput.model.structure import Replace
 from lilliput.model.values import Interception, attach_value, value_encodings
 
 

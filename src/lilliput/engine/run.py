@@ -25,8 +25,10 @@ from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import changes, fails_without, without
-from lilliput.model.edits import Edit, EncodeValue, Resize, SetTensor, State, Step, Train, structure
+from lilliput.model.edit import Edit, structure
+from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
+from lilliput.model.structure import Resize
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products

@@ -24,7 +24,8 @@ from lilliput.file.graph import Graph, stripped
 from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
-from lilliput.model.edits import EDITS, Edit, edits_of
+from lilliput.model.edit import Edit
+from lilliput.model.edits import EDITS, edits_of
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
 from lilliput.plain import check_types, from_plain, to_plain
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import reason
 from lilliput.model.capture import Inputs
-from lilliput.model.edits import KeepChildren
+from lilliput.model.structure import KeepChildren
 from lilliput.modes import eval_mode
 
 

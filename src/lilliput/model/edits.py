@@ -5,11 +5,9 @@ An edit holds mechanical facts only: paths, an encoding, finished tensors. Repla
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,43 +17,15 @@ from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
+from lilliput.model.edit import Edit, owner_at, structure
+from lilliput.model.structure import KeepChildren, Replace, Resize, SetNumber
 from lilliput.model.values import (
     VALUES,
-    ValueEncoder,
-    ValueEncodings,
     attach_value,
     child_name,
     value_encodings,
 )
-from lilliput.plain import digest, short_repr
-
-
-@dataclass(frozen=True, repr=False)
-class Edit(ABC):
-    """One change to a model; its tensors travel beside it."""
-
-    def apply(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Make the change in `root`, in place; one that no constructor repeats is noted there (`structure`)."""
-        if self._change(root, tensors):  # an earlier one of its kind that made the same change gives way
-            others = (
-                edit for edit in structure(root) if type(edit) is not type(self) or edit.places() != self.places()
-            )
-            vars(root)[_STRUCTURE] = (*others, self)
-
-    @abstractmethod
-    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        """Make the change; tell whether the model now has other modules or parameters, encodings aside."""
-
-    @abstractmethod
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        """Under which of `names`, those of the changed model's tensors, each of this edit's tensors is held."""
-
-    @abstractmethod
-    def places(self) -> tuple[str, ...]:
-        """What it changes: paths, or the name of a value."""
-
-    def __repr__(self) -> str:
-        return short_repr(self)
+from lilliput.plain import digest
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,106 +105,6 @@ class SetTensor(Edit):
         return (self.path,)
 
 
-@dataclass(frozen=True, repr=False)
-class Resize(Edit):
-    """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths.
-
-    Without the tensor that it becomes it gets its shape alone: a file holds what is in it otherwise.
-    """
-
-    paths: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        if not self.paths:
-            raise FormatError("an edit without a path")
-        for path in self.paths:
-            owner, name = _owner(root, path)
-            held: Tensor | None = owner._parameters.get(name, owner._buffers.get(name))
-            if held is None:
-                raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
-            if not _smaller(self.shape, tuple(held.shape)):
-                raise FormatError(
-                    f"a tensor of shape {tuple(held.shape)} where one of at least {self.shape} was",
-                    where=path,
-                    next="give the constructor, with the arguments, used for saving",
-                )
-            value = tensors.get("value", torch.zeros(self.shape))
-            held.data = value.to(held.device, held.dtype, copy=True)
-            held.grad = None
-            if isinstance(owner, nn.RNNBase):
-                owner._init_flat_weights()
-        return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
-    def places(self) -> tuple[str, ...]:
-        return self.paths
-
-
-@dataclass(frozen=True, repr=False)
-class SetNumber(Edit):
-    """A whole number that a module holds as an attribute, a size or a count, gets smaller."""
-
-    module: str
-    name: str
-    value: tuple[int, ...]  # of an attribute that is one number, one
-
-    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        owner, name = _owner(root, f"{self.module}.{self.name}" if self.module else self.name)
-        held = vars(owner).get(name)
-        numbers = (held,) if type(held) is int else held
-        if not isinstance(numbers, tuple | list) or not numbers or any(type(n) is not int for n in numbers):
-            raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module)
-        if min(self.value, default=0) < 1 or not _smaller(self.value, tuple(numbers)):
-            raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module)
-        vars(owner)[name] = (
-            self.value[0] if type(held) is int else list(self.value) if type(held) is list else self.value
-        )
-        return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
-    def places(self) -> tuple[str, ...]:
-        return (f"{self.module}.{self.name}",)
-
-
-@dataclass(frozen=True, repr=False)
-class KeepChildren(Edit):
-    """Of the children of a list or sequence, only some stay; they are numbered anew."""
-
-    container: str
-    count: int  # of children that there were
-    kept: tuple[int, ...]
-
-    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        try:
-            owner = root.get_submodule(self.container)
-        except AttributeError:
-            raise FormatError("the model has no such module", where=self.container) from None
-        if not isinstance(owner, nn.ModuleList | nn.Sequential) or len(owner._modules) != self.count:
-            raise FormatError(f"is no list of {self.count} modules", where=self.container)
-        if not self.kept or any(a >= b for a, b in pairwise((-1, *self.kept, self.count))):
-            raise FormatError(f"cannot keep {self.kept} of {self.count} modules", where=self.container)
-        children = list(owner._modules.values())
-        owner._modules.clear()
-        owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})
-        return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
-    def places(self) -> tuple[str, ...]:
-        return (f"{self.container} of {self.count}",)
-
-
-def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
-    return len(shape) == len(held) and all(min(b, 1) <= a <= b for a, b in zip(shape, held, strict=True))
-
-
-_CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {str(kind).removeprefix("torch."): kind for kind in _FLOATS}
 
@@ -259,44 +129,12 @@ class Train(Edit):
         return ()
 
 
-_STRUCTURE = "_lilliput_structure"  # attribute of a root: the edits that `structure` tells
-_REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
-
-
-@dataclass(frozen=True, repr=False)
-class Replace(Edit):
-    """A module gives way to a simple one, named from a fixed list."""
-
-    path: str
-    by: str = "Identity"
-
-    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-        if self.by not in _REPLACEMENTS:
-            raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
-        owner, name = _owner(root, self.path)
-        if name not in owner._modules or isinstance(owner._modules[name], _CARRIERS):
-            raise FormatError("there is no such module", where=self.path)
-        owner._modules[name] = _REPLACEMENTS[self.by]()
-        return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
-    def places(self) -> tuple[str, ...]:
-        return (self.path,)
-
-
 EDITS: dict[str, type] = {
     **{
         edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize, SetNumber, KeepChildren)
     },
     **ENCODINGS,
 }
-
-
-def structure(root: nn.Module) -> tuple[Edit, ...]:
-    """The changes that gave `root` other modules and parameters than its constructor makes, encodings aside."""
-    return vars(root).get(_STRUCTURE, ())  # type: ignore[no-any-return]
 
 
 def edits_of(root: nn.Module) -> list[Edit]:
@@ -313,21 +151,9 @@ def _under(prefix: str, names: Iterable[str]) -> dict[str, str]:
     return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
 
 
-def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    try:
-        owner, name = owner_of(root, path)
-    except AttributeError:
-        raise FormatError(
-            "the model has no such module", where=path, next="give the constructor used for saving"
-        ) from None
-    if isinstance(owner, _CARRIERS):
-        raise FormatError("leads into an encoding", where=path, next="edits change what the model itself holds")
-    return owner, name
-
-
 def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
     """What is held at `path`; None for a bias that the layer was made without."""
-    owner, name = _owner(root, path)
+    owner, name = owner_at(root, path)
     if name not in owner._parameters and name + SUFFIX not in owner._modules:
         raise FormatError(f"{type(owner).__name__} has no tensor {name!r}", where=path)
     return owner._modules.get(name + SUFFIX) or owner._parameters[name]  # type: ignore[return-value]

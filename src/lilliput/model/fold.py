@@ -10,7 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lilliput.encodings import Sparse
 from lilliput.model.carrier import SUFFIX, EncodedTensor, owner_of
-from lilliput.model.edits import Edit, EncodeTensor, Replace, SetTensor
+from lilliput.model.edit import Edit
+from lilliput.model.edits import EncodeTensor, SetTensor
+from lilliput.model.structure import Replace
 from lilliput.model.view import CONVOLUTIONS, Call, View
 
 Change = tuple[Edit, Mapping[str, Tensor]]

@@ -21,7 +21,7 @@ from lilliput.encodings import Encoding
 from lilliput.errors import InputError, MeasureError, reason
 from lilliput.measure import Latencies
 from lilliput.model.capture import Inputs
-from lilliput.model.edits import Edit
+from lilliput.model.edit import Edit
 from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe

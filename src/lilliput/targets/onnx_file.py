@@ -18,7 +18,7 @@ from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.measure import Latencies, interleaved
 from lilliput.model.capture import Inputs
-from lilliput.model.edits import Edit
+from lilliput.model.edit import Edit
 from lilliput.model.fold import fold_norms
 from lilliput.model.signature import Signature
 from lilliput.model.view import View

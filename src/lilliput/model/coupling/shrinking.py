@@ -27,7 +27,8 @@ from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
 from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
-from lilliput.model.edits import Edit, Resize, SetNumber
+from lilliput.model.edit import Edit
+from lilliput.model.structure import Resize, SetNumber
 from lilliput.modes import eval_mode, exact_products
 
 Change = tuple[Edit, Mapping[str, Tensor]]

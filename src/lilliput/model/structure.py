@@ -1,0 +1,137 @@
+"""Edits that change what a model is made of: fewer modules, shorter axes, smaller numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.errors import FormatError
+from lilliput.model.edit import CARRIERS, Edit, owner_at
+
+_REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
+
+
+@dataclass(frozen=True, repr=False)
+class Replace(Edit):
+    """A module gives way to a simple one, named from a fixed list."""
+
+    path: str
+    by: str = "Identity"
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        if self.by not in _REPLACEMENTS:
+            raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
+        owner, name = owner_at(root, self.path)
+        if name not in owner._modules or isinstance(owner._modules[name], CARRIERS):
+            raise FormatError("there is no such module", where=self.path)
+        owner._modules[name] = _REPLACEMENTS[self.by]()
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+@dataclass(frozen=True, repr=False)
+class Resize(Edit):
+    """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths.
+
+    Without the tensor that it becomes it gets its shape alone: a file holds what is in it otherwise.
+    """
+
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        if not self.paths:
+            raise FormatError("an edit without a path")
+        for path in self.paths:
+            owner, name = owner_at(root, path)
+            held: Tensor | None = owner._parameters.get(name, owner._buffers.get(name))
+            if held is None:
+                raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
+            if not _smaller(self.shape, tuple(held.shape)):
+                raise FormatError(
+                    f"a tensor of shape {tuple(held.shape)} where one of at least {self.shape} was",
+                    where=path,
+                    next="give the constructor, with the arguments, used for saving",
+                )
+            value = tensors.get("value", torch.zeros(self.shape))
+            held.data = value.to(held.device, held.dtype, copy=True)
+            held.grad = None
+            if isinstance(owner, nn.RNNBase):
+                owner._init_flat_weights()
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return self.paths
+
+
+@dataclass(frozen=True, repr=False)
+class SetNumber(Edit):
+    """A whole number that a module holds as an attribute, a size or a count, gets smaller."""
+
+    module: str
+    name: str
+    value: tuple[int, ...]  # of an attribute that is one number, one
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        owner, name = owner_at(root, f"{self.module}.{self.name}" if self.module else self.name)
+        held = vars(owner).get(name)
+        numbers = (held,) if type(held) is int else held
+        if not isinstance(numbers, tuple | list) or not numbers or any(type(n) is not int for n in numbers):
+            raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module)
+        if min(self.value, default=0) < 1 or not _smaller(self.value, tuple(numbers)):
+            raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module)
+        vars(owner)[name] = (
+            self.value[0] if type(held) is int else list(self.value) if type(held) is list else self.value
+        )
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (f"{self.module}.{self.name}",)
+
+
+@dataclass(frozen=True, repr=False)
+class KeepChildren(Edit):
+    """Of the children of a list or sequence, only some stay; they are numbered anew."""
+
+    container: str
+    count: int  # of children that there were
+    kept: tuple[int, ...]
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        try:
+            owner = root.get_submodule(self.container)
+        except AttributeError:
+            raise FormatError("the model has no such module", where=self.container) from None
+        if not isinstance(owner, nn.ModuleList | nn.Sequential) or len(owner._modules) != self.count:
+            raise FormatError(f"is no list of {self.count} modules", where=self.container)
+        if not self.kept or any(a >= b for a, b in pairwise((-1, *self.kept, self.count))):
+            raise FormatError(f"cannot keep {self.kept} of {self.count} modules", where=self.container)
+        children = list(owner._modules.values())
+        owner._modules.clear()
+        owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (f"{self.container} of {self.count}",)
+
+
+def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+    return len(shape) == len(held) and all(min(b, 1) <= a <= b for a, b in zip(shape, held, strict=True))
