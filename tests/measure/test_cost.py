@@ -103,3 +103,17 @@ def test_shared_parameters_are_counted_once() -> None:
     tied = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
     tied[1].weight = tied[0].weight
     assert parameters(tied) == 40
+
+
+def test_a_view_of_a_parameter_may_enter_a_module() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.queries.expand(len(x), 3, 4))  # type: ignore[no-any-return]
+
+    net = Asking()
+    assert macs(net, (torch.zeros(2, 1),)).total == 2 * 3 * 4 * 5
+    assert all(parameter.requires_grad for parameter in net.parameters())

@@ -45,7 +45,14 @@ def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object
     Cost(total=600, by_module={'0': 600})
     """
     counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_PRODUCTS)
-    with eval_mode(model), torch.random.fork_rng(), torch.no_grad(), _countable_kernels(model), counter:
+    with (
+        eval_mode(model),
+        _untrained(model),
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        _countable_kernels(model),
+        counter,
+    ):
         try:
             model(*args, **(kwargs or {}))
         except Exception as error:
@@ -63,6 +70,19 @@ def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
             path = first_path[model.get_submodule(name.removeprefix(root))]
             counts[path] = sum(by_op.values()) // 2
     return {path: counts[path] for path in first_path.values() if path in counts}
+
+
+@contextmanager
+def _untrained(model: nn.Module) -> Iterator[None]:
+    """Without parameters that ask for gradients: the counter would look for those of views of them, and find none."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
