@@ -416,7 +416,7 @@ def told(model: nn.Module, data: list[Tensor], example: Tensor) -> dict[str, str
     follow(lp.Recipe([lp.Quantize(weights=Int(4), rounding=GPTQ())]), driver)
     with torch.no_grad():
         assert (driver.model(data[0]) - model(data[0])).abs().max() < 1.0
-    return {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}
+    return {row["path"]: row["note"] for row in layers(driver, {}, {})}
 
 
 def test_what_could_not_be_rounded_by_what_flows_is_told() -> None:
@@ -456,7 +456,7 @@ def test_a_range_that_no_batch_shows_is_refused_and_a_bias_left() -> None:
         follow(lp.Recipe([lp.Quantize(activations=Int(8))]), driver)
     driver, _ = begin(task, OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([lp.Quantize()]), driver)
-    assert "its bias is not corrected" in {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}["rare.weight"]
+    assert "its bias is not corrected" in {row["path"]: row["note"] for row in layers(driver, {}, {})}["rare.weight"]
 
 
 @pytest.mark.parametrize(

@@ -121,5 +121,5 @@ def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
 
 def _rows(driver: Driver) -> list[dict[str, Any]]:
     """The report's rows about layers, without what only a written file tells."""
-    told = ("path", "op", "shape", "encoding", "activations", "bits_per_weight", "runs_as")
+    told = ("path", "op", "shape", "encoding", "activations", "bits_per_weight", "runs_as", "note")
     return [{key: row[key] for key in told} for row in layers(driver, {}, {})]

@@ -42,7 +42,15 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
         if (row.get("shape_before") or row["shape"]) != row["shape"]:
             shape += f" of {'×'.join(map(str, row['shape_before']))}"
         bits = f"{row['bits_per_weight']:.2f}"
-        table.add_row(row["path"], row["op"], shape, row["encoding"], row["activations"], bits, row["runs_as"])
+        table.add_row(
+            row["path"],
+            row["op"],
+            shape,
+            row["encoding"],
+            row["activations"],
+            bits,
+            "; ".join(filter(None, [row["runs_as"], row.get("note")])),
+        )
     return table
 
 

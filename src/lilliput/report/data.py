@@ -67,16 +67,16 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
                 "zeros": float((now == 0).float().mean()),
                 "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
                 "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),
+                "note": driver.notes.get(paths[0], ""),
             }
         )
     return rows
 
 
 def _runs_as(driver: Driver, path: str, call: Any, encoding: Encoding | None, activation: Encoding | None) -> str:
-    """What the target will do with a layer, and what was done to it otherwise than was asked."""
+    """What the target will do with a layer."""
     others = [driver.encoding(other) for other in call.weights if other != path]
-    remark = driver.target.remark(call, encoding, activation, others)
-    return f"{remark}; {driver.notes[path]}" if path in driver.notes else remark
+    return driver.target.remark(call, encoding, activation, others)
 
 
 def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:

@@ -224,7 +224,7 @@ def _layer(row: Data, largest: int) -> Iterable[Html]:
     yield _number(el("span", track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
     yield _number(percent(row["zeros"]))
     yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
-    yield _cell(_way(row["runs_as"]))
+    yield _cell(_way(row["runs_as"]), *([el("small", row["note"])] if row.get("note") else []))
 
 
 def _was(row: Data) -> Iterator[Html]:
