@@ -167,6 +167,24 @@ def test_an_attribute_follows_its_axis_and_others_of_the_same_number_do_not() ->
     assert {edit.shape for edit in edits if isinstance(edit, Resize)} == {(6, 5), (6,), (3, 3)}
 
 
+def test_a_network_that_draws_random_numbers_is_compared_with_the_same_ones() -> None:
+    class Sampling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.mean, self.decode, self.out = (nn.Linear(*n) for n in ((5, 8), (8, 4), (4, 12), (12, 5)))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            mean = self.mean(torch.relu(self.encode(x)))
+            return self.out(torch.relu(self.decode(mean + torch.randn_like(mean)))), mean
+
+    net, x = Sampling().eval(), torch.randn(2, 5)
+    coupled = found(net, x)
+    going = {group: group.atoms[::2] for group in coupled.groups}
+    before = torch.get_rng_state()
+    assert len(going) == 2 and not Shrinking(net, coupled, Inputs.of(x)).refused(going)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_attention_keeps_its_scale() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,7 +47,8 @@ class Shrinking:
     links: dict[Link, Number] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.read = numbers_read(self.model, self.inputs)
+        with _same_chance():
+            self.read = numbers_read(self.model, self.inputs)
         self.expected = _shapes(self.model, self.inputs)
         for number in self.coupling.numbers:
             if number.name in self.read.get(number.module, {}):
@@ -157,7 +159,7 @@ class Shrinking:
         if operators(after.graph) != operators(self.coupling.captured.graph):
             raise CaptureError("without these slices the network makes other calls than before")
         changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
-        with exact_products():
+        with exact_products(), _same_chance():
             answers = _answers(_changed(self.model, changes), self.inputs)
             apart = max(map(_apart, answers, masked(self.coupling, gone, self.inputs)), default=0.0)
         if not apart <= _TOLERANCE:
@@ -209,6 +211,14 @@ class Shrinking:
         return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
 
 
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """Inside, random numbers are the same each time, and the user's go on afterwards as if none had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def _changed(model: nn.Module, changes: Iterable[Change]) -> nn.Module:
     """A copy with these edits made."""
     made = copy.deepcopy(model)
@@ -218,7 +228,7 @@ def _changed(model: nn.Module, changes: Iterable[Change]) -> nn.Module:
 
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad(), eval_mode(model):
+    with torch.no_grad(), eval_mode(model), _same_chance():
         return [x for x in tree_leaves(inputs.call(model)) if isinstance(x, Tensor)]
 
 
