@@ -40,7 +40,7 @@ UNKNOWN = {
     ),
     "an encoding as a step": (_step('kind = "Int"'), "known techniques: Equalize, Finetune, Prune, Quantize, Share"),
     "a fit": (_step('kind = "Quantize"\nfit = {kind = "MinMaks"}'), "did you mean 'MinMax'?"),
-    "a unit": (_step('kind = "Prune"\nunit = "heads"\namount = 0.5'), "known units"),
+    "a unit": (_step('kind = "Prune"\nunit = "filters"\namount = 0.5'), "known units"),
     "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
     "a field that is missing": (_step('kind = "Prune"\nunit = "weights"'), "amount"),
     "bits": (_step('kind = "Quantize"\nweights = {kind = "Int", bits = 12}'), "2 to 8 bits"),
