@@ -379,3 +379,23 @@ def test_products_of_less_precision_hide_nothing() -> None:
         assert driver.factors and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("way", [Smooth(), AWQ(Int(4, group=4), steps=4)])
+def test_a_layer_that_no_batch_reaches_is_skipped_with_the_reason(way: Scaling) -> None:
+    class Branch(nn.Module):
+        """Takes another way when it runs than when it is captured."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b, self.c = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.other = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_exporting():
+                return self.c(self.other(self.a(x)))  # type: ignore[no-any-return]
+            return self.b(self.norm(self.a(x)))  # type: ignore[no-any-return]
+
+    driver = start(Branch(), [torch.randn(4, 5, 8)])
+    Equalize(way).apply(driver)
+    assert driver.skipped["b"] == "not equalized: no calibration batch reaches it"

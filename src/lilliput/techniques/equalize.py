@@ -48,7 +48,14 @@ class Equalize(Technique):
         for path, reason in apart.items():
             if chosen(path, self.where):
                 _skip(run, path, reason)
-        pairs = [pair for pair in pairs if self._takes(run, pair)]
+        taken = [pair for pair in pairs if self._takes(run, pair)]
+        pairs = []
+        for pair, reached in zip(taken, self.by.reached(run, taken), strict=True):
+            if reached:
+                pairs.append(pair)
+                continue
+            for part in pair.multiplied:
+                _skip(run, part.path, "no calibration batch reaches it")
         if not pairs:
             return
         scales = self.by.scales(run, pairs)

@@ -45,6 +45,13 @@ class Scaling(ABC):
     def needs_batches(self) -> bool:
         return True
 
+    def reached(self, run: Run, pairs: Sequence[Pair]) -> list[bool]:
+        """Of which pairs the batches reach all that is looked at."""
+        if not self.needs_batches or not pairs:
+            return [True] * len(pairs)
+        seen = run.statistics(_wanted(pairs))
+        return [all(seen[f"{part.call.value}@0"].reached for part in pair.multiplied) for pair in pairs]
+
     def __repr__(self) -> str:
         return short_repr(self)
 
