@@ -16,8 +16,8 @@ from table import write
 import lilliput as lp
 from lilliput.file.container import Reader
 from lilliput.file.inspect import inside
-from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs
+from lilliput.outputs import flatten_outputs
 
 SMALL = ("*_depthwise_conv*", "_conv_stem*", "_fc*")  # of EfficientNet-Lite0: few weights, and errors that show
 SIX = lp.Recipe(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lilliput.errors import MeasureError
-from lilliput.measure import Distance, DistanceSoFar, flatten_outputs
+from lilliput.measure import Distance, DistanceSoFar
+from lilliput.outputs import flatten_outputs
 
 
 def distance(*batches: tuple[object, object]) -> Distance:

@@ -17,10 +17,10 @@ from lilliput.encodings import Float16, Int
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
-from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import tensors
 from lilliput.model.pairs import find_pairs
+from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches

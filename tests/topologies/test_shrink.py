@@ -18,12 +18,12 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
-from lilliput.measure import flatten_outputs, macs, parameters
+from lilliput.measure import macs, parameters
 from lilliput.model.capture import Inputs
-from lilliput.model.carrier import tensors
 from lilliput.model.coupling import Shrinking, coupling
 from lilliput.model.depth import changes
 from lilliput.model.edit import structure
+from lilliput.outputs import flatten_outputs
 from lilliput.progress import silent
 
 pytest.importorskip("transformers")
@@ -68,6 +68,10 @@ def test_it_is_smaller_and_an_ordinary_module(name: str) -> None:
     assert any(p.grad is not None for p in small.parameters())
 
 
+# Groups that cannot lose half of their slices alone: the source ties their length to another, or writes it down.
+REFUSED = {"vae": 1, "vit, fused qkv": 2, "transformer encoder": 2, "gpt2": 1, "hard view": 1}
+
+
 @every
 def test_it_computes_what_the_original_does_with_the_same_slices_zero(name: str) -> None:
     model, inputs = subject(name).build()
@@ -86,7 +90,7 @@ def test_it_computes_what_the_original_does_with_the_same_slices_zero(name: str)
         for i, axis in enumerate(axes):
             mask = torch.from_numpy(coupled.left(axis, gone)).to(held[path].dtype)
             held[path].data *= mask.reshape([-1 if k == i else 1 for k in range(held[path].dim())])
-    assert gone or not alone or refused
+    assert gone and len(refused) == REFUSED.get(name, 0)
     for one, other in zip(answers(small, inputs), answers(zeroed, inputs), strict=True):
         assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
 
@@ -240,10 +244,22 @@ def test_the_users_model_is_not_touched() -> None:
 
 def test_what_is_encoded_is_left_alone_and_told() -> None:
     model, inputs = subject("vgg").build()
-    driver = driven(model, inputs, lp.Quantize(activations=None), lp.Prune("channels", 0.5))
-    sizes = [tuple(x.shape) for x in model.parameters()]
-    assert all(tuple(held.shape) in sizes for held in tensors(driver.model).values())
+    steps = lp.Quantize(activations=None, where=("*", "!features.0*", "!features.2*")), lp.Prune("channels", 0.5)
+    driver = driven(model, inputs, *steps)
+    assert len(driver.model.get_parameter("features.0.0.weight")) < len(model.get_parameter("features.0.0.weight"))
     assert "encoded already" in driver.skipped["classifier.0.weight"]
+
+
+def test_where_all_is_encoded_there_is_nothing_to_remove() -> None:
+    model, inputs = subject("vgg").build()
+    with pytest.raises(InputError, match=r"no channels to remove(.|\n)*encoded already: prune first"):
+        driven(model, inputs, lp.Quantize(activations=None), lp.Prune("channels", 0.5))
+
+
+def test_where_there_is_no_attention_there_are_no_heads_to_remove() -> None:
+    model, inputs = subject("vgg").build()
+    with pytest.raises(InputError, match=r"no heads to remove(.|\n)*prune channels"):
+        driven(model, inputs, lp.Prune("heads", 0.5))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.measure import flatten_outputs
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.structure import KeepChildren, Resize
+from lilliput.outputs import flatten_outputs
 from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.recipe import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,19 +19,21 @@ from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
-from lilliput.measure import departure, macs, parameters
+from lilliput.measure import macs, parameters
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import changes, fails_without, without
+from lilliput.model.depth import changes, repeated, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.structure import Resize
+from lilliput.model.trial import misfit, shapes
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
+from lilliput.outputs import departure
 from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
@@ -197,13 +199,7 @@ class Driver:
         return stops(self.model, batches, places, self.progress)
 
     def repeated(self) -> list[str]:
-        return [
-            f"{path}.{name}" if path else name
-            for path, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList | nn.Sequential)
-            for name, child in module.named_children()
-            if sum(type(other) is type(child) for other in module.children()) > 1
-        ]
+        return repeated(self.model)
 
     def coupling(self) -> Coupling:
         if self._coupled is None or self._coupled[0] != self.state.digest:
@@ -232,7 +228,8 @@ class Driver:
 
         shrinking, allowed = self._shrinking(), share * cost(self.model)
         low, high = 0.0, 1.0
-        for _ in range(8):
+        for done in range(8):
+            self.progress(f"finding {what}", done, 8)
             middle = (low + high) / 2
             gone = {atom for atoms in choice(middle).values() for atom in atoms}
             low, high = (low, middle) if cost(shrinking.without(gone)) <= allowed else (middle, high)
@@ -251,7 +248,7 @@ class Driver:
     def _shrinking(self) -> Shrinking:
         coupled = self.coupling()
         if self._shrinks is None or self._shrinks.coupling is not coupled:
-            self._shrinks = Shrinking(self.model, coupled, self.example)
+            self._shrinks = Shrinking(self.model, coupled, self.example, self.progress)
         return self._shrinks
 
     @property
@@ -259,8 +256,7 @@ class Driver:
         return self.target.multiple
 
     def layer_changes(self) -> dict[str, float]:
-        batches = [self.example] if self.calibrate is None else self.calibrate
-        return changes(self.model, (Inputs.of(inputs) for inputs in batches))
+        return changes(self.model, self._read("comparing layers"))
 
     def drop(self, layers: Sequence[str]) -> dict[str, str]:
         if any(isinstance(edit, Resize) for edit in structure(self.model)):
@@ -269,15 +265,16 @@ class Driver:
                 why="a file tells widths by the numbers that layers had in their lists",
                 next="prune layers first, then channels",
             )
-        refused, gone = dict[str, str](), list[str]()
-        for path in layers:
-            why = fails_without(self.model, [*gone, path], self.example)
+        refused, gone, expected = dict[str, str](), list[str](), shapes(self.model, self.example)
+        for done, path in enumerate(layers):
+            self.progress("leaving layers out", done, len(layers))
+            why = misfit(self.model, without(self.model, [*gone, path]), self.example, expected)
             if why:
                 refused[path] = why
             else:
                 gone.append(path)
-        for edit in without(self.model, gone):
-            self._edit(edit, {})
+        for edit, given in without(self.model, gone):
+            self._edit(edit, given)
         return refused
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
@@ -328,13 +325,21 @@ class Driver:
             seen[name].update(x)
             return x
 
-        done = 0
-        for i, inputs in enumerate(batches):
+        for i, inputs in enumerate(self._read("calibrating")):
             with torch.no_grad(), Interception(self.model, visit, only=wanted.keys()):
                 ask(self.model, inputs, f"{batches.field}[{i}]")
-            done += batch_size(inputs)
-            self.progress("calibrating", done, batches.samples)
         return seen
+
+    def _read(self, doing: str) -> Iterator[Inputs]:
+        """The calibration batches, or else the example alone, told as they are read."""
+        if self.calibrate is None:
+            yield self.example
+            return
+        done = 0
+        for inputs in self.calibrate:
+            yield Inputs.of(inputs)
+            done += batch_size(inputs)
+            self.progress(doing, done, self.calibrate.samples)
 
     def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
         step = Step(edit, dict(given))

@@ -24,7 +24,7 @@ from lilliput.file.graph import Graph, stripped
 from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
-from lilliput.model.edit import Edit
+from lilliput.model.edit import SAME, Edit
 from lilliput.model.edits import EDITS, edits_of
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
 from lilliput.plain import check_types, from_plain, to_plain
@@ -226,9 +226,7 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
     wanted = into.state_dict(keep_vars=True)
     for name in sorted(set(wanted) ^ set(named)):
         side = "the file lacks" if name in wanted else "the module lacks"
-        raise FormatError(
-            f"{side} {name!r}", where=where, next="give the constructor, with the arguments, used for saving"
-        )
+        raise FormatError(f"{side} {name!r}", where=where, next=SAME)
     for name, tensor in named.items():
         held = wanted[name]
         if held.is_floating_point() != tensor.is_floating_point():

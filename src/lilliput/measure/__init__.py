@@ -1,13 +1,12 @@
 """Size, latency, cost and closeness, each with the interval and the conditions that make it evidence."""
 
 from lilliput.measure.cost import Cost, macs, parameters
-from lilliput.measure.distance import Distance, DistanceSoFar, departure
+from lilliput.measure.distance import Distance, DistanceSoFar
 from lilliput.measure.environment import Cpu, cpu, environment
 from lilliput.measure.files import artifact
 from lilliput.measure.latency import Latencies, interleaved
 from lilliput.measure.measurement import Measurement
 from lilliput.measure.noise import Noise, decibels
-from lilliput.measure.outputs import flatten_outputs
 from lilliput.measure.statistics import mean, median, median_ratio, paired_difference
 
 __all__ = [
@@ -21,9 +20,7 @@ __all__ = [
     "artifact",
     "cpu",
     "decibels",
-    "departure",
     "environment",
-    "flatten_outputs",
     "interleaved",
     "macs",
     "mean",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lilliput.errors import MeasureError
 from lilliput.measure.noise import Noise
-from lilliput.measure.outputs import difference, finite, flatten_outputs, paired
+from lilliput.outputs import difference, finite, flatten_outputs, paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,19 +23,6 @@ class Distance:
     samples: int
     agreements: Tensor | None = field(repr=False)  # [samples] bool
     cosines: Tensor = field(repr=False)  # [samples], of the first output
-
-
-def departure(reference: object, output: object) -> float:
-    """The largest difference between two outputs, relative to the largest number of each tensor of the reference.
-
-    A NaN or infinity in one of them alone is infinitely far. Raises MeasureError where their number or shapes differ.
-
-    >>> departure(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 2.0]))
-    0.25
-    """
-    pairs = [pair for pair in paired(flatten_outputs(reference), flatten_outputs(output)) if pair[0].numel()]
-    largest = ((difference(a, b).max(), finite(a).abs().max()) for a, b in pairs)
-    return max((float(error / size.clamp(min=1e-30)) for error, size in largest), default=0.0)
 
 
 class DistanceSoFar:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from lilliput.measure.outputs import difference, finite, flatten_outputs, paired
+from lilliput.outputs import difference, finite, flatten_outputs, paired
 
 
 class Noise:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.errors import reason
 from lilliput.model.capture import Inputs
 from lilliput.model.structure import KeepChildren
+from lilliput.model.trial import Change
 from lilliput.modes import eval_mode
 
 
@@ -21,17 +20,14 @@ def repeated(model: nn.Module) -> list[str]:
     found = []
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
-            kinds = Counter(type(child) for child in module)
-            found += [
-                f"{path}.{name}" if path else name
-                for name, child in module.named_children()
-                if kinds[type(child)] > 1 and any(True for _ in child.children())
-            ]
+            kinds = Counter(map(type, module))
+            children = module.named_children()
+            found += [f"{path}.{name}" if path else name for name, child in children if kinds[type(child)] > 1]
     return found
 
 
 def changes(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
-    """How much each repeated layer changes what it is given: 1 minus the mean cosine of what goes in and comes out.
+    """How much each repeated layer of several modules changes what it is given: 1 minus the mean cosine of in and out.
 
     The "block influence" of Men et al. 2024, "ShortGPT"; over all positions, the last axis being that of features (the
     second, of pictures). Layers that give another shape than they take are left out.
@@ -54,7 +50,12 @@ def changes(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
 
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_hook(watch(path), with_kwargs=True) for path in repeated(model)]
+    layers = {path: model.get_submodule(path) for path in repeated(model)}
+    hooks = [
+        layer.register_forward_hook(watch(path), with_kwargs=True)
+        for path, layer in layers.items()
+        if any(True for _ in layer.children())
+    ]
     try:
         with torch.no_grad(), eval_mode(model):
             for inputs in batches:
@@ -65,35 +66,15 @@ def changes(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
     return {path: sum(found) / len(found) for path, found in sums.items() if path not in unlike}
 
 
-def without(model: nn.Module, paths: Iterable[str]) -> list[KeepChildren]:
+def without(model: nn.Module, paths: Iterable[str]) -> list[Change]:
     """The edits that leave these children of lists out; those within a layer that goes are no matter."""
     gone: dict[str, set[str]] = defaultdict(set)
     for path in paths:
         container, _, name = path.rpartition(".")
         gone[container].add(name)
-    found = []
+    found: list[Change] = []
     for container, names in gone.items():
         children = [name for name, _ in model.get_submodule(container).named_children()]
         kept = tuple(i for i, name in enumerate(children) if name not in names)
-        found.append(KeepChildren(container, len(children), kept))
+        found.append((KeepChildren(container, len(children), kept), {}))
     return found
-
-
-def fails_without(model: nn.Module, paths: Iterable[str], inputs: Inputs) -> str:
-    """Why a copy of `model` does not answer alike in shape without these layers; empty if it does."""
-    trial = copy.deepcopy(model)
-    try:
-        with torch.no_grad(), eval_mode(model), eval_mode(trial):
-            expected = _shapes(inputs.call(model))
-            for edit in without(model, paths):
-                edit.apply(trial, {})
-            shapes = _shapes(inputs.call(trial))
-    except Exception as error:  # the network's own code raises anything
-        return reason(error)
-    return "" if shapes == expected else f"it would answer with shapes {shapes} instead of {expected}"
-
-
-def _shapes(answer: Any) -> list[tuple[int, ...]]:
-    from torch.utils._pytree import tree_leaves
-
-    return [tuple(x.shape) for x in tree_leaves(answer) if isinstance(x, Tensor)]

@@ -14,6 +14,7 @@ from lilliput.model.values import ValueEncoder, ValueEncodings
 from lilliput.plain import short_repr
 
 _STRUCTURE = "_lilliput_structure"  # attribute of a root: the edits that `structure` tells
+SAME = "give the constructor, with the arguments, used for saving"
 CARRIERS = (EncodedTensor, ValueEncoder, ValueEncodings)  # modules that are none of the user's
 
 
@@ -54,9 +55,7 @@ def owner_at(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     try:
         owner, name = owner_of(root, path)
     except AttributeError:
-        raise FormatError(
-            "the model has no such module", where=path, next="give the constructor used for saving"
-        ) from None
+        raise FormatError("the model has no such module", where=path, next=SAME) from None
     if isinstance(owner, CARRIERS):
         raise FormatError("leads into an encoding", where=path, next="edits change what the model itself holds")
     return owner, name

@@ -17,7 +17,7 @@ from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
-from lilliput.model.edit import Edit, owner_at, structure
+from lilliput.model.edit import SAME, Edit, owner_at, structure
 from lilliput.model.structure import KeepChildren, Replace, Resize, SetNumber
 from lilliput.model.values import (
     VALUES,
@@ -164,7 +164,7 @@ def _check_shape(held: Tensor | EncodedTensor | None, shape: tuple[int, ...], pa
         raise FormatError(
             f"a tensor of shape {tuple(shape)} for one of {tuple(held.shape)}",
             where=path,
-            next="give the constructor, with the arguments, used for saving",
+            next=SAME,
         )
 
 

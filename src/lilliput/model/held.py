@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import FormatError
 from lilliput.model.carrier import EncodedTensor
+from lilliput.model.edit import SAME
 from lilliput.model.values import ValueEncoder, ValueEncodings
 
 _LONGEST = 256  # characters of an attribute's name
@@ -130,5 +131,5 @@ def _check_shape(held: Tensor | None, x: Tensor, where: str) -> None:
         raise FormatError(
             f"has shape {tuple(x.shape)} in the file and {tuple(held.shape)} in the module",
             where=where,
-            next="give the constructor, with the arguments, used for saving",
+            next=SAME,
         )

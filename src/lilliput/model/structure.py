@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import FormatError
-from lilliput.model.edit import CARRIERS, Edit, owner_at
+from lilliput.model.edit import CARRIERS, SAME, Edit, owner_at
 
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 
@@ -27,7 +27,7 @@ class Replace(Edit):
             raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
         owner, name = owner_at(root, self.path)
         if name not in owner._modules or isinstance(owner._modules[name], CARRIERS):
-            raise FormatError("there is no such module", where=self.path)
+            raise FormatError("there is no such module", where=self.path, next=SAME)
         owner._modules[name] = _REPLACEMENTS[self.by]()
         return True
 
@@ -50,17 +50,17 @@ class Resize(Edit):
 
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         if not self.paths:
-            raise FormatError("an edit without a path")
+            raise FormatError("an edit without a path", next="write the file again")
         for path in self.paths:
             owner, name = owner_at(root, path)
             held: Tensor | None = owner._parameters.get(name, owner._buffers.get(name))
             if held is None:
-                raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path)
+                raise FormatError(f"{type(owner).__name__} has no tensor {name!r} to resize", where=path, next=SAME)
             if not _smaller(self.shape, tuple(held.shape)):
                 raise FormatError(
                     f"a tensor of shape {tuple(held.shape)} where one of at least {self.shape} was",
                     where=path,
-                    next="give the constructor, with the arguments, used for saving",
+                    next=SAME,
                 )
             value = tensors.get("value", torch.zeros(self.shape))
             held.data = value.to(held.device, held.dtype, copy=True)
@@ -89,9 +89,9 @@ class SetNumber(Edit):
         held = vars(owner).get(name)
         numbers = (held,) if type(held) is int else held
         if not isinstance(numbers, tuple | list) or not numbers or any(type(n) is not int for n in numbers):
-            raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module)
+            raise FormatError(f"{type(owner).__name__} has no number {name!r}", where=self.module, next=SAME)
         if min(self.value, default=0) < 1 or not _smaller(self.value, tuple(numbers)):
-            raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module)
+            raise FormatError(f"{name} of {self.value} for one of {tuple(numbers)}", where=self.module, next=SAME)
         vars(owner)[name] = (
             self.value[0] if type(held) is int else list(self.value) if type(held) is list else self.value
         )
@@ -116,11 +116,11 @@ class KeepChildren(Edit):
         try:
             owner = root.get_submodule(self.container)
         except AttributeError:
-            raise FormatError("the model has no such module", where=self.container) from None
+            raise FormatError("the model has no such module", where=self.container, next=SAME) from None
         if not isinstance(owner, nn.ModuleList | nn.Sequential) or len(owner._modules) != self.count:
-            raise FormatError(f"is no list of {self.count} modules", where=self.container)
+            raise FormatError(f"is no list of {self.count} modules", where=self.container, next=SAME)
         if not self.kept or any(a >= b for a, b in pairwise((-1, *self.kept, self.count))):
-            raise FormatError(f"cannot keep {self.kept} of {self.count} modules", where=self.container)
+            raise FormatError(f"cannot keep {self.kept} of {self.count} modules", where=self.container, next=SAME)
         children = list(owner._modules.values())
         owner._modules.clear()
         owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})

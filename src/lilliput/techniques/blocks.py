@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from lilliput.errors import InputError, RecipeError
 from lilliput.model.capture import Inputs
 from lilliput.model.view import MULTIPLIES, Call
 from lilliput.techniques.inputs import Waiting
+from lilliput.techniques.where import Where, means
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Entry(Waiting[Inputs]):
 def blocks(
     weights: Mapping[str, Sequence[Call]],
     repeated: Sequence[str],
-    patterns: str | tuple[str, ...],
+    patterns: Where,
     biased: Collection[str],
 ) -> list[Block]:
     """The blocks, by `patterns` of module paths, or else the innermost of the `repeated` modules with many weights.
@@ -82,17 +82,16 @@ def blocks(
 
     Raises RecipeError where there is no block.
     """
-    named = (patterns,) if isinstance(patterns, str) else patterns
     own = {path: calls[0] for path, calls in weights.items() if len(calls) == 1 and _replaceable(calls[0])}
     modules = _ancestors(call.module for call in own.values())
     inside = {module: {path: call for path, call in own.items() if _within(call.module, module)} for module in modules}
-    if named:
-        meant = {module for module in modules if _meant(module, named)}
+    if patterns:
+        meant = {module for module in modules if means(patterns, [module])}
         found = [module for module in meant if not any(module != other and _within(module, other) for other in meant)]
     else:
         meant = {module for module in repeated if len(inside.get(module, ())) > 1}
         found = [module for module in meant if not any(module != other and _within(other, module) for other in meant)]
-    if not found and named:
+    if not found and patterns:
         listing = ", ".join(sorted(modules)[:8])
         raise RecipeError(
             f"blocks={patterns!r} matches no module with weights to round", next=f"modules are called {listing} …"
@@ -122,11 +121,3 @@ def _ancestors(modules: Iterable[str]) -> set[str]:
 
 def _within(module: str, other: str) -> bool:
     return module == other or module.startswith(f"{other}.")
-
-
-def _meant(module: str, patterns: tuple[str, ...]) -> bool:
-    wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
-    refused = [p.removeprefix("!") for p in patterns if p.startswith("!")]
-    return any(fnmatch.fnmatchcase(module, p) for p in wanted) and not any(
-        fnmatch.fnmatchcase(module, p) for p in refused
-    )

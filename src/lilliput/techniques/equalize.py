@@ -12,7 +12,8 @@ from lilliput.encodings import Sparse
 from lilliput.errors import InputError
 from lilliput.model.pairs import Pair, find_pairs
 from lilliput.techniques.scalings import Scaling, factors
-from lilliput.techniques.technique import Run, Technique, check_where, chosen
+from lilliput.techniques.technique import Run, Technique
+from lilliput.techniques.where import check_where, chosen
 
 _TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; and by steps of coarser numbers
 

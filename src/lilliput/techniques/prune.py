@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from lilliput.encodings import Sparse
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.coupling import Coupling, Group
+from lilliput.model.coupling import ENCODED, Coupling, Group
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
-from lilliput.techniques.technique import Going, Run, Technique, check_where, chosen, used_weights
+from lilliput.techniques.technique import Going, Run, Technique, used_weights
+from lilliput.techniques.where import check_where, chosen, means, names_of
 
 UNITS = ("weights", "channels", "heads", "layers")
 
@@ -111,9 +112,16 @@ class Prune(Technique):
 
     def _slices(self, run: Run) -> None:
         coupling = run.coupling()
-        check_where(self.where, [member.path for group in coupling.groups for member in group.members] or ["."])
         groups = [group for group in coupling.groups if group.heads == (self.unit == "heads")]
-        meant = [group for group in groups if self._means(group)]
+        if not groups:
+            raise InputError(
+                f"there are no {self.unit} to remove",
+                why="; ".join(f"{place}: {why}" for place, why in islice(coupling.protected.items(), 3))
+                or "no axis of a tensor has parts that could go apart from each other",
+                next=f"prune {'weights' if self.unit == 'channels' else 'channels'}",
+            )
+        check_where(self.where, [member.path for group in groups for member in group.members])
+        meant = [g for g in groups if means(self.where, [n for m in g.members for n in names_of(m.path)])]
         scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
         multiple = (self.multiple or run.multiple) if self.unit == "channels" else 1
 
@@ -141,7 +149,7 @@ class Prune(Technique):
     def _layers(self, run: Run) -> None:
         assert self.amount is not None
         changes = run.layer_changes()
-        meant = [path for path in changes if chosen(path, self.where) or chosen(f"{path}.x", self.where)]
+        meant = [path for path in changes if chosen(path, self.where)]
         if not meant:
             raise InputError(
                 "there are no layers to leave out",
@@ -164,15 +172,6 @@ class Prune(Technique):
             return "macs", self.macs
         return None if self.parameters is None else ("parameters", self.parameters)
 
-    def _means(self, group: Group) -> bool:
-        paths = [member.path for member in group.members]
-        patterns = (self.where,) if isinstance(self.where, str) else self.where
-        spared = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
-        touched = any(
-            fnmatch.fnmatchcase(name, p) for p in spared for path in paths for name in (path, path.rpartition(".")[0])
-        )
-        return not touched and any(chosen(path, self.where) for path in paths)
-
     def _tell(self, run: Run, coupling: Coupling, gone: dict[Group, int], refused: dict[Group, str]) -> None:
         """What became of each tensor of two axes or more."""
         asked = f", asked {self.amount:.0%}" if self.amount is not None else ""
@@ -183,7 +182,7 @@ class Prune(Technique):
                 lines.setdefault(member.path, []).append(f"{text} ({count / group.size:.0%} removed{asked})")
         for path in run.shapes():
             if run.encoding(path) is not None:
-                run.skip(path, "encoded already: prune first, encode then")
+                run.skip(path, ENCODED)
         stay: dict[str, str] = {}
         for group, why in refused.items():
             for member in group.members:

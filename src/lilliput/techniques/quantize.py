@@ -19,7 +19,8 @@ from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Placement, Run, Technique, check_where, chosen, used_weights
+from lilliput.techniques.technique import Placement, Run, Technique, used_weights
+from lilliput.techniques.where import check_where, chosen
 
 
 @dataclass(frozen=True, repr=False)

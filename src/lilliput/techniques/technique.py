@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lilliput.encodings import Encoding
-from lilliput.errors import RecipeError
 from lilliput.model.coupling import Coupling, Group
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
@@ -19,9 +17,9 @@ from lilliput.techniques.blocks import Block, Entry
 from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
+from lilliput.techniques.where import Where
 
 Going = Mapping[Group, Sequence[int]]  # the atoms of groups that are to be removed
-Where = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -193,26 +191,3 @@ def used_weights(run: Run) -> dict[str, list[Call]]:
         if path not in shapes:
             run.skip(path, "a buffer, not a parameter: make it an nn.Parameter")
     return {path: calls for path, calls in view.weights.items() if path in shapes}
-
-
-def chosen(path: str, where: Where) -> bool:
-    """Whether a module or tensor path is meant by `where`.
-
-    >>> chosen("layer1.conv", "layer1*"), chosen("fc", ("*", "!fc"))
-    (True, False)
-    """
-    patterns = (where,) if isinstance(where, str) else where
-    wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
-    refused = [p.removeprefix("!") for p in patterns if p.startswith("!")]
-
-    def meets(pattern: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in (path, path.rpartition(".")[0]))
-
-    return any(map(meets, wanted)) and not any(map(meets, refused))
-
-
-def check_where(where: Where, paths: Sequence[str]) -> None:
-    """Refuse a `where` that means no tensor at all."""
-    if not any(chosen(path, where) for path in paths):
-        listing = ", ".join(sorted({path.rpartition(".")[0] for path in paths})[:8])
-        raise RecipeError(f"where={where!r} matches no layer", next=f"layers are called {listing} …")

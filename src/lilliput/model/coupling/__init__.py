@@ -5,7 +5,8 @@
 `masked`.
 """
 
+from lilliput.model.coupling.flow import ENCODED
 from lilliput.model.coupling.groups import Coupling, Group, Member, coupling
 from lilliput.model.coupling.shrinking import Shrinking
 
-__all__ = ["Coupling", "Group", "Member", "Shrinking", "coupling"]
+__all__ = ["ENCODED", "Coupling", "Group", "Member", "Shrinking", "coupling"]

@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from lilliput.model.coupling.atoms import Atoms, Axis
 
 Axes = list[Axis]
+ENCODED = "encoded already: prune first, encode then"
 Rule = Callable[["Flow", "Reading"], Any]
 
 
@@ -71,13 +72,7 @@ class Reading:
 
     @classmethod
     def of(cls, node: Node, flow: Flow) -> Reading:
-        target: Any = node.target
-        schema = getattr(target, "_schema", None)
-        if schema is None:
-            return cls(node, flow, dict(node.kwargs))
-        given = {argument.name: argument.default_value for argument in schema.arguments}
-        given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
-        return cls(node, flow, given)
+        return cls(node, flow, arguments(node))
 
     @property
     def op(self) -> str:
@@ -131,6 +126,13 @@ class Reading:
             self.flow.numbers.append(Number(self.module, name, value, axis, self.source))
 
 
+def arguments(node: Node) -> dict[str, Any]:
+    """What a call is given, by name, with the defaults of what it is not."""
+    schema = getattr(node.target, "_schema", None)
+    given = {} if schema is None else {argument.name: argument.default_value for argument in schema.arguments}
+    return given | dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+
+
 def op_name(node: Node) -> str:
     name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
     return str(name).rstrip("_")
@@ -158,16 +160,14 @@ def follow(flow: Flow, graph: Graph, module: GraphModule, rules: Mapping[str, Ru
 
 
 def _alive(graph: Graph) -> set[Node]:
-    """What the outputs depend on: a tensor whose length alone was asked for says nothing of the axes."""
+    """What the outputs, or writing in place, depend on: a tensor whose length alone was asked for says nothing."""
     found: set[Node] = set()
-    changed = {node.args[0]: node for node in graph.nodes if node.op == "call_function" and _in_place(node)}
-    work = [node for node in graph.nodes if node.op == "output"]
+    work = [node for node in graph.nodes if node.op == "output" or _in_place(node)]
     while work:
         node = work.pop()
         if node not in found:
             found.add(node)
             work += node.all_input_nodes
-            work += [changed[node]] if node in changed else []
     return found
 
 
@@ -181,6 +181,8 @@ def _returned(flow: Flow, node: Node, rules: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
         held: Any = flow.axes.get(node.args[0])  # type: ignore[arg-type]
         return list(held[node.args[1]]) if several(held) else None
+    if call.op.startswith("decode_"):
+        return flow.fixed(call.shape, ENCODED)
     rule = rules.get(call.op)
     if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         rule = rules["pointwise"]

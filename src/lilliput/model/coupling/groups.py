@@ -21,7 +21,7 @@ from torch.fx import Node
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import SUFFIX, owner_of, tensors
 from lilliput.model.coupling.atoms import NONE, Atoms, Axis
-from lilliput.model.coupling.flow import Flow, Number, follow
+from lilliput.model.coupling.flow import ENCODED, Flow, Number, follow
 from lilliput.model.coupling.rules import RULES
 from lilliput.modes import eval_mode
 
@@ -49,11 +49,6 @@ class Group:
     @property
     def size(self) -> int:
         return len(self.atoms)
-
-    @property
-    def name(self) -> str:
-        """The group by its first member: path and axis."""
-        return f"{self.members[0].path}[{self.members[0].axis}]"
 
 
 @dataclass
@@ -137,7 +132,7 @@ def _given(
         why = "an axis of an input" if not node.name.startswith("c_") else "a constant of the source"
         return [flow.atoms.fixed(n, why) for n in value.shape]
     if f"{SUFFIX}." in name:
-        return [flow.atoms.fixed(n, "encoded already: prune first, encode then") for n in value.shape]
+        return [flow.atoms.fixed(n, ENCODED) for n in value.shape]
     path = first.get(name, name)
     if path not in held:
         held[path] = [flow.atoms.new(n) for n in value.shape]

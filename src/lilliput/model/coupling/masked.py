@@ -20,12 +20,12 @@ from lilliput.model.capture import Inputs
 from lilliput.model.coupling.atoms import Axis
 from lilliput.model.coupling.flow import Reading, op_name
 from lilliput.model.coupling.groups import Coupling
+from lilliput.model.coupling.rules_elements import REDUCES, takes_statistics
 
 _OVER_LAST = ("layer_norm", "rms_norm")
 _OVER_REST = ("batch_norm", "instance_norm")  # over what is no channel, where they take statistics as they run
 _OVER_GROUPS = ("group_norm",)
-_REDUCES = ("mean", "sum", "var", "std", "norm", "linalg_vector_norm", "var_mean")
-_OVER = frozenset((*_OVER_LAST, *_OVER_REST, *_OVER_GROUPS, *_REDUCES))
+_OVER = REDUCES.union(_OVER_LAST, _OVER_REST, _OVER_GROUPS)
 
 
 def masked(coupling: Coupling, gone: Collection[int], inputs: Inputs) -> list[Tensor]:
@@ -75,7 +75,7 @@ class _Masked(Interpreter):
             count = given["num_groups"]
             given["num_groups"] = int(self.left(self.flow.atoms.split(axes[1], count, len(axes[1]) // count)[0]).sum())
         small = _called(node, given, {i: torch.from_numpy(index) for i, index in kept.items()})
-        if call.op in _REDUCES:
+        if call.op in REDUCES:
             return small
         full = torch.zeros_like(x)
         places = [torch.from_numpy(kept[i]) if i in kept else torch.arange(n) for i, n in enumerate(x.shape)]
@@ -88,7 +88,7 @@ def _axes_of(op: str, given: Mapping[str, Any], rank: int) -> Sequence[int]:
     if op in _OVER_LAST:
         return range(rank - len(given["normalized_shape"]), rank)
     if op in _OVER_REST:
-        return [i for i in range(rank) if i != 1] if given.get("training") else []
+        return [i for i in range(rank) if i != 1] if takes_statistics(given) else []
     if op in _OVER_GROUPS:
         return [1]
     dims = given.get("dim")

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from lilliput.model.coupling.atoms import Axis
-from lilliput.model.coupling.flow import Flow, Reading, op_name
+from lilliput.model.coupling.flow import Flow, arguments, op_name
 from lilliput.model.coupling.groups import Coupling
 
 Rows = tuple[int, Tensor]  # an axis of a tensor, and by what each position along it is multiplied
@@ -59,15 +59,15 @@ def _calls(graph: Graph) -> list[Node]:
 def _changed(before: ExportedProgram, after: ExportedProgram) -> Iterator[tuple[Node, float]]:
     """Calls that scale by another number than before, with what makes up for it."""
     for one, other in zip(_calls(before.graph), _calls(after.graph), strict=True):
-        old, new = (Reading.of(node, Flow()) for node in (one, other))
-        if old.op == "scaled_dot_product_attention" and old.given.get("scale") is None:
-            a, b = (call.given["query"].meta["val"].shape[-1] for call in (old, new))
+        op, old, new = op_name(one), arguments(one), arguments(other)
+        if op == "scaled_dot_product_attention" and old["scale"] is None:
+            a, b = (given["query"].meta["val"].shape[-1] for given in (old, new))
             if a != b:
                 yield one, math.sqrt(b / a)
-        elif old.op in ("mul", "div"):
-            c, d = _constant(old.given.get("other"), before), _constant(new.given.get("other"), after)
+        elif op in ("mul", "div"):
+            c, d = _constant(old.get("other"), before), _constant(new.get("other"), after)
             if c is not None and d is not None and c != d and c and d:
-                yield one, (c / d if old.op == "mul" else d / c)
+                yield one, (c / d if op == "mul" else d / c)
 
 
 def _constant(x: Any, captured: ExportedProgram) -> float | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lilliput.model.coupling.flow import Axes, Flow, Reading, Rule
+
+REDUCES = frozenset({"mean", "sum", "var", "std", "norm", "linalg_vector_norm"})  # what is left as well
 
 
 def pointwise(flow: Flow, call: Reading) -> Axes:
@@ -51,9 +53,14 @@ def batch_norm(flow: Flow, call: Reading) -> Axes:
         if call.has(name):
             flow.atoms.join(x[1], call.axes(name)[0])
     call.number(len(x[1]), x[1], "num_features")
-    if call.given.get("training") or call.given.get("use_input_stats"):
+    if takes_statistics(call.given):
         flow.normalised += [axis for i, axis in enumerate(x) if i != 1]
     return x
+
+
+def takes_statistics(given: Mapping[str, Any]) -> bool:
+    """Whether a batch or instance norm takes its means and variances of what it reads."""
+    return bool(given.get("training") or given.get("use_input_stats"))
 
 
 def layer_norm(flow: Flow, call: Reading) -> Axes:
@@ -97,7 +104,7 @@ def reduced(flow: Flow, call: Reading) -> Any:
     over = range(len(x)) if given is None or given == [] else [given] if isinstance(given, int) else given
     gone = {i % len(x) for i in over} if x else set()
     for i in gone:
-        if call.op in ("mean", "sum", "var", "std", "norm", "linalg_vector_norm"):
+        if call.op in REDUCES:
             flow.normalised.append(x[i])
         else:
             flow.atoms.keep(x[i], f"{call.words} is over all of it")
@@ -113,18 +120,17 @@ def along(flow: Flow, call: Reading) -> Axes:
     """Something that mixes the positions of one axis: nothing of it can go."""
     x = call.axes("self")
     for name in ("dim", "dims"):
-        along = call.given.get(name)
-        for i in [along] if isinstance(along, int) else along or ():
+        given = call.given.get(name)
+        for i in [given] if isinstance(given, int) else given or ():
             flow.atoms.keep(x[i], f"{call.words} goes along it")
     return x
 
 
-def space(axes: int | None = None) -> Rule:
+def space(count: int) -> Rule:
     """Pooling, upsampling, padding: the last axes are no longer what they were."""
 
     def rule(flow: Flow, call: Reading) -> Any:
         x = call.all_read[0]
-        count = axes if axes is not None else int(re.search(r"(\d)d", call.op)[1])  # type: ignore[index]
         for axis in x[-count:]:
             flow.atoms.keep(axis, "positions in space or time")
         found = [*x[:-count], *flow.fixed(call.shape[-count:], "positions in space or time")]
@@ -135,9 +141,9 @@ def space(axes: int | None = None) -> Rule:
 
 
 def pad(flow: Flow, call: Reading) -> Axes:
-    x, pad = call.all_read[0], list(call.given["pad"])
-    for i in range(len(pad) // 2):
-        before, after = pad[2 * i : 2 * i + 2]
+    x, added = call.all_read[0], list(call.given["pad"])
+    for i in range(len(added) // 2):
+        before, after = added[2 * i : 2 * i + 2]
         axis = x[-1 - i]
         if before < 0 or after < 0:
             flow.atoms.keep(axis, f"{call.words} cuts it")

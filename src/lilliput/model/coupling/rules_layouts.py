@@ -60,12 +60,11 @@ def _block(flow: Flow, axes: Axes, lengths: list[int]) -> Axes:
 
 def permuted(flow: Flow, call: Reading) -> Axes:
     x = call.all_read[0]
-    if call.op in ("permute",):
+    if call.op == "permute":
         return [x[i] for i in call.given["dims"]]
-    if call.op in ("t", "numpy_T", "mT", "matrix_H", "adjoint"):
+    if call.op in ("t", "numpy_T", "mT"):
         return x[:-2] + x[-2:][::-1]
     a, b = (int(call.given[n]) for n in (("dim0", "dim1") if "dim0" in call.given else ("axis0", "axis1")))
-    x = list(x)
     x[a], x[b] = x[b], x[a]
     return x
 
@@ -89,11 +88,10 @@ def repeated(flow: Flow, call: Reading) -> Axes | None:
         times, at = call.given.get("repeats"), call.given.get("dim")
         if not isinstance(times, int) or at is None:
             return None
-        x = list(x)
         x[at] = flow.atoms.compound(x[at], flow.atoms.new(times))
         return x
     times = call.given.get("repeats") or call.given["dims"]
-    x = [flow.atoms.fixed(1, "an axis of length 1") for _ in range(len(times) - len(x))] + list(x)
+    x = [flow.atoms.fixed(1, "an axis of length 1") for _ in range(len(times) - len(x))] + x
     times = [1] * (len(x) - len(times)) + list(times)
     return [flow.atoms.compound(flow.atoms.new(n), axis) for n, axis in zip(times, x, strict=True)]
 
@@ -108,16 +106,16 @@ def pieces(flow: Flow, call: Reading) -> list[Axes] | None:
         return [_taken(flow, x, at % len(x), k) for k in range(len(value))]
     lengths = [one.shape[at] for one in value]
     bounds = np.cumsum([0, *lengths])
-    pieces = [x[at][a:b] for a, b in itertools.pairwise(bounds)]
+    parts = [x[at][a:b] for a, b in itertools.pairwise(bounds)]
     if len(set(lengths)) == 1:
-        for piece in pieces[1:]:
-            flow.atoms.join(pieces[0], piece)
-    for length, piece in zip(call.given.get("split_sizes") or [call.given.get("split_size")], pieces, strict=False):
-        call.number(length, piece)
+        for part in parts[1:]:
+            flow.atoms.join(parts[0], part)
+    for length, part in zip(call.given.get("split_sizes") or [call.given.get("split_size")], parts, strict=False):
+        call.number(length, part)
     found = []
-    for piece in pieces:
+    for part in parts:
         axes = list(x)
-        axes[at] = piece
+        axes[at] = part
         found.append(axes)
     return found
 

@@ -8,17 +8,13 @@ by doing it in a copy and running that.
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from lilliput.errors import CaptureError, reason
 from lilliput.model.capture import Inputs, program, quiet
@@ -28,11 +24,12 @@ from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
 from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
-from lilliput.model.edit import Edit
 from lilliput.model.structure import Resize, SetNumber
+from lilliput.model.trial import Change, answers, changed, misfit, same_chance, shapes
 from lilliput.modes import eval_mode, exact_products
+from lilliput.outputs import departure
+from lilliput.progress import Progress, silent
 
-Change = tuple[Edit, Mapping[str, Tensor]]
 _TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 _MOST = 24  # ways to choose attributes that are tried for one group
 
@@ -44,12 +41,13 @@ class Shrinking:
     model: nn.Module
     coupling: Coupling
     inputs: Inputs
+    progress: Progress = silent
     links: dict[Link, Number] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        with _same_chance():
+        with same_chance():
             self.read = numbers_read(self.model, self.inputs)
-        self.expected = _shapes(self.model, self.inputs)
+        self.expected = shapes(self.model, self.inputs)
         for number in self.coupling.numbers:
             if number.name in self.read.get(number.module, {}):
                 self.links[number.module, number.name] = number
@@ -59,7 +57,8 @@ class Shrinking:
         if not self._tried(set(), _all(chosen)) and not self._unproven(_all(chosen)):
             return {}
         found, gone = dict[Group, str](), set[int]()
-        for group, atoms in chosen.items():
+        for done, (group, atoms) in enumerate(chosen.items()):
+            self.progress("trying what can go", done, len(chosen))
             why = self._tried(gone, set(atoms))
             if why:
                 found[group] = f"{why}{self._lines(set(atoms))}"
@@ -74,7 +73,7 @@ class Shrinking:
         """Why these cannot go where those before are gone; if they can, the links that it takes are kept."""
         why = ""
         for links in itertools.islice(self._links(before | atoms), _MOST):
-            failed = self._fails(before | atoms, links)
+            failed = misfit(self.model, self.changes(before | atoms, links), self.inputs, self.expected)
             if not failed:
                 self.links = links
                 return ""
@@ -88,14 +87,15 @@ class Shrinking:
 
     def _sieved(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
         """Of groups that run without these atoms, those that then compute something else; found by halves."""
-        why = self._unproven(_all(chosen)) if chosen else ""
+        why = self._unproven(_all(chosen))
         if not why or len(chosen) == 1:
             return dict.fromkeys(chosen, why) if why else {}
-        every = list(chosen.items())
-        halves = (dict(every[: len(every) // 2]), dict(every[len(every) // 2 :]))
-        found = self._sieved(halves[0]) | self._sieved(halves[1])
+        every, found = list(chosen), dict[Group, str]()
+        for half in (every[: len(every) // 2], every[len(every) // 2 :]):
+            found |= self._sieved({group: chosen[group] for group in half})
         rest = {group: atoms for group, atoms in chosen.items() if group not in found}
-        why = self._unproven(_all(rest)) if rest and found else why if not found else ""
+        if found:
+            why = self._unproven(_all(rest))
         return found | dict.fromkeys(rest, why) if why else found
 
     def _links(self, gone: set[int]) -> Iterator[dict[Link, Number]]:
@@ -110,11 +110,10 @@ class Shrinking:
             names = [link for link, held in self._read_by(module) if held == value]
             subsets = [[name] for name in names] + ([names] if len(names) > 1 else []) + [[]]
             choices.append([dict.fromkeys(subset, number) for subset in subsets])
-        for more in ({}, self._above(gone)):
+        above = self._above(gone)
+        for more in [{}, above] if above else [{}]:
             for chosen in itertools.product(*choices):
                 yield {**self.links, **more, **{link: number for one in chosen for link, number in one.items()}}
-            if not self._above(gone):
-                return
 
     def _above(self, gone: set[int]) -> dict[Link, Number]:
         """Numbers that modules read which contain what shrinks, and that are as large as it was: a width to check."""
@@ -140,40 +139,40 @@ class Shrinking:
     def _length(self, number: Number, gone: Iterable[int]) -> int:
         return int(self.coupling.left(number.axis, gone).sum())
 
-    def _fails(self, gone: set[int], links: Mapping[Link, Number]) -> str:
-        """Why a copy of the network does not run without `gone`; empty if it does."""
-        try:
-            shapes = _shapes(_changed(self.model, self.changes(gone, links)), self.inputs)
-        except Exception as error:  # the network's own code raises anything
-            return reason(error)
-        return "" if shapes == self.expected else f"it would answer with shapes {shapes} instead of {self.expected}"
-
     def proven(self, gone: Iterable[int]) -> list[Change]:
         """The edits that remove these atoms, made in a copy, captured again and compared with the network masked.
 
         Raises CaptureError where the copy makes other calls or computes something else.
         """
         gone = set(gone)
-        with eval_mode(trial := _changed(self.model, self.changes(gone))), quiet():
+        with eval_mode(trial := changed(self.model, self.changes(gone))), quiet():
             after = program(trial, self.inputs, {})
         if operators(after.graph) != operators(self.coupling.captured.graph):
-            raise CaptureError("without these slices the network makes other calls than before")
+            raise CaptureError(
+                "without these slices the network makes other calls than before",
+                why="its source asks for their number",
+                next="leave them in place, by where=",
+            )
         changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
-        with exact_products(), _same_chance():
-            answers = _answers(_changed(self.model, changes), self.inputs)
-            apart = max(map(_apart, answers, masked(self.coupling, gone, self.inputs)), default=0.0)
+        with exact_products(), same_chance():
+            small = answers(changed(self.model, changes), self.inputs)
+            apart = departure(masked(self.coupling, gone, self.inputs), small)
         if not apart <= _TOLERANCE:
             raise CaptureError(
                 "without these slices the network computes something else than with the slices set to zero",
                 why=f"its answers are {apart:.2g} of the largest apart",
+                next="leave them in place, by where=",
             )
         return changes
 
     def without(self, gone: Iterable[int]) -> nn.Module:
         """A copy of the network without these atoms, not proven."""
-        return _changed(self.model, self.changes(gone))
+        return changed(self.model, self.changes(gone))
 
     def _unproven(self, gone: set[int]) -> str:
+        """Why the network without these atoms is not what it was with them masked; empty if it is."""
+        if not gone:
+            return ""
         try:
             self.proven(gone)
         except Exception as error:  # the network's own code raises anything
@@ -209,41 +208,6 @@ class Shrinking:
                 numbers[link] = (length,)
         numbers |= sizes(self.model, resized, numbers)
         return found + [(SetNumber(module, name, value), {}) for (module, name), value in numbers.items()]
-
-
-@contextmanager
-def _same_chance() -> Iterator[None]:
-    """Inside, random numbers are the same each time, and the user's go on afterwards as if none had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
-def _changed(model: nn.Module, changes: Iterable[Change]) -> nn.Module:
-    """A copy with these edits made."""
-    made = copy.deepcopy(model)
-    for edit, given in changes:
-        edit.apply(made, given)
-    return made
-
-
-def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    with torch.no_grad(), eval_mode(model), _same_chance():
-        return [x for x in tree_leaves(inputs.call(model)) if isinstance(x, Tensor)]
-
-
-def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
-    return [tuple(x.shape) for x in _answers(model, inputs)]
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference relative to the largest number; where one is not finite the other must be the same."""
-    if not one.numel():
-        return 0.0
-    same = one == other
-    error = torch.where(same, 0.0, (one.double() - other.double()).abs()).nan_to_num(nan=math.inf)
-    size = torch.where(other.isfinite(), other, 0).abs().double().max().clamp(min=1e-30)
-    return float(error.max() / size)
 
 
 def _all(chosen: Mapping[Group, Sequence[int]]) -> set[int]:

@@ -31,12 +31,17 @@ def sizes(
         groups = known.get((path, "groups"), (getattr(module, "groups", 1),))[0]
         for name, value in numbers_of(module, {**shapes, **owners[path]}, groups).items():
             now = vars(module).get(name)
-            if now is not None and now != value and tuple([now] if type(now) is int else now) != value:
-                found[path, name] = value if isinstance(value, tuple) else (value,)
+            if now is not None and _tuple(now) != _tuple(value):
+                found[path, name] = _tuple(value)
     return found
 
 
+def _tuple(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
 def numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int) -> dict[str, Any]:
+    """By name, what attributes a layer of torch has of these shapes of its tensors; {} of any other module."""
     weight = shapes.get("weight", shapes.get("running_mean", ()))
     if isinstance(module, nn.Linear):
         return {"out_features": weight[0], "in_features": weight[1]}

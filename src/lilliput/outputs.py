@@ -41,6 +41,19 @@ def flatten_outputs(output: object) -> list[Tensor]:
     )
 
 
+def departure(reference: object, output: object) -> float:
+    """The largest difference between two outputs, relative to the largest number of each tensor of the reference.
+
+    A NaN or infinity in one of them alone is infinitely far. Raises MeasureError where their number or shapes differ.
+
+    >>> departure(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 2.0]))
+    0.25
+    """
+    pairs = [pair for pair in paired(flatten_outputs(reference), flatten_outputs(output)) if pair[0].numel()]
+    largest = ((difference(a, b).max(), finite(a).abs().max()) for a, b in pairs)
+    return max((float(error / size.clamp(min=1e-30)) for error, size in largest), default=0.0)
+
+
 def paired(reference: list[Tensor], output: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Each tensor beside that which is compared to it, in float64; raises MeasureError where they do not fit."""
     if not reference:
