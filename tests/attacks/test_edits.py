@@ -345,6 +345,9 @@ SHRUNK = {
     "a larger number": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [99]}, "for one of"),
     "no number left": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [0]}, "for one of"),
     "several for one": ({"kind": "SetNumber", "module": "last", "name": "in_features", "value": [1, 1]}, "for one of"),
+    "a tuple of millions": ({"kind": "LeaveOut", "path": "fc", "zeros": True, "outputs": 9**9}, "from one module"),
+    "a tuple of less than none": ({"kind": "LeaveOut", "path": "fc", "zeros": True, "outputs": -1}, "from one module"),
+    "no module to leave out": ({"kind": "LeaveOut", "path": "none", "zeros": True, "outputs": 0}, "no such module"),
     "no list": ({"kind": "KeepChildren", "container": "fc", "count": 1, "kept": [0]}, "is no list"),
     "no module": ({"kind": "KeepChildren", "container": "nothing", "count": 1, "kept": [0]}, "no such module"),
 }

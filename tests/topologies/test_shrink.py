@@ -9,22 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from shrunken import answers, driven
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo import subject
 
 import lilliput as lp
-from lilliput.engine.begin import begin, follow
-from lilliput.engine.run import Driver
-from lilliput.engine.store import Store
+from lilliput.engine.begin import follow
 from lilliput.errors import InputError, RecipeError
-from lilliput.measure import macs, parameters
+from lilliput.measure import parameters
 from lilliput.model.capture import Inputs
 from lilliput.model.coupling import Shrinking, coupling
-from lilliput.model.depth import changes
 from lilliput.model.edit import structure
-from lilliput.outputs import flatten_outputs
-from lilliput.progress import silent
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -39,22 +35,10 @@ HALVED = {  # of the parameters, at most so many are left
 every = pytest.mark.parametrize("name", HALVED)
 
 
-def driven(model: nn.Module, inputs: tuple[Tensor, ...], *steps: Any) -> Driver:
-    torch.set_num_threads(1)
-    driver, _ = begin(lp.Task(model, example=inputs), lp.OnnxRuntime(), Store(), silent)
-    follow(lp.Recipe(list(steps)), driver)
-    return driver
-
-
 @functools.cache
 def halved(name: str) -> tuple[nn.Module, tuple[Tensor, ...], nn.Module]:
     model, inputs = subject(name).build()
     return model, inputs, driven(model, inputs, lp.Prune("channels", 0.5, multiple=1)).model
-
-
-def answers(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return flatten_outputs(model(*inputs))
 
 
 @every
@@ -124,50 +108,6 @@ def test_heads_go(name: str) -> None:
     assert any("heads left" in note for note in driver.notes.values())
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "resnet-20", "transformer encoder", "vit, fused qkv"])
-def test_the_layer_that_changes_least_goes(name: str, tmp_path: Path) -> None:
-    model, inputs = subject(name).build()
-    layers = changes(model, [Inputs.of(inputs)])
-    weakest = sorted(layers)[-1]
-    for path, x in model.get_submodule(weakest).named_parameters():
-        if x.dim() > 1 and min(x.shape) > 1:
-            x.data *= 1e-3 if "norm" not in path.lower() else 1
-    least = min(changes(model, [Inputs.of(inputs)]).items(), key=lambda item: item[1])[0]
-    driver = driven(model, inputs, lp.Prune("layers", 1 / len(layers)))
-    assert parameters(driver.model) < parameters(model) and least not in driver.skipped
-    assert [tuple(x.shape) for x in answers(driver.model, inputs)] == [tuple(x.shape) for x in answers(model, inputs)]
-    lp.save(tmp_path / "net.lil", driver.model)
-    again = lp.load(tmp_path / "net.lil", into=subject(name).build(seed=1)[0])
-    for one, other in zip(answers(again, inputs), answers(driver.model, inputs), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_layers_then_channels_then_bits(tmp_path: Path) -> None:
-    model, inputs = subject("resnet-20").build()
-    steps = (lp.Prune("layers", 0.3), lp.Prune("channels", 0.5, multiple=1), lp.Quantize(activations=None))
-    small = driven(model, inputs, *steps).model
-    assert parameters(small) < 0.25 * parameters(model)
-    lp.save(tmp_path / "net.lil", small)
-    again = lp.load(tmp_path / "net.lil", into=subject("resnet-20").build(seed=1)[0])
-    for one, other in zip(answers(again, inputs), answers(small, inputs), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_layers_are_left_out_before_anything_shrinks() -> None:
-    model, inputs = subject("resnet-20").build()
-    with pytest.raises(RecipeError, match="make the widths stale"):
-        driven(model, inputs, lp.Prune("channels", 0.5), lp.Prune("layers", 0.3))
-    small = driven(model, inputs, lp.Prune("channels", 0.5)).model
-    with pytest.raises(InputError, match="before channels"):
-        driven(small, inputs, lp.Prune("layers", 0.3))
-
-
-def test_a_network_without_lists_has_no_layers_to_leave_out() -> None:
-    model, inputs = subject("generator").build()
-    with pytest.raises(InputError, match="no layers to leave out"):
-        driven(model, inputs, lp.Prune("layers", 0.3))
-
-
 def test_numbers_of_channels_are_multiples() -> None:
     model, inputs = subject("resnet-20").build()
     small = driven(model, inputs, lp.Prune("channels", 0.4)).model
@@ -194,20 +134,6 @@ def test_global_scope_and_threshold_take_the_weakest() -> None:
     ):
         small = [m for m in driven(model, inputs, step).model.modules() if isinstance(m, nn.Conv2d)]
         assert small[1].out_channels < convolutions[1].out_channels
-
-
-@pytest.mark.parametrize(("name", "what"), [("resnet-20", "macs"), ("bert", "parameters"), ("mlp", "parameters")])
-def test_a_budget_is_met_and_not_by_far(name: str, what: str) -> None:
-    model, inputs = subject(name).build()
-    small = driven(model, inputs, lp.Prune("channels", **{what: 0.5}, multiple=1)).model
-    large = [macs(net, inputs).total if what == "macs" else parameters(net) for net in (model, small)]
-    assert 0.4 * large[0] <= large[1] <= 0.5 * large[0]
-
-
-def test_a_budget_that_cannot_be_met_is_refused() -> None:
-    model, inputs = subject("hard view").build()
-    with pytest.raises(InputError, match="cannot come down to 1% of its parameters"):
-        driven(model, inputs, lp.Prune("channels", parameters=0.01))
 
 
 def test_where_spares_what_it_excludes() -> None:

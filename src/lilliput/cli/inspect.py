@@ -103,10 +103,13 @@ def _show(found: Mapping[str, Any]) -> None:
     console.print("\nbytes", *(f"{count:>14,}  {what}" for what, count in _summed(found)), sep="\n")
 
 
+_TOLD = ("SetTensor", "Replace", "LeaveOut", "KeepChildren")  # edits of which `sizes` and encodings say nothing
+
+
 def _besides(found: Mapping[str, Any]) -> list[str]:
     """What there is beside tensors, a line each."""
     lines = [f"the same tensor: {name} is {of}" for name, of in found["aliases"].items()]
-    lines += [f"edit: {_edit(entry)}" for entry in found["edits"] if entry["edit"]["kind"] in ("SetTensor", "Replace")]
+    lines += [f"edit: {_edit(entry)}" for entry in found["edits"] if entry["edit"]["kind"] in _TOLD]
     lines += [f"buffers that are not persistent: {', '.join(found['buffers'])}"] if found["buffers"] else []
     lines += [f"attributes: {', '.join(found['attributes'])}"] if found["attributes"] else []
     lines += [f"file inside: {name}, {count:,} bytes" for name, count in found["assets"].items()]
@@ -124,6 +127,10 @@ def _edit(entry: Mapping[str, Any]) -> str:
     edit = entry["edit"]
     if edit["kind"] == "Replace":
         return f"{edit['path']} gives way to {edit.get('by', 'Identity')}"
+    if edit["kind"] == "LeaveOut":
+        return f"{edit['path']} is left out: {'zeros stand' if edit['zeros'] else 'what it was given stands'} in for it"
+    if edit["kind"] == "KeepChildren":
+        return f"{edit['container'] or 'the model'} keeps {len(edit['kept'])} of its {edit['count']} modules"
     return f"{edit['path']} was added"
 
 

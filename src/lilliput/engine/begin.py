@@ -12,7 +12,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.capture import Inputs
 from lilliput.model.edits import EncodeTensor, Train
-from lilliput.model.structure import KeepChildren, Resize
+from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.outputs import flatten_outputs
 from lilliput.plain import digest
 from lilliput.progress import Progress
@@ -57,6 +57,9 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
     return driver, checked["evaluate"]
 
 
+_CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that a recipe is for
+
+
 def follow(recipe: Recipe, driver: Driver) -> None:
     """Apply the steps in order; a recipe that changes no layer is an error."""
     if not driver.view().weights:
@@ -65,7 +68,7 @@ def follow(recipe: Recipe, driver: Driver) -> None:
         )
     for step in recipe.steps:
         step.apply(driver)
-    if not any(isinstance(step.edit, EncodeTensor | KeepChildren | Resize | Train) for step in driver.state.steps):
+    if not any(isinstance(step.edit, _CHANGES) for step in driver.state.steps):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
         raise InputError(
             "the recipe changed no layer",

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
+from lilliput.engine.budget import Cost
 from lilliput.engine.encode import Asked, Known, told_where, within
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
-from lilliput.measure import macs, parameters
 from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import changes, repeated, without
+from lilliput.model.depth import Dispensable, blocks, layers, repeated, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.structure import Resize
-from lilliput.model.trial import misfit, shapes
+from lilliput.model.trial import Change, changed, misfit, shapes
 from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
@@ -44,6 +44,8 @@ from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Going, Placement
+
+_BATCHES = 4  # at most, that are asked what a network answers without each of its blocks
 
 
 @dataclass
@@ -220,29 +222,27 @@ class Driver:
     def unremovable(self, going: Going) -> dict[Group, str]:
         return self._shrinking().refused(going)
 
-    def within(self, choice: Callable[[float], Going], what: str, share: float) -> Going:
-        def cost(model: nn.Module) -> int:
-            if what == "parameters":
-                return parameters(model)
-            return macs(model, self.example.args, self.example.kwargs).total
+    def left(self, what: str, gone: Going | Sequence[Dispensable]) -> float:
+        changes = self._changes(gone)
+        cost, identity = Cost(self.example, self.dynamic, self.target), [Step(*one).digest() for one in changes]
+        question = (
+            "left",
+            self.environment,
+            self.state.digest,
+            fingerprint(self.example),
+            repr(self.target),
+            what,
+            identity,
+        )
+        self.progress(f"finding {what}", 0, 1)
+        found = self.store.answer(question, lambda: Answer(cost.left(what, self.model, changed(self.model, changes))))
+        return float(found.data)
 
-        shrinking, allowed = self._shrinking(), share * cost(self.model)
-        low, high = 0.0, 1.0
-        for done in range(8):
-            self.progress(f"finding {what}", done, 8)
-            middle = (low + high) / 2
-            gone = {atom for atoms in choice(middle).values() for atom in atoms}
-            low, high = (low, middle) if cost(shrinking.without(gone)) <= allowed else (middle, high)
-        if high == 1:
-            raise InputError(
-                f"the model cannot come down to {share:.0%} of its {what}",
-                why="what may be removed is not enough",
-                next="allow more, or see in the report of a smaller step what stays and why",
-            )
-        return choice(high)
+    def _changes(self, gone: Going | Sequence[Dispensable]) -> list[Change]:
+        return self._shrinking().changes(_all(gone)) if isinstance(gone, Mapping) else without(self.model, gone)
 
     def shrink(self, going: Going) -> None:
-        for edit, given in self._shrinking().proven(atom for atoms in going.values() for atom in atoms):
+        for edit, given in self._shrinking().proven(_all(going)):
             self._edit(edit, given)
 
     def _shrinking(self) -> Shrinking:
@@ -255,25 +255,27 @@ class Driver:
     def multiple(self) -> int:
         return self.target.multiple
 
-    def layer_changes(self) -> dict[str, float]:
-        return changes(self.model, self._read("comparing layers"))
+    def dispensable(self, unit: str) -> list[Dispensable]:
+        if unit == "layers":
+            return layers(self.model, self._read("comparing layers"))
+        return blocks(self.model, itertools.islice(self._read("comparing blocks"), _BATCHES))
 
-    def drop(self, layers: Sequence[str]) -> dict[str, str]:
+    def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
         if any(isinstance(edit, Resize) for edit in structure(self.model)):
             raise InputError(
-                "layers are left out before channels are removed",
+                "layers and blocks are left out before channels are removed",
                 why="a file tells widths by the numbers that layers had in their lists",
                 next="prune layers first, then channels",
             )
-        refused, gone, expected = dict[str, str](), list[str](), shapes(self.model, self.example)
-        for done, path in enumerate(layers):
-            self.progress("leaving layers out", done, len(layers))
-            why = misfit(self.model, without(self.model, [*gone, path]), self.example, expected)
+        refused, going, expected = dict[str, str](), list[Dispensable](), shapes(self.model, self.example)
+        for done, one in enumerate(gone):
+            self.progress("leaving layers out", done, len(gone))
+            why = misfit(self.model, without(self.model, [*going, one]), self.example, expected)
             if why:
-                refused[path] = why
+                refused[one.path] = why
             else:
-                gone.append(path)
-        for edit, given in without(self.model, gone):
+                going.append(one)
+        for edit, given in without(self.model, going):
             self._edit(edit, given)
         return refused
 
@@ -345,3 +347,7 @@ class Driver:
         step = Step(edit, dict(given))
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+
+def _all(going: Going) -> list[int]:
+    return sorted(atom for atoms in going.values() for atom in atoms)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lilliput.errors import FormatError
 from lilliput.model.edit import CARRIERS, SAME, Edit, owner_at
+from lilliput.model.stand_in import StandIn
 
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
+_MOST_OUTPUTS = 16
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,10 +27,28 @@ class Replace(Edit):
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         if self.by not in _REPLACEMENTS:
             raise FormatError(f"no module may be replaced by {self.by!r}", where=self.path)
-        owner, name = owner_at(root, self.path)
-        if name not in owner._modules or isinstance(owner._modules[name], CARRIERS):
-            raise FormatError("there is no such module", where=self.path, next=SAME)
-        owner._modules[name] = _REPLACEMENTS[self.by]()
+        _put(root, self.path, _REPLACEMENTS[self.by]())
+        return True
+
+    def stored(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
+
+    def places(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+@dataclass(frozen=True, repr=False)
+class LeaveOut(Edit):
+    """A module that gives what it takes gives way to a `StandIn`."""
+
+    path: str
+    zeros: bool
+    outputs: int  # 0 where it gives a tensor, else the length of the tuple that it gives
+
+    def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        if not 0 <= self.outputs <= _MOST_OUTPUTS:
+            raise FormatError(f"a tuple of {self.outputs} from one module", where=self.path, next=SAME)
+        _put(root, self.path, StandIn(self.zeros, self.outputs))
         return True
 
     def stored(self, names: Iterable[str]) -> dict[str, str]:
@@ -131,6 +151,13 @@ class KeepChildren(Edit):
 
     def places(self) -> tuple[str, ...]:
         return (f"{self.container} of {self.count}",)
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    owner, name = owner_at(root, path)
+    if name not in owner._modules or isinstance(owner._modules[name], CARRIERS):
+        raise FormatError("there is no such module", where=path, next=SAME)
+    owner._modules[name] = module
 
 
 def _smaller(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:

@@ -14,6 +14,7 @@ from lilliput.encodings import Encoding, Fixed, Int
 from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import Profile, profile
 from lilliput.file.session import session
+from lilliput.measure import cpu
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
@@ -51,6 +52,11 @@ class OnnxRuntime(OnnxFile):
             return None if self.profile is None else profile(self.profile)
         rules = profile(self.profile or "ort-cpu")
         return replace(rules, name=f"{rules.name}, safe without VNNI,", largest_code=SAFE_CODE)
+
+    @property
+    def multiple(self) -> int:
+        """Convolutions take 16 channels at a time where there is AVX-512, else 8; fewer take as long as so many."""
+        return 16 if self.profile is None and "avx512f" in cpu().flags else 8
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""

@@ -32,13 +32,15 @@ class Target(ABC):
 
     name: ClassVar[str]
     format: ClassVar[str]  # ending of the file that it runs
-    multiple: ClassVar[int] = (
-        8  # what it likes numbers of channels to be multiples of: its kernels take so many at once
-    )
 
     @property
     def threads_used(self) -> int:
         return self.threads or os.cpu_count() or 1
+
+    @property
+    def multiple(self) -> int:
+        """What it likes numbers of channels to be multiples of: its kernels take so many at once."""
+        return 8
 
     @abstractmethod
     def recipe(self, view: View, calibrated: bool) -> Recipe:

@@ -46,13 +46,16 @@ class Cut:
     def kept(self, share: float, multiple: int) -> tuple[int, ...]:
         """How many slices of each group stay, where `share` of them may; lengths are rounded to the multiple.
 
+        To half the multiple, or half of that, where the length is under two of it.
+
         >>> from types import SimpleNamespace
         >>> Cut((SimpleNamespace(size=24),), (1,)).kept(0.6, 8), Cut((SimpleNamespace(size=6),), (1,)).kept(0.6, 8)
         ((16,), (4,))
         """
         least = math.lcm(*self.each)
+        while multiple > 1 and self.length < 2 * math.lcm(least, multiple):
+            multiple = multiple // 2
         step = math.lcm(least, multiple)
-        step = step if self.length >= 2 * step else least
         length = min(max(step, math.floor(share * self.length / step + 0.5) * step), self.length)
         return tuple(length // each for each in self.each)
 

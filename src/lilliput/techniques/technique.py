@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding
 from lilliput.model.coupling import Coupling, Group
+from lilliput.model.depth import Dispensable
 from lilliput.model.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
 from lilliput.techniques.blocks import Block, Entry
@@ -106,8 +107,8 @@ class Run(Protocol):
         """Which of these groups cannot lose these atoms, and why; the others can, together."""
         ...
 
-    def within(self, choice: Callable[[float], Going], what: str, share: float) -> Going:
-        """The choice by the least amount that leaves at most a share of the model's ``macs`` or ``parameters``."""
+    def left(self, what: str, gone: Going | Sequence[Dispensable]) -> float:
+        """The ``macs``, ``parameters`` or measured ``latency`` without what is gone, relative to those there are."""
         ...
 
     def shrink(self, going: Going) -> None:
@@ -122,12 +123,12 @@ class Run(Protocol):
         """What the target likes numbers of channels to be multiples of."""
         ...
 
-    def layer_changes(self) -> Mapping[str, float]:
-        """By path, how much each layer that stands in a list changes what it is given, 0 … 2."""
+    def dispensable(self, unit: str) -> Sequence[Dispensable]:
+        """The ``layers`` or ``blocks`` that might be left out, and how much that changes."""
         ...
 
-    def drop(self, layers: Sequence[str]) -> dict[str, str]:
-        """Leave layers of lists out; tells which cannot be left out, and why."""
+    def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
+        """Leave layers or blocks out; tells by path which cannot be left out, and why."""
         ...
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:

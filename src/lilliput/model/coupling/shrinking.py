@@ -165,10 +165,6 @@ class Shrinking:
             )
         return changes
 
-    def without(self, gone: Iterable[int]) -> nn.Module:
-        """A copy of the network without these atoms, not proven."""
-        return changed(self.model, self.changes(gone))
-
     def _unproven(self, gone: set[int]) -> str:
         """Why the network without these atoms is not what it was with them masked; empty if it is."""
         if not gone:

@@ -1,0 +1,41 @@
+"""Leaving out layers and blocks: those without which least changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lilliput.errors import InputError
+from lilliput.model.depth import Dispensable
+from lilliput.techniques.amount import Amount
+from lilliput.techniques.technique import Run
+from lilliput.techniques.where import Where, chosen
+
+_NONE = {
+    "layers": "no module stands in a list with others of its class, gives what it takes, and is meant by where=",
+    "blocks": "no module of several layers, within one of a list, gives what it takes, and is meant by where=",
+}
+
+
+def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
+    """Leave out as much as is wanted, but not all."""
+    meant = [one for one in run.dispensable(unit) if chosen(one.path, where)]
+    if not meant:
+        raise InputError(f"there are no {unit} to leave out", why=_NONE[unit], next="prune channels")
+    lowest = sorted(meant, key=lambda one: (one.change, one.path))
+
+    def first(fraction: float) -> Sequence[Dispensable]:
+        return lowest[: min(round(fraction * len(lowest)), len(lowest) - 1)]
+
+    if amount.budget:
+        going = amount.within(first, run.left)
+    elif amount.threshold is not None:
+        going = [one for one in lowest[:-1] if one.change < amount.threshold]
+    else:
+        going = first(amount.value)
+    refused = run.drop(sorted(going, key=meant.index))
+    for one in meant:
+        change = f"changes {'its input' if unit == 'layers' else 'the answers'} by {one.change:.3f}"
+        if one.path in refused:
+            run.skip(one.path, f"{change}, but cannot be left out: {refused[one.path]}")
+        elif one not in going:
+            run.skip(one.path, f"{change}: {'more than was asked for' if amount.threshold else 'others change less'}")

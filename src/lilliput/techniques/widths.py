@@ -1,0 +1,76 @@
+"""Removing channels and heads: which of them go, and what is told of those that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from lilliput.errors import InputError
+from lilliput.model.coupling import ENCODED, Coupling, Group
+from lilliput.techniques.amount import Amount
+from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
+from lilliput.techniques.technique import Going, Run
+from lilliput.techniques.where import Where, check_where, means, names_of
+
+
+def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str, multiple: int) -> None:
+    """Remove channels or heads; what cannot go is skipped with the reason."""
+    coupling = run.coupling()
+    meant = _meant(coupling, unit, where)
+    scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
+
+    def choice(fraction: float | None, lengths: Sequence[Mapping[Group, int]]) -> Going:
+        return lowest(cuts(meant, lengths), scores, fraction, amount.threshold, scope, multiple)
+
+    lengths, tried = coupling.lengths(), 0.5 if amount.budget else amount.fraction
+    going = choice(tried, lengths)
+    refused = run.unremovable(going)
+    if refused:  # perhaps since lengths that were the same no longer are
+        tied = [*lengths, *same_length(refused, coupling.tensors)]
+        again = choice(tried, tied)
+        refused_again = run.unremovable(again)
+        if len(refused_again) < len(refused):
+            going, refused, lengths = again, refused_again, tied
+    if amount.budget:
+        meant = [group for group in meant if group not in refused]
+        going = amount.within(lambda fraction: choice(fraction, lengths), run.left)
+        refused |= run.unremovable(going)
+    going = {group: atoms for group, atoms in going.items() if group not in refused}
+    run.shrink(going)
+    _tell(run, coupling, unit, amount, going, refused)
+
+
+def _meant(coupling: Coupling, unit: str, where: Where) -> list[Group]:
+    groups = [group for group in coupling.groups if group.heads == (unit == "heads")]
+    if not groups:
+        stay = "; ".join(f"{place}: {why}" for place, why in islice(coupling.protected.items(), 3))
+        raise InputError(
+            f"there are no {unit} to remove",
+            why=stay or "no axis of a tensor has parts that could go apart from each other",
+            next=f"prune {'weights' if unit == 'channels' else 'channels'}",
+        )
+    check_where(where, [member.path for group in groups for member in group.members])
+    return [g for g in groups if means(where, [name for member in g.members for name in names_of(member.path)])]
+
+
+def _tell(run: Run, coupling: Coupling, unit: str, amount: Amount, gone: Going, refused: Mapping[Group, str]) -> None:
+    """What became of each tensor of two axes or more."""
+    asked = f", asked {amount.value:.0%}" if amount.fraction else ""
+    lines: dict[str, list[str]] = {}
+    for group, atoms in gone.items():
+        for member in group.members:
+            text = f"{group.size - len(atoms)} of {group.size} {unit} left along axis {member.axis}"
+            lines.setdefault(member.path, []).append(f"{text} ({len(atoms) / group.size:.0%} removed{asked})")
+    for path in run.shapes():
+        if run.encoding(path) is not None:
+            run.skip(path, ENCODED)
+    stay: dict[str, str] = {}
+    for group, why in refused.items():
+        for member in group.members:
+            stay.setdefault(member.path, f"along axis {member.axis} all stay: {why}")
+    for path, x in coupling.tensors.items():
+        if path in lines:
+            run.note(path, "; ".join([*lines[path], *filter(None, [stay.get(path)])]), lasting=True)
+        elif x.dim() > 1:
+            protected = (coupling.protected.get(f"{path}[{axis}]") for axis in range(x.dim()))
+            run.skip(path, stay.get(path) or next(filter(None, protected), f"no {unit} of it were meant"))

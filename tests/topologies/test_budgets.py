@@ -1,0 +1,62 @@
+"""How much is removed when a budget is given: of multiply-accumulates, of parameters, of time on the target."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from shrunken import driven
+from zoo import subject
+
+import lilliput as lp
+from lilliput.errors import InputError
+from lilliput.measure import macs, parameters
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SIZE = """
+import os, sys
+print(1e-6 * os.path.getsize(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("name", "what"), [("resnet-20", "macs"), ("bert", "parameters"), ("mlp", "parameters")])
+def test_a_budget_is_met_and_not_by_far(name: str, what: str) -> None:
+    model, inputs = subject(name).build()
+    small = driven(model, inputs, lp.Prune("channels", **{what: 0.5}, multiple=1)).model
+    large = [macs(net, inputs).total if what == "macs" else parameters(net) for net in (model, small)]
+    assert 0.4 * large[0] <= large[1] <= 0.5 * large[0]
+
+
+@pytest.mark.parametrize("unit", ["layers", "blocks"])
+def test_layers_and_blocks_go_until_a_budget_is_met(unit: str) -> None:
+    model, inputs = subject("llama").build()
+    small = driven(model, inputs, lp.Prune(unit, parameters=0.8)).model
+    assert 0.4 * parameters(model) <= parameters(small) <= 0.8 * parameters(model)
+
+
+def test_a_budget_of_time_is_met_on_a_device(tmp_path: Path) -> None:
+    """A device that takes as long as the file is large."""
+    script = tmp_path / "size.py"
+    script.write_text(SIZE)
+    target = lp.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=lp.OnnxRuntime(), seconds=0.01)
+    model, inputs = subject("mlp").build()
+    small = driven(model, inputs, lp.Prune("channels", latency=0.6, multiple=1), target=target).model
+    for name, net in (("large", model), ("small", small)):
+        lp.export(tmp_path / f"{name}.onnx", net, inputs, target=lp.OnnxRuntime())
+    large, found = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("large", "small"))
+    assert 0.45 * large <= found <= 0.6 * large
+
+
+def test_a_budget_of_time_is_measured_on_the_runtime() -> None:
+    model, inputs = subject("vgg").build()
+    driver = driven(model, inputs, lp.Prune("channels", latency=0.9), target=lp.OnnxRuntime(threads=1, seconds=0.5))
+    assert macs(driver.model, inputs).total < macs(model, inputs).total
+
+
+def test_a_budget_that_cannot_be_met_is_refused() -> None:
+    model, inputs = subject("hard view").build()
+    with pytest.raises(InputError, match="cannot come down to 1% of its parameters"):
+        driven(model, inputs, lp.Prune("channels", parameters=0.01))
