@@ -21,6 +21,8 @@ from lilliput.measure import parameters
 from lilliput.model.capture import Inputs
 from lilliput.model.coupling import Shrinking, coupling
 from lilliput.model.edit import structure
+from lilliput.model.signature import Signature
+from lilliput.outputs import flatten_outputs
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -113,6 +115,17 @@ def test_numbers_of_channels_are_multiples() -> None:
     small = driven(model, inputs, lp.Prune("channels", 0.4)).model
     sizes = {m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)}
     assert sizes and all(size % 8 == 0 for size in sizes)
+
+
+@pytest.mark.parametrize("name", ["t5", "swin"])
+def test_attention_is_exported_though_torch_alone_cannot(name: str, tmp_path: Path) -> None:
+    model, inputs = subject(name).build()
+    lp.export(tmp_path / "net.onnx", model, inputs)
+    with torch.no_grad():
+        signature = Signature.of(Inputs.of(inputs), model(*inputs))
+    run = lp.OnnxRuntime().open(tmp_path / "net.onnx", signature)
+    for one, other in zip(flatten_outputs(run(*inputs)), answers(model, inputs), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [lp.Prune("channels", 0.99, multiple=1), lp.Prune("channels", threshold=100.0)])

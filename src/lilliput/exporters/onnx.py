@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnxscript.values import Opset
 from torch import nn
+from torch.export import ExportedProgram
 
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
@@ -38,6 +39,8 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
     "project_grid": ("ProjectGrid", ("x", "scale"), ("levels",)),
     "project_grid_dynamic": ("ProjectGridDynamic", ("x",), ("tables", "choices", "axis", "group")),
 }
+_LAID_OUT = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
+_TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _TABLES = ("table", "tables", "levels")  # attributes that are lists of numbers
 _RECURRENT = {  # op in torch -> its node until it is written out, and how many outputs it has
     "lstm": ("LSTM", 3),
@@ -108,6 +111,23 @@ def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]
     return translate
 
 
+def _copying(captured: ExportedProgram) -> ExportedProgram:
+    """The program with a copy before what lays transposed elements out anew.
+
+    Attention gives its result in an order of memory that such a view relies on, and torch's exporter writes attention
+    out in another (seen in T5 and Swin). In the file a copy is nothing.
+    """
+    for node in captured.graph.nodes:
+        if node.target in _LAID_OUT and node.args[0].target in _TURNED:
+            with captured.graph.inserting_before(node):
+                given = {"memory_format": torch.contiguous_format}
+                copy = captured.graph.call_function(torch.ops.aten.clone.default, (node.args[0],), given)
+            copy.meta = dict(node.args[0].meta, val=node.args[0].meta["val"].contiguous())
+            node.replace_input_with(node.args[0], copy)
+    captured.graph_module.recompile()
+    return captured
+
+
 def export(
     path: str | Path,
     model: nn.Module,
@@ -125,7 +145,7 @@ def export(
     opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
         with quiet():
-            captured = program(model, example, dynamic)
+            captured = _copying(program(model, example, dynamic))
             exported = torch.onnx.export(
                 captured, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
             )

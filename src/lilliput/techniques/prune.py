@@ -40,7 +40,8 @@ class Prune(Technique):
     of the mean score of their group, of layers and blocks 1 minus a cosine. `macs`, `parameters` and `latency` are
     fractions that may be left of the model's multiply-accumulates on the example, of its parameters, or of the time
     that it takes on the example, built for the target and measured; the amount is found. Channels are rounded to what
-    the target likes, or to `multiple`; of an axis shorter than two of these, to half of it, and so on.
+    the target likes, or to `multiple`; of an axis shorter than two of these, to half of it, and so on, except
+    for a latency.
 
     Magnitudes are those of Li et al. 2017, "Pruning Filters for Efficient ConvNets", over all tensors that a channel is
     coupled to (Fang et al. 2023, "DepGraph").

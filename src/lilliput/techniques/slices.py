@@ -33,6 +33,14 @@ def magnitude(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Multiples:
+    """What lengths are rounded to; axes shorter than two multiples to half of it, or half of that, unless `whole`."""
+
+    of: int
+    whole: bool = False
+
+
+@dataclass(frozen=True)
 class Cut:
     """Groups that are cut alike: their lengths must stay equal, since the source has one number for them."""
 
@@ -43,17 +51,16 @@ class Cut:
     def length(self) -> int:
         return self.groups[0].size * self.each[0]
 
-    def kept(self, share: float, multiple: int) -> tuple[int, ...]:
-        """How many slices of each group stay, where `share` of them may; lengths are rounded to the multiple.
-
-        To half the multiple, or half of that, where the length is under two of it.
+    def kept(self, share: float, multiples: Multiples) -> tuple[int, ...]:
+        """How many slices of each group stay, where `share` of them may; lengths are rounded to multiples.
 
         >>> from types import SimpleNamespace
-        >>> Cut((SimpleNamespace(size=24),), (1,)).kept(0.6, 8), Cut((SimpleNamespace(size=6),), (1,)).kept(0.6, 8)
-        ((16,), (4,))
+        >>> wide, narrow = (Cut((SimpleNamespace(size=n),), (1,)) for n in (24, 6))
+        >>> wide.kept(0.6, Multiples(8)), narrow.kept(0.6, Multiples(8)), narrow.kept(0.6, Multiples(8, whole=True))
+        ((16,), (4,), (6,))
         """
-        least = math.lcm(*self.each)
-        while multiple > 1 and self.length < 2 * math.lcm(least, multiple):
+        least, multiple = math.lcm(*self.each), multiples.of
+        while not multiples.whole and multiple > 1 and self.length < 2 * math.lcm(least, multiple):
             multiple = multiple // 2
         step = math.lcm(least, multiple)
         length = min(max(step, math.floor(share * self.length / step + 0.5) * step), self.length)
@@ -86,7 +93,12 @@ def same_length(groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> list[
 
 
 def lowest(
-    found: Sequence[Cut], scores: Scores, amount: float | None, threshold: float | None, scope: str, multiple: int
+    found: Sequence[Cut],
+    scores: Scores,
+    amount: float | None,
+    threshold: float | None,
+    scope: str,
+    multiples: Multiples,
 ) -> dict[Group, tuple[int, ...]]:
     """The atoms that go: in each group, or over all of them, those of lowest score."""
     limit = threshold
@@ -96,7 +108,7 @@ def lowest(
     going: dict[Group, tuple[int, ...]] = {}
     for cut in found:
         shares = [_share(scores[group], amount, limit) for group in cut.groups]
-        for group, kept in zip(cut.groups, cut.kept(sum(shares) / len(shares), multiple), strict=True):
+        for group, kept in zip(cut.groups, cut.kept(sum(shares) / len(shares), multiples), strict=True):
             order = scores[group].argsort(stable=True)[: group.size - kept]
             if len(order):
                 going[group] = tuple(group.atoms[int(i)] for i in order)

@@ -8,7 +8,7 @@ from itertools import islice
 from lilliput.errors import InputError
 from lilliput.model.coupling import ENCODED, Coupling, Group
 from lilliput.techniques.amount import Amount
-from lilliput.techniques.slices import cuts, lowest, magnitude, same_length
+from lilliput.techniques.slices import Multiples, cuts, lowest, magnitude, same_length
 from lilliput.techniques.technique import Going, Run
 from lilliput.techniques.where import Where, check_where, means, names_of
 
@@ -17,10 +17,11 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
     """Remove channels or heads; what cannot go is skipped with the reason."""
     coupling = run.coupling()
     meant = _meant(coupling, unit, where)
+    multiples = Multiples(multiple, whole=amount.budget == "latency")  # a part of a block takes as long as a block
     scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
 
     def choice(fraction: float | None, lengths: Sequence[Mapping[Group, int]]) -> Going:
-        return lowest(cuts(meant, lengths), scores, fraction, amount.threshold, scope, multiple)
+        return lowest(cuts(meant, lengths), scores, fraction, amount.threshold, scope, multiples)
 
     lengths, tried = coupling.lengths(), 0.5 if amount.budget else amount.fraction
     going = choice(tried, lengths)
