@@ -16,6 +16,7 @@ from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.encode import Asked, Known, told_where, within
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
+from lilliput.engine.observe import observed
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
@@ -29,13 +30,12 @@ from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.structure import Resize
-from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
 from lilliput.plain import short_repr
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
-from lilliput.task import Batches, ask, batch_size, fingerprint
+from lilliput.task import Batches, ask, fingerprint
 from lilliput.techniques.blocks import Block, Entry
 from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.finetune import Finetune
@@ -322,19 +322,7 @@ class Driver:
         return self.calibrate
 
     def _observe(self, wanted: Mapping[str, Observe], batches: Batches) -> dict[str, Statistics]:
-        seen = {name: Statistics(observe) for name, observe in wanted.items()}
-
-        def visit(name: str, x: Tensor) -> Tensor:
-            seen[name].update(x)
-            return x
-
-        done = 0
-        for i, inputs in enumerate(batches):
-            with torch.no_grad(), Interception(self.model, visit, only=wanted.keys()):
-                ask(self.model, inputs, f"{batches.field}[{i}]")
-            done += batch_size(inputs)
-            self.progress("calibrating", done, batches.samples)
-        return seen
+        return observed(self.model, wanted, batches, self.example, self.progress)
 
     def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
         step = Step(edit, dict(given))

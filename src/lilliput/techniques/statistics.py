@@ -51,8 +51,7 @@ class Statistics:
                 self.largest = largest if self.largest is None else torch.maximum(largest, self.largest)
 
     def _count(self, x: Tensor) -> None:
-        flat = x.reshape(-1)
-        low, high = (end.item() for end in flat.aminmax())
+        low, high = (end.item() for end in _as_it_lies(x).aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if self.limit == 0.0 and largest > 0:
@@ -60,12 +59,14 @@ class Statistics:
         while largest > self.limit:
             self._double()
         if self.limit == 0.0:  # nothing but zeros so far
-            self.counts[BINS // 2] += flat.numel()
+            self.counts[BINS // 2] += x.numel()
             return
         step = _step(x)
-        if step > 1:
-            flat = torch.cat([flat[::step], flat.new_tensor([low, high])])  # the ends are there whatever is passed over
-        for part in flat.split(_CHUNK):
+        if step == 1:
+            counted = _as_it_lies(x)
+        else:  # the ends are there whatever is passed over
+            counted = torch.cat([_every(step, x), x.new_tensor([low, high])])
+        for part in counted.split(_CHUNK):
             self.counts += torch.histc(part, BINS, -self.limit, self.limit).long()
 
     def _double(self) -> None:
@@ -131,12 +132,22 @@ def _step(x: Tensor) -> int:
     return step
 
 
+def _every(step: int, x: Tensor) -> Tensor:
+    """Every so manieth element in row-major order, however they lie."""
+    return x.reshape(-1)[::step] if x.is_contiguous() else x.take(torch.arange(0, x.numel(), step, device=x.device))
+
+
+def _as_it_lies(x: Tensor) -> Tensor:
+    """All elements in the order of memory, without a copy where they lie next to each other."""
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)
+
+
 def _along(x: Tensor, axis: int) -> Tensor:
     """Sums of each channel, [channels] float64: runs of neighbours in float32, in pairs, the rest exactly."""
-    runs = x.float().movedim(axis, 0)
     if axis in (-1, x.dim() - 1):  # channels are neighbours themselves
-        return runs.flatten(1).sum(1).double()
-    return (runs.flatten(2).sum(2) if runs.dim() > 2 else runs).double().flatten(1).sum(1)
+        return x.float().movedim(axis, 0).flatten(1).sum(1).double()
+    runs = x.float().movedim(axis, 1).unsqueeze(-1).flatten(2)  # [others, channels, neighbours]
+    return runs.sum(2).double().sum(0)
 
 
 def _largest(x: Tensor, axis: int) -> Tensor:
