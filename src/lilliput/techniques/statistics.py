@@ -51,7 +51,8 @@ class Statistics:
                 self.largest = largest if self.largest is None else torch.maximum(largest, self.largest)
 
     def _count(self, x: Tensor) -> None:
-        low, high = (end.item() for end in _as_it_lies(x).aminmax())
+        flat = _as_it_lies(x)
+        low, high = (end.item() for end in flat.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if self.limit == 0.0 and largest > 0:
@@ -59,14 +60,12 @@ class Statistics:
         while largest > self.limit:
             self._double()
         if self.limit == 0.0:  # nothing but zeros so far
-            self.counts[BINS // 2] += x.numel()
+            self.counts[BINS // 2] += flat.numel()
             return
         step = _step(x)
-        if step == 1:
-            counted = _as_it_lies(x)
-        else:  # the ends are there whatever is passed over
-            counted = torch.cat([_every(step, x), x.new_tensor([low, high])])
-        for part in counted.split(_CHUNK):
+        if step > 1:
+            flat = torch.cat([flat[::step], flat.new_tensor([low, high])])  # the ends are there whatever is passed over
+        for part in flat.split(_CHUNK):
             self.counts += torch.histc(part, BINS, -self.limit, self.limit).long()
 
     def _double(self) -> None:
@@ -130,11 +129,6 @@ def _step(x: Tensor) -> int:
     while any(math.gcd(step, n) > 1 for n in x.shape):
         step += 1
     return step
-
-
-def _every(step: int, x: Tensor) -> Tensor:
-    """Every so manieth element in row-major order, however they lie."""
-    return x.reshape(-1)[::step] if x.is_contiguous() else x.take(torch.arange(0, x.numel(), step, device=x.device))
 
 
 def _as_it_lies(x: Tensor) -> Tensor:
