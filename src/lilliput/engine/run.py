@@ -17,6 +17,7 @@ from lilliput.engine.budget import Cost
 from lilliput.engine.encode import Asked, Known, told_where, within
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
+from lilliput.engine.observe import observed
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
@@ -30,7 +31,6 @@ from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.structure import Resize
 from lilliput.model.trial import Change, changed, misfit, shapes
-from lilliput.model.values import Interception
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
@@ -189,7 +189,7 @@ class Driver:
         question = ("statistics", self.environment, self.state.digest, batches.digest, dict(wanted))
 
         def compute() -> Answer:
-            seen = self._observe(wanted, batches)
+            seen = observed(self.model, wanted, batches, self.example, self.progress)
             packed = {f"{name}|{key}": x for name, one in seen.items() for key, x in one.pack().items()}
             return Answer(tensors=packed)
 
@@ -319,18 +319,6 @@ class Driver:
                 next="give calibrate=, or quantize weights alone, to the nearest",
             )
         return self.calibrate
-
-    def _observe(self, wanted: Mapping[str, Observe], batches: Batches) -> dict[str, Statistics]:
-        seen = {name: Statistics(observe) for name, observe in wanted.items()}
-
-        def visit(name: str, x: Tensor) -> Tensor:
-            seen[name].update(x)
-            return x
-
-        for i, inputs in enumerate(self._read("calibrating")):
-            with torch.no_grad(), Interception(self.model, visit, only=wanted.keys()):
-                ask(self.model, inputs, f"{batches.field}[{i}]")
-        return seen
 
     def _read(self, doing: str) -> Iterator[Inputs]:
         """The calibration batches, or else the example alone, told as they are read."""

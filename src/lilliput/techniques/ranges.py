@@ -7,7 +7,7 @@ as they are, activations as histograms. What a fit `takes` is the table of what 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +23,7 @@ from lilliput.plain import short_repr
 from lilliput.techniques.statistics import Statistics
 
 Use = Literal["weights", "values"]
+_AT_ONCE = 1 << 16  # points, times the ranges that are tried on them: what a processor holds near
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,37 +132,43 @@ class MSE(Range):
 
     def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
         """Low and high ends, each [blocks], for points [blocks, points]."""
-        low, high = points.amin(1).clamp(max=0), points.amax(1).clamp(min=0)
-        best_low, best_high = low.clone(), high.clone()
-        least = torch.full_like(low, torch.inf, dtype=torch.float64)
-        for low_share, high_share in self._shares(encoding.symmetric is False, bool((low < 0).any())):
-            try_low, try_high = low * low_share, high * high_share
-            error = _squared_error(points, counts, encoding, try_low, try_high)
-            better = error < least
-            least = torch.where(better, error, least)
-            best_low, best_high = torch.where(better, try_low, best_low), torch.where(better, try_high, best_high)
-        return best_low, best_high
+        blocks = max(1, _AT_ONCE // points.shape[1])
+        parts = points.split(blocks)
+        weights = [None] * len(parts) if counts is None else counts.expand(points.shape).split(blocks)
+        found = [self._ends(x, n, encoding) for x, n in zip(parts, weights, strict=True)]
+        return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
-    def _shares(self, two_ends: bool, below_zero: bool) -> Iterator[tuple[float, float]]:
-        shares = torch.linspace(1.0, self.smallest, self.steps).tolist()
-        if not two_ends or not below_zero:
-            yield from ((share, share) for share in shares)
-        else:
-            yield from ((a, b) for a in shares for b in shares)
+    def _ends(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
+        """The two ends, of as many blocks as are computed at once."""
+        best = ends = torch.stack([points.amin(1).clamp(max=0), points.amax(1).clamp(min=0)])  # [2, blocks]
+        least = torch.full_like(ends[0], torch.inf, dtype=torch.float64)
+        shares = self._shares(encoding.symmetric is False and bool((ends[0] < 0).any()))
+        for some in shares.split(max(1, _AT_ONCE // points.numel())):
+            tried = some.to(ends)[:, :, None] * ends  # [tries, 2, blocks]
+            errors, at = _squared_error(points, counts, encoding, tried[:, 0], tried[:, 1]).min(0)
+            better = errors < least
+            least = torch.where(better, errors, least)
+            best = torch.where(better, tried.gather(0, at.expand(1, 2, -1))[0], best)
+        return best[0], best[1]
+
+    def _shares(self, two_ends: bool) -> Tensor:
+        """What is tried of the low and of the high end, [tries, 2]."""
+        shares = torch.linspace(1.0, self.smallest, self.steps)
+        return torch.cartesian_prod(shares, shares) if two_ends else shares[:, None].expand(-1, 2)
 
 
 def _squared_error(points: Tensor, counts: Tensor | None, encoding: Int, low: Tensor, high: Tensor) -> Tensor:
-    """Σ counts · (x - grid(x))², [blocks]."""
+    """Σ counts · (x - grid(x))² of each block, [tries, blocks], for ends [tries, blocks]."""
     first, last = encoding.limits
     if encoding.symmetric is False:
-        scale = ((high - low) / (last - first)).clamp(min=1e-30)[:, None]
-        offset = torch.round(first - low[:, None] / scale).clamp(first, last)
-        grid = (torch.clamp(torch.round(points / scale) + offset, first, last) - offset) * scale
+        scale = ((high - low) / (last - first)).clamp(min=1e-30)[..., None]
+        offset = torch.round(first - low[..., None] / scale).clamp(first, last)
+        grid = (points / scale).round_().add_(offset).clamp_(first, last).sub_(offset).mul_(scale)
     else:
-        scale = (torch.maximum(-low, high) / last).clamp(min=1e-30)[:, None]
-        grid = torch.clamp(torch.round(points / scale), first, last) * scale
-    squares = (grid - points).double().square()
-    return (squares if counts is None else squares * counts).sum(1)
+        scale = (torch.maximum(-low, high) / last).clamp(min=1e-30)[..., None]
+        grid = (points / scale).round_().clamp_(first, last).mul_(scale)
+    squares = grid.sub_(points).double().square_()
+    return squares.sum(-1) if counts is None else torch.linalg.vecdot(squares, counts)
 
 
 @dataclass(frozen=True, repr=False)

@@ -51,7 +51,7 @@ class Statistics:
                 self.largest = largest if self.largest is None else torch.maximum(largest, self.largest)
 
     def _count(self, x: Tensor) -> None:
-        flat = x.reshape(-1)
+        flat = _as_it_lies(x)
         low, high = (end.item() for end in flat.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
@@ -131,12 +131,17 @@ def _step(x: Tensor) -> int:
     return step
 
 
+def _as_it_lies(x: Tensor) -> Tensor:
+    """All elements in the order of memory, without a copy where they lie next to each other."""
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(-1)
+
+
 def _along(x: Tensor, axis: int) -> Tensor:
     """Sums of each channel, [channels] float64: runs of neighbours in float32, in pairs, the rest exactly."""
-    runs = x.float().movedim(axis, 0)
     if axis in (-1, x.dim() - 1):  # channels are neighbours themselves
-        return runs.flatten(1).sum(1).double()
-    return (runs.flatten(2).sum(2) if runs.dim() > 2 else runs).double().flatten(1).sum(1)
+        return x.float().movedim(axis, 0).flatten(1).sum(1).double()
+    runs = x.float().movedim(axis, 1).unsqueeze(-1).flatten(2)  # [others, channels, neighbours]
+    return runs.sum(2).double().sum(0)
 
 
 def _largest(x: Tensor, axis: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""What flows through a network while the calibration batches run, gathered in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.errors import InputError
+from lilliput.model.capture import Inputs
+from lilliput.model.values import Interception
+from lilliput.outputs import departure
+from lilliput.progress import Progress
+from lilliput.task import Batches, ask, batch_size
+from lilliput.techniques.statistics import Observe, Statistics
+
+_SAME = 1e-4  # of the largest output: two orders of summing float32 differ by less
+
+
+def observed(
+    model: nn.Module, wanted: Mapping[str, Observe], batches: Batches, example: Inputs, progress: Progress
+) -> dict[str, Statistics]:
+    """The statistics of the values named in `wanted`.
+
+    Images come with their channels last, since oneDNN convolves so without laying every tensor out anew, unless the
+    model takes them only as they are given.
+    """
+    if _indifferent(model, example):
+        try:
+            return _pass(model, wanted, batches, channels_last, progress)
+        except InputError:  # the example was too small to show that a layout matters, or the batches fail anyway
+            pass
+    return _pass(model, wanted, batches, lambda inputs: inputs, progress)
+
+
+def channels_last(inputs: Inputs) -> Inputs:
+    """The same inputs; those with four axes lie in memory with the second of them last."""
+    return inputs.map(lambda key, x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+
+def _indifferent(model: nn.Module, example: Inputs) -> bool:
+    """Whether `model` takes images, and answers the same however they lie in memory."""
+    if not any(x.dim() == 4 for x in example.tensors().values()):
+        return False
+    with torch.no_grad():
+        given = ask(model, example, "example")
+        try:
+            return departure(given, ask(model, channels_last(example), "example")) < _SAME
+        except InputError:  # a view, say, that wants whole images one after the other
+            return False
+
+
+def _pass(
+    model: nn.Module,
+    wanted: Mapping[str, Observe],
+    batches: Batches,
+    lay: Callable[[Inputs], Inputs],
+    progress: Progress,
+) -> dict[str, Statistics]:
+    seen = {name: Statistics(observe) for name, observe in wanted.items()}
+
+    def visit(name: str, x: Tensor) -> Tensor:
+        seen[name].update(x)
+        return x
+
+    done = 0
+    for i, inputs in enumerate(batches):
+        with torch.no_grad(), Interception(model, visit, only=wanted.keys()):
+            ask(model, lay(inputs), f"{batches.field}[{i}]")
+        done += batch_size(inputs)
+        progress("calibrating", done, batches.samples)
+    return seen

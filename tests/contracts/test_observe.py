@@ -1,0 +1,109 @@
+"""What calibration sees does not depend on how images lie in memory, and never harms a model to which that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import Int
+from lilliput.engine.observe import observed
+from lilliput.model.capture import Inputs
+from lilliput.progress import silent
+from lilliput.task import Batches
+from lilliput.techniques.ranges import MSE
+from lilliput.techniques.statistics import Observe, Statistics
+
+WANTED = {"conv:conv2d#0": Observe(channel_axis=1)}
+
+
+class Images(nn.Module):
+    """A convolution, of which `then` reads what it gives; it notes how its inputs lay."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.then = nn.Conv2d(3, 8, 3), then
+        self.channels_last: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.channels_last.append(not x.is_contiguous())
+        return self.then(self.conv(x))
+
+
+def merged(x: Tensor) -> Tensor:
+    """Of one image a view in any layout, of several only where rows follow each other."""
+    return x.view(-1, *x.shape[2:])
+
+
+def raw(x: Tensor) -> Tensor:
+    """The numbers as they lie in memory, as a kernel reads them that never asks."""
+    return x.as_strided((len(x), x[0].numel()), (x[0].numel(), 1))
+
+
+def statistics(model: nn.Module) -> Statistics:
+    torch.manual_seed(0)
+    images = list(torch.randn(12, 3, 9, 9).split(4))
+    example = Inputs.of(images[0][:1])
+    batches = Batches.checked(images, "calibrate", example, {})
+    return observed(model, WANTED, batches, example, silent)["conv:conv2d#0"]
+
+
+@pytest.mark.parametrize(
+    ("then", "last"),
+    [(torch.relu, True), (lambda x: x.view(len(x), -1), False), (merged, False), (raw, False)],
+    ids=["indifferent", "view", "view of several", "memory"],
+)
+def test_images_lie_channels_last_unless_it_matters(then: Callable[[Tensor], Tensor], last: bool) -> None:
+    torch.manual_seed(1)
+    model = Images(then).eval()
+    found = statistics(model)
+    assert model.channels_last[-3:] == [last] * 3
+    torch.manual_seed(0)
+    with torch.no_grad():
+        given = model.conv(torch.randn(12, 3, 9, 9))
+    assert int(found.counts.sum()) == given.numel()
+    torch.testing.assert_close((found.low, found.high), (float(given.min()), float(given.max())))
+    torch.testing.assert_close(found.mean, given.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 9, 10), (16, 8, 96, 97)])
+def test_statistics_are_the_same_in_any_layout(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
+    both = [Statistics(Observe(channel_axis=1, magnitudes=True)) for _ in range(2)]
+    for seen, layout in zip(both, (torch.contiguous_format, torch.channels_last), strict=True):
+        seen.update(x.contiguous(memory_format=layout))
+    a, b = both
+    assert (a.low, a.high, a.limit, int(a.counts.sum())) == (b.low, b.high, b.limit, int(b.counts.sum()))
+    torch.testing.assert_close(a.mean, b.mean)
+    torch.testing.assert_close(a.mean_magnitude, b.mean_magnitude)
+    assert torch.equal(a.largest_magnitude, b.largest_magnitude)
+    counted = a.counts.cumsum(0) / a.counts.sum(), b.counts.cumsum(0) / b.counts.sum()
+    torch.testing.assert_close(*counted, atol=5e-3, rtol=0)
+
+
+def one_by_one(points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[float, float]:
+    """The ends of one block's points [points], every pair tried by itself."""
+    shares = torch.linspace(1.0, 0.2, 24)
+    low, high = points.min().clamp(max=0), points.max().clamp(min=0)
+    two = encoding.symmetric is False and bool(low < 0)
+    least, best = float("inf"), (low, high)
+    for a, b in [(a, b) for a in shares for b in shares] if two else zip(shares, shares, strict=True):
+        given = encoding.from_range((low * a)[None], (high * b)[None], (1,))
+        squares = (encoding.nearest(points[None], given) - points).double().square()
+        error = float((squares if counts is None else squares * counts).sum())
+        if error < least:
+            least, best = error, (low * a, high * b)
+    return float(best[0]), float(best[1])
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("encoding", [Int(4).for_weight(), Int(4, symmetric=False, per="channel")])
+def test_ranges_tried_together_are_those_tried_one_by_one(encoding: Int, counted: bool) -> None:
+    torch.manual_seed(0)
+    points = torch.randn(3, 40000 if encoding.symmetric else 500)  # the former not all at once
+    counts = torch.randint(1, 9, points.shape).double() if counted else None
+    found = torch.stack(MSE().find(points, counts, encoding), 1)
+    slow = [one_by_one(x, None if counts is None else counts[i], encoding) for i, x in enumerate(points)]
+    torch.testing.assert_close(found, torch.tensor(slow))
