@@ -40,22 +40,22 @@ class Amount:
         """Of which cost it is a budget; empty if of none."""
         return self.way if self.way in COSTS else ""
 
-    def within(self, choice: Callable[[float], Gone], left: Callable[[str, Gone], float]) -> Gone:
-        """What `choice` removes by the least fraction that leaves no more of the cost than the budget; by halving.
+    def around(self, choice: Callable[[float], Gone], left: Callable[[Gone], float]) -> tuple[Gone, Gone]:
+        """What `choice` removes by the largest fraction that leaves more than the budget, and the least that does not.
 
-        Raises InputError where even the largest fraction leaves more.
+        Found by halving. Raises InputError where even the largest fraction leaves more.
 
-        >>> Amount("macs", 0.5).within(lambda amount: round(100 * amount), lambda cost, gone: 1 - gone / 100)
-        50
+        >>> Amount("macs", 0.45).around(lambda amount: round(10 * amount), lambda gone: 1 - gone / 10)
+        (5, 6)
         """
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (low, middle) if left(self.way, choice(middle)) <= self.value else (middle, high)
+            low, high = (low, middle) if left(choice(middle)) <= self.value else (middle, high)
         if high == 1:
             raise InputError(
                 f"the model cannot come down to {self.value:.0%} of its {self.way}",
                 why="what may be removed is not enough",
                 next="allow more, or see in the report of a smaller step what stays and why",
             )
-        return choice(high)
+        return choice(low), choice(high)

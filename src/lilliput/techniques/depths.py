@@ -27,7 +27,7 @@ def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
         return lowest[: min(round(fraction * len(lowest)), len(lowest) - 1)]
 
     if amount.budget:
-        going = amount.within(first, run.left)
+        _, going = amount.around(first, lambda gone: run.left(amount.way, gone))
     elif amount.threshold is not None:
         going = [one for one in lowest[:-1] if one.change < amount.threshold]
     else:

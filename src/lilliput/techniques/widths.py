@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from lilliput.errors import InputError
 from lilliput.model.coupling import ENCODED, Coupling, Group
 from lilliput.techniques.amount import Amount
-from lilliput.techniques.slices import Multiples, cuts, lowest, magnitude, same_length
+from lilliput.techniques.slices import Cut, Multiples, cuts, lowest, magnitude, same_length
 from lilliput.techniques.technique import Going, Run
 from lilliput.techniques.where import Where, check_where, means, names_of
 
@@ -34,11 +34,25 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
             going, refused, lengths = again, refused_again, tied
     if amount.budget:
         meant = [group for group in meant if group not in refused]
-        going = amount.within(lambda fraction: choice(fraction, lengths), run.left)
+        going = _just_within(run, amount, cuts(meant, lengths), lambda fraction: choice(fraction, lengths))
         refused |= run.unremovable(going)
     going = {group: atoms for group, atoms in going.items() if group not in refused}
     run.shrink(going)
     _tell(run, coupling, unit, amount, going, refused)
+
+
+def _just_within(run: Run, amount: Amount, found: Sequence[Cut], choice: Callable[[float], Going]) -> Going:
+    """What goes for a budget: where the next smaller fraction takes less of a group, that much, as far as it is met."""
+
+    def left(gone: Going) -> float:
+        return run.left(amount.way, gone)
+
+    less, going = amount.around(choice, left)
+    for cut in found:
+        other = {**going, **{group: less.get(group, ()) for group in cut.groups}}
+        if any(len(other[group]) < len(going.get(group, ())) for group in cut.groups) and left(other) <= amount.value:
+            going = other
+    return {group: atoms for group, atoms in going.items() if atoms}
 
 
 def _meant(coupling: Coupling, unit: str, where: Where) -> list[Group]:
