@@ -19,7 +19,6 @@ import fashion
 import kinds_models as models
 import numpy as np
 import recurrent
-import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +42,7 @@ class Lesson:
     score: Callable[[nn.Module], Tensor]
     example: Tensors | None = None  # None: the first of `inputs`
     dynamic: Mapping[int, Mapping[int, str]] | None = None
+    beside: nn.Module | None = None  # what learns with the network, and is kept for the next `fit`
 
     def fit(self, net: nn.Module, step: lp.Finetune) -> nn.Module:
         """A trained copy."""
@@ -97,13 +97,13 @@ def clothes() -> Lesson:
 
 def messages() -> Lesson:
     """Words; every eighth message of those to train with is one to choose by."""
-    (words, spam), test = recurrent.spam()
+    (words, spam), test = recurrent.numbered(recurrent.data.sms())
     chosen = torch.arange(len(words)) % 8 == 0
     return classes((words[~chosen], spam[~chosen]), (words[chosen], spam[chosen]), test, size=64)
 
 
-def masked_messages() -> Lesson:
-    """As an encoder takes them: a token for the class before the words, padding and what it hides behind them."""
+def reviews() -> Lesson:
+    """Words as an encoder takes them: a token for the class before the words, padding and what it hides behind them."""
 
     def taken(words: Tensor) -> Tensors:
         padding = (words == 0).sum(1, keepdim=True)
@@ -111,9 +111,9 @@ def masked_messages() -> Lesson:
         words = torch.cat([torch.full((len(words), 1), models.CLS), words], 1)
         return words, (words != 0).long()
 
-    (words, spam), (test, test_spam) = recurrent.spam()
+    (words, praise), test = recurrent.numbered(recurrent.data.reviews())
     chosen = torch.arange(len(words)) % 8 == 0
-    parts = ((words[~chosen], spam[~chosen]), (words[chosen], spam[chosen]), (test, test_spam))
+    parts = ((words[~chosen], praise[~chosen]), (words[chosen], praise[chosen]), test)
     return classes(*((*taken(x), y) for x, y in parts), size=64)
 
 
@@ -227,20 +227,19 @@ class Adversarial(Lesson):
     al. 2017, arXiv 1706.08500), once for each of some draws.
     """
 
-    discriminator: nn.Module
-
     def fit(self, net: nn.Module, step: lp.Finetune) -> nn.Module:
+        assert (discriminator := self.beside) is not None
         torch.manual_seed(step.seed)
-        rivals = (net, self.discriminator)
+        rivals = (net, discriminator)
         first, second = (torch.optim.Adam(each.parameters(), step.lr, (0.5, 0.999)) for each in rivals)
         for rival in rivals:
             rival.train()
         for _ in range(step.epochs):
             for (real,) in self.train:
                 drawn = net(torch.randn(len(real), models.NOISE, 1, 1))
-                told = self.discriminator(torch.cat([real, drawn.detach()])).chunk(2)
+                told = discriminator(torch.cat([real, drawn.detach()])).chunk(2)
                 _step(second, F.softplus(-told[0]).mean() + F.softplus(told[1]).mean())
-                _step(first, F.softplus(-self.discriminator(drawn)).mean())
+                _step(first, F.softplus(-discriminator(drawn)).mean())
         return net.eval()
 
 
@@ -261,21 +260,20 @@ def rivals(classifier: nn.Module) -> Lesson:
         seen = (answers(features, (x - fashion.MEAN) / fashion.DEVIATION) for x in drawn)
         return torch.tensor([_frechet(*wanted, *_moments(x)) for x in seen], dtype=torch.float64)
 
-    lesson = Adversarial(shuffled(2 * pixels("train") - 1), None, _no_loss, (noise[0, :64],), score)
     torch.manual_seed(1)
-    object.__setattr__(lesson, "discriminator", models.discriminator())
-    return lesson
+    judge, real = models.discriminator(), shuffled(2 * pixels("train") - 1)
+    return Adversarial(real, None, _no_loss, (noise[0, :64],), score, beside=judge)
 
 
 def _no_loss(net: nn.Module, batch: Any) -> Tensor:
     raise NotImplementedError("two networks, two losses: Adversarial.fit")
 
 
-def _moments(features: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    x = features.double().numpy()
-    return x.mean(0), np.cov(x, rowvar=False)
+def _moments(features: Tensor) -> Tensors:
+    x = features.double()
+    return x.mean(0), x.T.cov()
 
 
-def _frechet(mean: Any, spread: Any, other_mean: Any, other_spread: Any) -> float:
-    root = scipy.linalg.sqrtm(spread @ other_spread).real
-    return float(((mean - other_mean) ** 2).sum() + np.trace(spread + other_spread - 2 * root))
+def _frechet(mean: Tensor, spread: Tensor, other_mean: Tensor, other_spread: Tensor) -> float:
+    roots = torch.linalg.eigvals(spread @ other_spread).real.clamp(min=0).sqrt()
+    return float((mean - other_mean).square().sum() + spread.trace() + other_spread.trace() - 2 * roots.sum())

@@ -31,8 +31,8 @@ def mlp() -> nn.Module:
 
 def cnn() -> nn.Module:
     return nn.Sequential(
-        *(images.block(1, 32), nn.MaxPool2d(2), images.block(32, 64), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(64 * 49, 128), nn.ReLU(), nn.Linear(128, CLASSES)),
+        *(images.block(1, 24), nn.MaxPool2d(2), images.block(24, 48), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(48 * 49, 128), nn.ReLU(), nn.Linear(128, CLASSES)),
     )
 
 
@@ -41,7 +41,9 @@ def resnet() -> nn.Module:
 
 
 def mobilenet() -> nn.Module:
-    return fashion.MobileNet()
+    net = fashion.MobileNet()
+    net.stem[0] = nn.Conv2d(1, net.stem[0].out_channels, 3, 2, 1, bias=False)
+    return net
 
 
 def densenet() -> nn.Module:

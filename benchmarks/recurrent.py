@@ -157,9 +157,8 @@ def layer(make: Callable[[], nn.RNNBase], shape: tuple[int, ...]) -> lp.Task:
     return lp.Task(First(make()).eval(), example=inputs[0], evaluate=inputs[1:], dynamic=AXES)
 
 
-def spam() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Words [messages, TOKENS] by number, with 1 for spam: three quarters of the messages to train on, the others."""
-    messages = data.sms()
+def numbered(messages: data.Messages) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Words [messages, TOKENS] by number and classes, of the messages to train on and of those to test with."""
     counts = collections.Counter(word for text in messages.train.texts for word in _words(text))
     known = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0 pads, 1 is unknown
     train, test = ((_numbers(part.texts, known), part.labels) for part in (messages.train, messages.test))
@@ -170,7 +169,7 @@ def classifier() -> lp.Task:
     """The network trained on three quarters of the messages (kept in out/, made again when it is not there), and the
     others to judge it by.
     """
-    (train, train_labels), (test, test_labels) = spam()
+    (train, train_labels), (test, test_labels) = numbered(data.sms())
     torch.manual_seed(0)
     net = Classifier()
     kept = OUT / "lstm-spam.pt"
