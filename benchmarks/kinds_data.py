@@ -1,8 +1,8 @@
 """What each kind of network learns from, and by what it is judged: on samples that it never saw, never chosen by.
 
-Fashion-MNIST: 20,000 pictures to train with, 5,000 to choose by, the 10,000 test pictures to judge by. The text is the
-documentation that comes with Python, whole topics of it apart for each use. The graph joins each of scikit-learn's
-digits with the eight that resemble it most; the class of every tenth is known.
+Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), 5,000 to choose by, the 10,000 test pictures to
+judge by. The text is the documentation that comes with Python, whole topics of it apart for each use. The graph joins
+each of scikit-learn's digits with the eight that resemble it most; the class of every tenth is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import lilliput as lp
 
 Tensors = tuple[Tensor, ...]
 NOISY = 0.3  # the deviation of the noise that the U-Net takes away, where pixels go from 0 to 1
-DRAWS, DRAWN = 5, 5_000  # pictures of a generator are judged so many times, so many at a time
+DRAWS, DRAWN = 10, 2_500  # pictures of a generator are judged so many times, so many at a time
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,8 @@ class Adversarial(Lesson):
     """
 
     def fit(self, net: nn.Module, step: lp.Finetune) -> nn.Module:
-        assert (discriminator := self.beside) is not None
+        discriminator = self.beside
+        assert discriminator is not None
         torch.manual_seed(step.seed)
         rivals = (net, discriminator)
         first, second = (torch.optim.Adam(each.parameters(), step.lr, (0.5, 0.999)) for each in rivals)
@@ -261,7 +262,7 @@ def rivals(classifier: nn.Module) -> Lesson:
         return torch.tensor([_frechet(*wanted, *_moments(x)) for x in seen], dtype=torch.float64)
 
     torch.manual_seed(1)
-    judge, real = models.discriminator(), shuffled(2 * pixels("train") - 1)
+    judge, real = models.discriminator(), shuffled(2 * pixels("train")[:10_000] - 1, size=64)
     return Adversarial(real, None, _no_loss, (noise[0, :64],), score, beside=judge)
 
 

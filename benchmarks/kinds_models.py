@@ -17,7 +17,7 @@ import zoo_sequences as sequences
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CLASSES, LATENT, NOISE = 10, 16, 64
+CLASSES, LATENT, NOISE = 10, 16, 32
 CHARACTERS, STEPS = 97, 128  # of the text that GRU and decoder foretell: the most frequent, and at a time
 CLS = recurrent.WORDS  # the token before every message
 
@@ -131,18 +131,17 @@ class VAE(nn.Module):
 def generator() -> nn.Module:
     """Noise [n, NOISE, 1, 1] to pictures (DCGAN, Radford et al. 2016, arXiv 1511.06434)."""
     return nn.Sequential(
-        *(nn.ConvTranspose2d(NOISE, 128, 7, bias=False), nn.BatchNorm2d(128), nn.ReLU()),
-        *(nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
-        *(nn.ConvTranspose2d(64, 1, 4, 2, 1), nn.Tanh()),
+        *(nn.ConvTranspose2d(NOISE, 64, 7, bias=False), nn.BatchNorm2d(64), nn.ReLU()),
+        *(nn.ConvTranspose2d(64, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Tanh()),
     )
 
 
 def discriminator() -> nn.Module:
-    """Whether a picture is a real one: a single logit."""
+    """Whether a picture is a real one: a single logit, which no other picture of the batch has to do with."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 64, 4, 2, 1), nn.LeakyReLU(0.2)),
-        *(nn.Conv2d(64, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.LeakyReLU(0.2)),
-        *(nn.Flatten(), nn.Linear(128 * 49, 1)),
+        *(nn.Conv2d(1, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, 2, 1), nn.LeakyReLU(0.2)),
+        *(nn.Flatten(), nn.Linear(64 * 49, 1)),
     )
 
 
