@@ -3,7 +3,7 @@
 Each kind learns something real (kinds_data.py) and is judged by what belongs to it, as trained, right after pruning,
 and after the training that follows, on samples that were used for nothing else. Then it is saved, loaded by a process
 that has never seen it, exported, and run by ONNX Runtime; largest differences are those of any output, as a share of
-the largest. Where a network ends better than it began, the dense one is put through the same second training, too.
+the largest. The dense network is put through the same second training, too: what is missing then, pruning has cost.
 One training each, one thread: intervals are over test samples (for the generator over draws of noise), not over
 trainings.
 
@@ -32,7 +32,7 @@ from table import write
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.measure import Measurement, mean, paired_difference
+from lilliput.measure import mean, paired_difference
 
 OUT = Path("out") / "bench" / "kinds"
 FASHION, SPAM, REVIEWS = "Fashion-MNIST", "text messages: spam or not", "film reviews: praise or blame"
@@ -136,7 +136,7 @@ def row(known: Kind) -> dict[str, Any]:
         "change": unit * change.value,
         "change_low": unit * change.low,
         "change_high": unit * change.high,
-        **(alike(replace(lesson, beside=kept), dense, again, at_last, unit) if gained(change, known) else {}),
+        **alike(replace(lesson, beside=kept), dense, again, at_last, unit),
         "test_samples": len(was),
         "epochs": known.epochs[0],
         "epochs_again": known.epochs[1],
@@ -149,11 +149,6 @@ def row(known: Kind) -> dict[str, Any]:
         "tensors_as_they_were": sum(x.shape == y.shape for x, y in pairs(dense, small)),
         "skipped": pruned.data["skipped"],
     }
-
-
-def gained(change: Measurement, known: Kind) -> bool:
-    """A network that ends better than it began, since it was not done with learning: then the dense one is neither."""
-    return (change.value > 0) == known.higher
 
 
 def alike(lesson: data.Lesson, dense: nn.Module, again: lp.Finetune, at_last: Tensor, unit: int) -> dict[str, float]:

@@ -83,7 +83,7 @@ small = pruned.model  # an ordinary module; `net` stays as it is
 print(small)
 print(f"half the channels: distance {distance(small):.1f}")
 
-compete(small, discriminator, epochs=5)  # the same discriminator: a new one would have to learn first
+compete(small, discriminator, epochs=5)  # the same discriminator, with what it has learnt
 size = sum(lp.save(f"{OUT}/net.lil", small).values())
 print(f"after the loop: distance {distance(small):.1f}, {size:,} bytes")
 
