@@ -71,7 +71,7 @@ KINDS = (
     Kind("CNN", models.cnn, data.clothes, FASHION, ACCURACY, (4, 2), step=HALVES),
     Kind("ResNet", models.resnet, data.clothes, FASHION, ACCURACY, (4, 2), step=HALVES),
     Kind("MobileNet", models.mobilenet, data.clothes, FASHION, ACCURACY, (4, 2), step=SGD),
-    Kind("DenseNet", models.densenet, data.clothes, FASHION, ACCURACY, (4, 4), step=HALVES),
+    Kind("DenseNet", models.densenet, data.clothes, FASHION, ACCURACY, (4, 2), step=HALVES),
     Kind(
         "U-Net",
         models.unet,
