@@ -1,8 +1,8 @@
-"""What each kind of network learns from, and by what it is judged: on samples that it never saw, never chosen by.
+"""What each kind of network learns from, and by what it is judged: on samples that it never saw.
 
-Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), 5,000 to choose by, the 10,000 test pictures to
-judge by. The text is the documentation that comes with Python, whole topics of it apart for each use. The graph joins
-each of scikit-learn's digits with the eight that resemble it most; the class of every tenth is known.
+Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), 5,000 to validate with, the 10,000 test pictures
+to judge by. The text is the documentation that comes with Python, whole topics of it apart for each use. The graph
+joins each of scikit-learn's digits with the eight that resemble it most; the class of every tenth is known.
 """
 
 from __future__ import annotations
