@@ -1,8 +1,9 @@
 """What each kind of network learns from, and by what it is judged: on samples that it never saw.
 
-Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), 5,000 to validate with, the 10,000 test pictures
-to judge by. The text is the documentation that comes with Python, whole topics of it apart for each use. The graph
-joins each of scikit-learn's digits with the eight that resemble it most; the class of every tenth is known.
+Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), the 10,000 test pictures to set things up by, and
+the last 10,000 of its training pictures to judge by, which no setting was chosen with; likewise of all data. The text is
+the documentation that comes with Python, whole topics of it apart for each use. The graph joins each of scikit-learn's
+digits with the eight that resemble it most; the class of every tenth is known.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def shuffled(*tensors: Tensor, size: int = 128) -> DataLoader[Any]:
 
 @functools.cache
 def pictures() -> dict[str, tuple[Tensor, Tensor]]:
-    (x, y), test = fashion.read("train"), fashion.read("t10k")
-    return {"train": (x[:20_000], y[:20_000]), "validate": (x[-5_000:], y[-5_000:]), "test": test}
+    (x, y), validate = fashion.read("train"), fashion.read("t10k")
+    return {"train": (x[:20_000], y[:20_000]), "validate": validate, "test": (x[-10_000:], y[-10_000:])}
 
 
 def pixels(part: str) -> Tensor:
@@ -96,10 +97,10 @@ def clothes() -> Lesson:
 
 
 def messages() -> Lesson:
-    """Words; every eighth message of those to train with is one to choose by."""
-    (words, spam), test = recurrent.numbered(recurrent.data.sms())
+    """Words; every eighth message of the part to train with is kept to judge by."""
+    (words, spam), validate = recurrent.numbered(recurrent.data.sms())
     chosen = torch.arange(len(words)) % 8 == 0
-    return classes((words[~chosen], spam[~chosen]), (words[chosen], spam[chosen]), test, size=64)
+    return classes((words[~chosen], spam[~chosen]), validate, (words[chosen], spam[chosen]), size=64)
 
 
 def reviews() -> Lesson:
@@ -111,9 +112,9 @@ def reviews() -> Lesson:
         words = torch.cat([torch.full((len(words), 1), models.CLS), words], 1)
         return words, (words != 0).long()
 
-    (words, praise), test = recurrent.numbered(recurrent.data.reviews())
+    (words, praise), validate = recurrent.numbered(recurrent.data.reviews())
     chosen = torch.arange(len(words)) % 8 == 0
-    parts = ((words[~chosen], praise[~chosen]), (words[chosen], praise[chosen]), test)
+    parts = ((words[~chosen], praise[~chosen]), validate, (words[chosen], praise[chosen]))
     return classes(*((*taken(x), y) for x, y in parts), size=64)
 
 
@@ -166,7 +167,7 @@ def prose() -> Lesson:
     texts: dict[str, list[str]] = {"train": [], "validate": [], "test": []}
     for name, text in sorted(topics.items()):
         place = hashlib.sha256(name.encode()).digest()[0]
-        texts["test" if place < 32 else "validate" if place < 64 else "train"].append(text)
+        texts["validate" if place < 32 else "test" if place < 64 else "train"].append(text)
     common = collections.Counter("".join(texts["train"])).most_common(models.CHARACTERS - 1)
     known = {character: i + 1 for i, (character, _) in enumerate(common)}  # 0 is unknown
 
@@ -199,7 +200,7 @@ def likeness() -> Lesson:
     nodes, labels = torch.from_numpy(x).float() / 16, torch.from_numpy(y).long()
     edges = torch.from_numpy(np.stack([near.col, near.row])).long()  # from the one that resembles
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, chosen, test = order[:180], order[180:360], order[360:]
+    train, test, chosen = order[:180], order[180:360], order[360:]
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
         nodes, edges, rows, labels = batch
