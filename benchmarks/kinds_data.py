@@ -1,9 +1,9 @@
 """What each kind of network learns from, and by what it is judged: on samples that it never saw.
 
 Fashion-MNIST: 20,000 pictures to train with (10,000 for a generator), the 10,000 test pictures to set things up by, and
-the last 10,000 of its training pictures to judge by, which no setting was chosen with; likewise of all data. The text is
-the documentation that comes with Python, whole topics of it apart for each use. The graph joins each of scikit-learn's
-digits with the eight that resemble it most; the class of every tenth is known.
+the last 10,000 of its training pictures to judge by, with which no setting was chosen; likewise of all data. The text
+is the documentation that comes with Python, whole topics of it apart for each use. The graph joins each of
+scikit-learn's digits with the eight that resemble it most; the class of every tenth is known.
 """
 
 from __future__ import annotations
