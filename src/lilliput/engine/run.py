@@ -24,7 +24,7 @@ from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import changes, repeated, without
+from lilliput.model.depth import changes, described, relied_on, repeated, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
@@ -242,8 +242,10 @@ class Driver:
         return choice(high)
 
     def shrink(self, going: Going) -> None:
-        for edit, given in self._shrinking().proven(atom for atoms in going.values() for atom in atoms):
+        made, untold = self._shrinking().described(atom for atoms in going.values() for atom in atoms)
+        for edit, given in made:
             self._edit(edit, given)
+        self._tell_untold(untold)
 
     def _shrinking(self) -> Shrinking:
         coupled = self.coupling()
@@ -266,16 +268,24 @@ class Driver:
                 next="prune layers first, then channels",
             )
         refused, gone, expected = dict[str, str](), list[str](), shapes(self.model, self.example)
+        needed = relied_on(self.model, self.example)
         for done, path in enumerate(layers):
             self.progress("leaving layers out", done, len(layers))
-            why = misfit(self.model, without(self.model, [*gone, path]), self.example, expected)
+            why = f"{needed[path]} reads something else that it makes" if path in needed else ""
+            why = why or misfit(self.model, without(self.model, [*gone, path]), self.example, expected)
             if why:
                 refused[path] = why
             else:
                 gone.append(path)
-        for edit, given in without(self.model, gone):
+        made, untold = described(self.model, without(self.model, gone), self.example)
+        for edit, given in made:
             self._edit(edit, given)
+        self._tell_untold(untold)
         return refused
+
+    def _tell_untold(self, why: str) -> None:
+        if why:
+            self.skip("config", f"keeps the old sizes: {why}; save the network by lilliput.save")
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lilliput.model.capture import Inputs
-from lilliput.model.structure import KeepChildren
-from lilliput.model.trial import Change
+from lilliput.model.config_fit import Untold
+from lilliput.model.configured import TOLERANCE, check_made_again, told
+from lilliput.model.coupling.sizes import numbers_read
+from lilliput.model.structure import KeepChildren, KeepEntries
+from lilliput.model.trial import Change, answers, changed
 from lilliput.modes import eval_mode
+from lilliput.outputs import departure
 
 
 def repeated(model: nn.Module) -> list[str]:
@@ -66,6 +71,43 @@ def changes(model: nn.Module, batches: Iterable[Inputs]) -> dict[str, float]:
     return {path: sum(found) / len(found) for path, found in sums.items() if path not in unlike}
 
 
+def relied_on(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Repeated layers that others need for more than what flows through, and what reads that of each.
+
+    Such as the first of T5, which makes the biases of positions that all layers are given.
+    """
+    layers = {path: model.get_submodule(path) for path in repeated(model)}
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held so that no other takes their place
+    given: dict[str, set[int]] = {}
+    found: dict[str, str] = {}
+
+    def before(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given[path] = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            for maker in (made[x][0] for x in given[path] & made.keys()):
+                if not path.startswith(f"{maker}."):
+                    found.setdefault(maker, path)
+
+        return hook
+
+    def after(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            for x in tree_leaves(output)[1:]:
+                if isinstance(x, Tensor) and id(x) not in given[path]:
+                    made.setdefault(id(x), (path, x))
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(before(path), with_kwargs=True) for path, layer in layers.items()]
+    hooks += [layer.register_forward_hook(after(path)) for path, layer in layers.items()]
+    try:
+        answers(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def without(model: nn.Module, paths: Iterable[str]) -> list[Change]:
     """The edits that leave these children of lists out; those within a layer that goes are no matter."""
     gone: dict[str, set[str]] = defaultdict(set)
@@ -78,3 +120,20 @@ def without(model: nn.Module, paths: Iterable[str]) -> list[Change]:
         kept = tuple(i for i, name in enumerate(children) if name not in names)
         found.append((KeepChildren(container, len(children), kept), {}))
     return found
+
+
+def described(model: nn.Module, made: list[Change], inputs: Inputs) -> tuple[list[Change], str]:
+    """These edits, with those by which configs tell what is left; or without, and why they cannot."""
+    small = changed(model, made)
+    try:
+        also = told(model, small, made, numbers_read(small, inputs))
+        if not also:
+            return made, ""
+        whole = changed(model, [*made, *also])
+        listed = any(isinstance(edit, KeepEntries) for edit, _ in also)  # by which what a layer is of a kind is right
+        if not listed and not departure(answers(small, inputs), answers(whole, inputs)) <= TOLERANCE:
+            raise Untold("layers compute by their number")
+        check_made_again(model, whole, inputs)
+    except Untold as error:
+        return made, str(error)
+    return [*made, *also], ""

@@ -7,7 +7,6 @@ kept by scaling the layer that makes the queries.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,10 +59,10 @@ def _changed(before: ExportedProgram, after: ExportedProgram) -> Iterator[tuple[
     """Calls that scale by another number than before, with what makes up for it."""
     for one, other in zip(_calls(before.graph), _calls(after.graph), strict=True):
         op, old, new = op_name(one), arguments(one), arguments(other)
-        if op == "scaled_dot_product_attention" and old["scale"] is None:
-            a, b = (given["query"].meta["val"].shape[-1] for given in (old, new))
+        if op == "scaled_dot_product_attention":
+            a, b = (given["scale"] or given["query"].meta["val"].shape[-1] ** -0.5 for given in (old, new))
             if a != b:
-                yield one, math.sqrt(b / a)
+                yield one, a / b
         elif op in ("mul", "div"):
             c, d = _constant(old.get("other"), before), _constant(new.get("other"), after)
             if c is not None and d is not None and c != d and c and d:

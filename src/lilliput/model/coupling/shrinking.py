@@ -19,6 +19,8 @@ from torch import nn
 from lilliput.errors import CaptureError, reason
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
+from lilliput.model.config_fit import Untold
+from lilliput.model.configured import TOLERANCE, check_made_again, told
 from lilliput.model.coupling.flow import Number
 from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
@@ -30,7 +32,6 @@ from lilliput.modes import eval_mode, exact_products
 from lilliput.outputs import departure
 from lilliput.progress import Progress, silent
 
-_TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 _MOST = 24  # ways to choose attributes that are tried for one group
 
 
@@ -139,13 +140,13 @@ class Shrinking:
     def _length(self, number: Number, gone: Iterable[int]) -> int:
         return int(self.coupling.left(number.axis, gone).sum())
 
-    def proven(self, gone: Iterable[int]) -> list[Change]:
+    def proven(self, gone: Iterable[int], also: Sequence[Change] = ()) -> list[Change]:
         """The edits that remove these atoms, made in a copy, captured again and compared with the network masked.
 
-        Raises CaptureError where the copy makes other calls or computes something else.
+        `also` are made after them. Raises CaptureError where the copy makes other calls or computes something else.
         """
         gone = set(gone)
-        with eval_mode(trial := changed(self.model, self.changes(gone))), quiet():
+        with eval_mode(trial := changed(self.model, [*self.changes(gone), *also])), quiet():
             after = program(trial, self.inputs, {})
         if operators(after.graph) != operators(self.coupling.captured.graph):
             raise CaptureError(
@@ -153,17 +154,32 @@ class Shrinking:
                 why="its source asks for their number",
                 next="leave them in place, by where=",
             )
-        changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
+        changes = [*self.changes(gone, rows=rescaled_rows(self.coupling, after)), *also]
         with exact_products(), same_chance():
             small = answers(changed(self.model, changes), self.inputs)
             apart = departure(masked(self.coupling, gone, self.inputs), small)
-        if not apart <= _TOLERANCE:
+        if not apart <= TOLERANCE:
             raise CaptureError(
                 "without these slices the network computes something else than with the slices set to zero",
                 why=f"its answers are {apart:.2g} of the largest apart",
                 next="leave them in place, by where=",
             )
         return changes
+
+    def described(self, gone: Iterable[int]) -> tuple[list[Change], str]:
+        """The proven edits, with those by which configs tell what is left; or without, and why they cannot."""
+        gone = set(gone)
+        changes = self.proven(gone)
+        small = changed(self.model, changes)
+        try:
+            also = told(self.model, small, changes, numbers_read(small, self.inputs))
+            if also:
+                whole = self.proven(gone, also)
+                check_made_again(self.model, changed(self.model, whole), self.inputs)
+                return whole, ""
+        except (Untold, CaptureError) as error:
+            return changes, reason(error).partition(": ")[2]
+        return changes, ""
 
     def without(self, gone: Iterable[int]) -> nn.Module:
         """A copy of the network without these atoms, not proven."""
