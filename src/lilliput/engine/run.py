@@ -24,7 +24,7 @@ from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import changes, described, relied_on, repeated, without
+from lilliput.model.depth import changes, relied_on, repeated, with_configs, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
@@ -277,7 +277,7 @@ class Driver:
                 refused[path] = why
             else:
                 gone.append(path)
-        made, untold = described(self.model, without(self.model, gone), self.example)
+        made, untold = with_configs(self.model, without(self.model, gone), self.example)
         for edit, given in made:
             self._edit(edit, given)
         self._tell_untold(untold)

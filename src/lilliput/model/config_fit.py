@@ -107,10 +107,11 @@ class Fit:
             raise Untold(f"{type(self.old).__name__} is not made by its config alone ({reason(error)})") from None
         if shapes_of(base) != shapes_of(self.old):
             raise Untold(f"{type(self.old).__name__} makes other tensors of its config than it has")
-        self.before, after = lengths(base), lengths(self.new)
+        self.before, run, after = lengths(base), lengths(self.old), lengths(self.new)
         for key in self.before.keys() & after.keys():
             path, name = key
-            if name.startswith("[") or name == _LENGTH or name in self.read.get(path, {}):
+            number = name in self.read.get(path, {}) and run.get(key) == self.before[key]  # that no forward sets
+            if number or name.startswith("[") or name == _LENGTH:
                 self.wanted[key] = after[key]
 
     @property
@@ -120,20 +121,34 @@ class Fit:
     def found(self) -> tuple[Any, dict[Leaf, tuple[int, ...]]]:
         """The config that makes the network as it is now, and the entries of its lists that were kept.
 
+        Numbers that a forward reads stay what they are where that can be, or else only those that had to change.
         Raises Untold where there is none.
         """
         changed = {key: n for key, n in self.wanted.items() if n != self.before[key]}
         values = {a: v for a, v in leaves(self.config) if any(self.before[key] % v == 0 for key in changed)}
         depends = self._depends(values, {self.before[key] for key in changed if key[1] == _LENGTH})
-        ratios = {key: Fraction(self.wanted[key], self.before[key]) for key in depends}
         failed = ""
-        for solution in islice(solutions(ratios, depends, values), _MOST):
-            for kept in self._cuts(solution, values, depends):
-                config = with_numbers(self.config, solution, kept)
-                failed = self._misfit(config)
-                if not failed:
-                    return config, kept
-        raise Untold(failed or "no numbers of it give these widths: they differ from layer to layer")
+        for _ in range(2):
+            ratios = {key: Fraction(self.wanted[key], self.before[key]) for key in depends.keys() & self.wanted.keys()}
+            depends = {key: depends[key] for key in sorted(ratios)}
+            apart = contradiction(ratios, depends)
+            failed = self._worded(*apart, depends) if apart else ""
+            for solution in islice(solutions(ratios, depends, values), _MOST):
+                for kept in self._cuts(solution, values, depends):
+                    config = with_numbers(self.config, solution, kept)
+                    misfit = self._misfit(config)
+                    if not misfit:
+                        return config, kept
+                    failed = failed or misfit
+            self.wanted = {
+                key: n for key, n in self.wanted.items() if n != self.before[key] or key[1].startswith(("[", _LENGTH))
+            }
+        raise Untold(failed or "no numbers of it give all these widths together")
+
+    def _worded(self, one: Key, other: Key, depends: Mapping[Key, Mapping[Leaf, bool]]) -> str:
+        names = " and ".join(sorted(".".join(map(str, leaf)) for leaf in depends[one]))
+        two = (f"{_called(key)} is {self.wanted[key]} of {self.before[key]}" for key in (one, other))
+        return f"{', '.join(two)}, and {names} stands for both"
 
     def _depends(self, values: Values, counts: set[int]) -> dict[Key, dict[Leaf, bool]]:
         """By which numbers each length is made; of each, whether the length is a multiple of it."""
@@ -183,7 +198,7 @@ class Fit:
         numbers = lengths(small)
         for key, n in self.wanted.items():
             if numbers.get(key, n) != n:
-                return f"{'.'.join(key)} would be {numbers[key]} for {n}"
+                return f"{_called(key)} would be {numbers[key]} for {n}"
         return ""
 
 
@@ -199,9 +214,9 @@ def solutions(
     >>> list(solutions({("q", "[0]"): Fraction(1, 4), ("norm", "[0]"): Fraction(1, 2)}, lengths, {a: 4, b: 12}))
     [{('heads',): 2, ('width',): 6}]
     """
+    if contradiction(ratios, depends):
+        return
     products = {frozenset(by): ratios[key] for key, by in depends.items() if all(by.values())}
-    if any(products[frozenset(by)] != ratios[key] for key, by in depends.items() if all(by.values())):
-        return  # what is made by the same numbers shrank by different ratios
     yield from ({**values, **found} for found in _solved(products, values, {}))
 
 
@@ -227,3 +242,18 @@ def _solved(products: Mapping[frozenset[Leaf], Fraction], values: Values, known:
         yield found
     for leaf in open_ends:
         yield from _solved(products, values, {**found, leaf: values[leaf]})
+
+
+def contradiction(ratios: Mapping[Key, Fraction], depends: Mapping[Key, Mapping[Leaf, bool]]) -> tuple[Key, Key] | None:
+    """Two lengths that are multiples of the same numbers and did not shrink alike, if there are."""
+    first: dict[frozenset[Leaf], Key] = {}
+    for key, by in depends.items():
+        other = first.setdefault(frozenset(by), key)
+        if all(by.values()) and ratios[other] != ratios[key]:
+            return other, key
+    return None
+
+
+def _called(key: Key) -> str:
+    path, name = key
+    return f"{path}{name}" if name.startswith("[") else ".".join(filter(None, key))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from lilliput.errors import reason
+from lilliput.errors import CaptureError, reason
 from lilliput.model.capture import Inputs
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
+from lilliput.model.held import passing_buffers
 from lilliput.model.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
 from lilliput.model.trial import Change, answers, changed
 from lilliput.modes import exact_products
@@ -20,14 +21,43 @@ from lilliput.outputs import departure
 TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 
 
-def told(
+def described(
+    model: nn.Module,
+    made: list[Change],
+    inputs: Inputs,
+    read: Callable[[nn.Module, Inputs], Mapping[str, Mapping[str, int]]],
+    again: Callable[[list[Change]], list[Change]],
+) -> tuple[list[Change], str]:
+    """The edits `made` with those by which configs tell the new sizes; or without, and why they cannot.
+
+    `read` tells the numbers that the forward of each module reads, `again` makes the edits with others behind them and
+    raises CaptureError or Untold where the network then computes something else.
+    """
+    small = changed(model, made)
+    try:
+        also = _told(model, small, made, read(small, inputs))
+        if not also:
+            return made, ""
+        whole = again(also)
+        _check_made_again(model, changed(model, whole), inputs)
+    except (Untold, CaptureError) as error:
+        lost = ", ".join(_lost(model, small))
+        return made, f"{lost} is computed from sizes alone, and lost parts" if lost else reason(error).partition(": ")[
+            2
+        ]
+    return whole, ""
+
+
+def _lost(before: nn.Module, after: nn.Module) -> str:
+    """A buffer that no file of a library holds, such as frequencies of positions, that lost some of its numbers."""
+    held, left = passing_buffers(before), passing_buffers(after)
+    return next((name for name, x in left.items() if name in held and x.shape != held[name].shape), "")
+
+
+def _told(
     before: nn.Module, after: nn.Module, changes: Iterable[Change], read: Mapping[str, Mapping[str, int]]
 ) -> list[Change]:
-    """The edits by which the configs of `after` tell its sizes; `changes` made it of `before`.
-
-    With the numbers of configs go those that modules took from them. `read` are the numbers that the forward of each
-    module of `after` reads. Raises Untold where no config can tell them.
-    """
+    """The edits by which the configs of `after`, and modules beside them, hold the numbers that `changes` led to."""
     kept = {edit.container: edit.kept for edit, _ in changes if isinstance(edit, KeepChildren)}
     found: list[Change] = []
     for path in _owners(before, after):
@@ -38,7 +68,7 @@ def told(
     return found
 
 
-def check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> None:
+def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> None:
     """Raise Untold where what classes make of the configs in `after` computes something else, given the same tensors.
 
     That is what saving a network by its library and loading it comes to.
@@ -56,7 +86,7 @@ def check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> Non
         if not apart <= TOLERANCE:
             raise Untold(
                 f"made again by it, the network answers otherwise ({apart:.2g} of the largest apart): it computes"
-                " something from its sizes alone that has lost parts, such as the frequencies of rotary positions"
+                " something from its sizes alone"
             )
 
 

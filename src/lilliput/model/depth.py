@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lilliput.model.capture import Inputs
 from lilliput.model.config_fit import Untold
-from lilliput.model.configured import TOLERANCE, check_made_again, told
+from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.sizes import numbers_read
 from lilliput.model.structure import KeepChildren, KeepEntries
 from lilliput.model.trial import Change, answers, changed
@@ -122,18 +122,14 @@ def without(model: nn.Module, paths: Iterable[str]) -> list[Change]:
     return found
 
 
-def described(model: nn.Module, made: list[Change], inputs: Inputs) -> tuple[list[Change], str]:
-    """These edits, with those by which configs tell what is left; or without, and why they cannot."""
-    small = changed(model, made)
-    try:
-        also = told(model, small, made, numbers_read(small, inputs))
-        if not also:
-            return made, ""
-        whole = changed(model, [*made, *also])
-        listed = any(isinstance(edit, KeepEntries) for edit, _ in also)  # by which what a layer is of a kind is right
-        if not listed and not departure(answers(small, inputs), answers(whole, inputs)) <= TOLERANCE:
+def with_configs(model: nn.Module, made: list[Change], inputs: Inputs) -> tuple[list[Change], str]:
+    """Edits that leave layers out, with those by which configs tell it; or without, and why they cannot."""
+
+    def again(also: list[Change]) -> list[Change]:
+        one, other = (answers(changed(model, edits), inputs) for edits in (made, [*made, *also]))
+        kinds = any(isinstance(edit, KeepEntries) for edit, _ in also)  # a layer is of another kind without them
+        if not kinds and not departure(one, other) <= TOLERANCE:
             raise Untold("layers compute by their number")
-        check_made_again(model, whole, inputs)
-    except Untold as error:
-        return made, str(error)
-    return [*made, *also], ""
+        return [*made, *also]
+
+    return described(model, made, inputs, numbers_read, again)

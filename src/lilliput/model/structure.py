@@ -15,6 +15,7 @@ from lilliput.errors import FormatError
 from lilliput.model.config import is_config, own_configs
 from lilliput.model.edit import CARRIERS, SAME, Edit, owner_at
 
+_INDEX = ("idx", "index", "id", "number")  # how attributes end that hold the place of a module in a list
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 
 
@@ -179,7 +180,7 @@ class KeepChildren(Edit):
         for name in _numbered(children):
             for i, k in enumerate(self.kept):
                 path, _, attribute = name.rpartition(".")
-                vars(_within(children[k], path))[attribute] = i
+                vars(children[k].get_submodule(path))[attribute] = i
         owner._modules.clear()
         owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})
         return True
@@ -205,22 +206,19 @@ def _holder(root: nn.Module, module: str, name: str) -> tuple[dict[str, Any], st
     return holder, first
 
 
-def _numbered(children: list[nn.Module | None]) -> list[str]:
-    """The attributes, by path, that hold 0, 1, 2 … in as many modules of a list."""
-    if len(children) < 2 or not all(isinstance(child, nn.Module) for child in children):
-        return []
-    inside = [dict(child.named_modules()) for child in children if child is not None]
-    names = [(path, name) for path, module in inside[-1].items() for name in vars(module)]
+def _numbered(children: list[nn.Module]) -> list[str]:
+    """The attributes, by path, that hold the number of their module in a list: 0, 1, 2 …, and are called after that."""
+    inside = [dict(child.named_modules()) for child in children]
+    names = [(path, name) for path, module in inside[-1].items() for name in vars(module) if name.endswith(_INDEX)]
     return [
         f"{path}.{name}"
         for path, name in names
-        if all(type(n := vars(one.get(path, nn.Module())).get(name)) is int and n == i for i, one in enumerate(inside))
+        if len(inside) > 1 and all(path in one and _is(vars(one[path]).get(name), i) for i, one in enumerate(inside))
     ]
 
 
-def _within(module: nn.Module | None, path: str) -> nn.Module:
-    assert module is not None
-    return module.get_submodule(path)
+def _is(x: Any, number: int) -> bool:
+    return type(x) is int and x == number
 
 
 def _check_kept(kept: tuple[int, ...], count: int, where: str) -> None:

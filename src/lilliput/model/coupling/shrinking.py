@@ -19,8 +19,7 @@ from torch import nn
 from lilliput.errors import CaptureError, reason
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
-from lilliput.model.config_fit import Untold
-from lilliput.model.configured import TOLERANCE, check_made_again, told
+from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.flow import Number
 from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
@@ -169,17 +168,8 @@ class Shrinking:
     def described(self, gone: Iterable[int]) -> tuple[list[Change], str]:
         """The proven edits, with those by which configs tell what is left; or without, and why they cannot."""
         gone = set(gone)
-        changes = self.proven(gone)
-        small = changed(self.model, changes)
-        try:
-            also = told(self.model, small, changes, numbers_read(small, self.inputs))
-            if also:
-                whole = self.proven(gone, also)
-                check_made_again(self.model, changed(self.model, whole), self.inputs)
-                return whole, ""
-        except (Untold, CaptureError) as error:
-            return changes, reason(error).partition(": ")[2]
-        return changes, ""
+        made = self.proven(gone)
+        return described(self.model, made, self.inputs, numbers_read, lambda also: self.proven(gone, also))
 
     def without(self, gone: Iterable[int]) -> nn.Module:
         """A copy of the network without these atoms, not proven."""
