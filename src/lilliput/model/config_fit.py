@@ -190,7 +190,8 @@ class Fit:
         try:
             small = made(type(self.old), config, "meta")
         except Exception as error:  # what the config or the class checks
-            return f"it refuses such numbers ({reason(error)})"
+            why = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            return f"it refuses such numbers ({why})"
         one, other = shapes_of(small), shapes_of(self.new)
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):

@@ -41,10 +41,9 @@ def described(
         whole = again(also)
         _check_made_again(model, changed(model, whole), inputs)
     except (Untold, CaptureError) as error:
-        lost = ", ".join(_lost(model, small))
-        return made, f"{lost} is computed from sizes alone, and lost parts" if lost else reason(error).partition(": ")[
-            2
-        ]
+        lost = _lost(model, small)
+        why = f"{lost} is computed from sizes alone and lost parts (where=('*', '!{lost}') leaves it whole)"
+        return made, why if lost else reason(error).partition(": ")[2]
     return whole, ""
 
 
