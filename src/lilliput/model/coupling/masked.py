@@ -1,7 +1,8 @@
 """What a network computes with slices masked: what a shrunk one must compute too.
 
 The captured graph of the original is run with every slice that is gone set to zero, in all tensors that it touches.
-What is normalised or averaged over an axis that lost positions is so over those that are left.
+What is normalised or averaged over an axis that lost positions is so over those that are left, but for the divisor of
+an RMS norm, which stays what it is over all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lilliput.model.capture import Inputs
 from lilliput.model.coupling.atoms import Axis
 from lilliput.model.coupling.flow import Reading, op_name
 from lilliput.model.coupling.groups import Coupling
+from lilliput.model.coupling.rescaling import narrowed
 from lilliput.model.coupling.rules_elements import REDUCES, takes_statistics
 
 _OVER_LAST = ("layer_norm", "rms_norm")
@@ -50,6 +52,7 @@ class _Masked(Interpreter):
     def __init__(self, coupling: Coupling, gone: Collection[int]) -> None:
         super().__init__(coupling.captured.graph_module)
         self.flow, self.gone = coupling.flow, np.array(sorted(gone), np.int64)
+        self.narrowed = narrowed(coupling, gone)
 
     def left(self, axis: Axis) -> npt.NDArray[np.bool_]:
         return self.flow.atoms.left(axis, self.gone)
@@ -61,6 +64,11 @@ class _Masked(Interpreter):
         return x
 
     def run_node(self, node: Node) -> Any:
+        _, factor = self.narrowed.get(node, ("", 1.0))
+        result = self._of_what_is_left(node)
+        return result if factor == 1 else result * factor
+
+    def _of_what_is_left(self, node: Node) -> Any:
         if node.op != "call_function" or op_name(node) not in _OVER or node not in self.flow.axes:
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)

@@ -153,7 +153,7 @@ class Shrinking:
                 why="its source asks for their number",
                 next="leave them in place, by where=",
             )
-        changes = [*self.changes(gone, rows=rescaled_rows(self.coupling, after)), *also]
+        changes = [*self.changes(gone, rows=rescaled_rows(self.coupling, after, gone)), *also]
         with exact_products(), same_chance():
             small = answers(changed(self.model, changes), self.inputs)
             apart = departure(masked(self.coupling, gone, self.inputs), small)
