@@ -2,7 +2,7 @@
 
 Residual networks of five blocks (width 64) with RMS or layer norms, trained on MNIST's digits, lose the channels of
 their residual stream that are smallest; nothing is trained afterwards. *By width* is the root of the ratio of widths,
-what `Prune` does for RMS norms: the divisor stays what it is over all channels with those that went zero. *By what
+what `Prune` does: for RMS norms, the divisor of all channels with those that went zero. *By what
 flows* is the root of the ratio of the mean squares (variances, for layer norms) over the channels that stay and over
 all, on the training pictures. Differences to gains left as they are, paired over the seeds, with intervals of 95 %.
 

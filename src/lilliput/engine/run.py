@@ -242,7 +242,10 @@ class Driver:
         return choice(high)
 
     def shrink(self, going: Going) -> None:
-        made, untold = self._shrinking().described(atom for atoms in going.values() for atom in atoms)
+        gone = {atom for atoms in going.values() for atom in atoms}
+        made, untold = self._shrinking().described(gone)
+        for path in self._shrinking().not_rescaled(gone):
+            self.skip(path, "a norm over fewer channels now, whose gains are no parameter of its own to scale up")
         for edit, given in made:
             self._edit(edit, given)
         self._tell_untold(untold)

@@ -4,13 +4,14 @@ Code that writes ``scores / math.sqrt(q.shape[-1])``, or leaves the scale to `sc
 less once channels of the queries are gone, though the products they are left out of were small. The scale that was is
 kept by scaling the layer that makes the queries.
 
-An RMS norm divides by the root of a sum of squares over its width: over fewer channels it divides by more than where
-the same channels are zero. Its gains are scaled up by the root of the ratio of the widths.
+An RMS or layer norm divides by the root of a mean of squares over its width: over fewer channels it divides by more
+than where the same channels are zero. Its gains are scaled up by the root of the ratio of the widths.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from lilliput.model.coupling.atoms import Axis
-from lilliput.model.coupling.flow import Flow, arguments, op_name
+from lilliput.model.coupling.flow import Flow, Reading, arguments, op_name
 from lilliput.model.coupling.groups import Coupling
 
 Rows = tuple[int, Tensor]  # an axis of a tensor, and by what each position along it is multiplied
+NORMS = ("layer_norm", "rms_norm")  # over the last axes, with gains
 _TO_GAINS = frozenset({"add", "rsqrt", "sqrt", "reciprocal", "pow", "clamp", "mul", "div", "to", "_to_copy", "type_as"})
 _FURTHEST = 8  # calls from a mean of squares to the product with the gains
 _PASSES = frozenset({"view", "reshape", "transpose", "permute", "add", "sub", "to", "contiguous", "clone"})
@@ -61,27 +63,37 @@ def rescaled_rows(coupling: Coupling, after: ExportedProgram, gone: Collection[i
 
 
 def narrowed(coupling: Coupling, gone: Collection[int]) -> dict[Node, tuple[str, float]]:
-    """The calls that multiply what an RMS norm over fewer channels gives by its gains: their path, and by how much."""
+    """The calls that multiply what a norm over fewer channels gives by its gains: the path of these, and by how much."""
+    found = {by: (path, factor) for _, by, path, factor in _narrowed(coupling, gone) if path}
+    calls = Counter(path for path, _ in found.values())
+    return {by: (path, factor) for by, (path, factor) in found.items() if calls[path] == 1}
+
+
+def not_rescaled(coupling: Coupling, gone: Collection[int]) -> set[str]:
+    """The modules whose norm is over fewer channels and has no gains that can make up for it."""
+    known = narrowed(coupling, gone)
+    return {Reading.of(node, coupling.flow).module for node, by, _, _ in _narrowed(coupling, gone) if by not in known}
+
+
+def _narrowed(coupling: Coupling, gone: Collection[int]) -> Iterator[tuple[Node, Node, str, float]]:
+    """Each norm over fewer channels, its product with its gains, their path if they are a parameter, the factor."""
     signature = coupling.captured.graph_signature
-    found: dict[Node, tuple[str, float]] = {}
     for node in _calls(coupling.captured.graph):
         x = _normalised(node)
         axes = coupling.flow.axes.get(x) if x is not None else None
-        if not axes:
+        left = coupling.left(axes[-1], gone) if axes else np.ones(1, bool)
+        if left.all():
             continue
-        left = coupling.left(axes[-1], gone)
-        by, gain = (node, arguments(node)["weight"]) if op_name(node) == "rms_norm" else _multiplied_by(node)
+        by, gain = (node, arguments(node)["weight"]) if op_name(node) in NORMS else _multiplied_by(node)
         path = signature.inputs_to_parameters.get(gain.name, "") if isinstance(gain, Node) else ""
-        if not left.all() and path in coupling.held and len(coupling.held[path]) == 1:
-            found[by] = path, math.sqrt(len(left) / int(left.sum()))
-    alone = {path: {by for by, (other, _) in found.items() if other == path} for path, _ in found.values()}
-    return {by: (path, f) for by, (path, f) in found.items() if len(alone[path]) == 1}
+        known = path in coupling.held and len(coupling.held[path]) == 1
+        yield node, by, path if known else "", math.sqrt(len(left) / int(left.sum()))
 
 
 def _normalised(node: Node) -> Node | None:
-    """What an RMS norm is taken of, of its call or of the mean of squares in one that is spelt out."""
+    """What a norm is taken of, of its call, or of the mean of squares in an RMS norm that is spelt out."""
     given = arguments(node)
-    if op_name(node) == "rms_norm":
+    if op_name(node) in NORMS:
         return node.all_input_nodes[0] if len(given["normalized_shape"]) == 1 else None
     square = node.all_input_nodes[0] if node.all_input_nodes else None
     if op_name(node) != "mean" or square is None or square.op != "call_function" or len(square.all_input_nodes) != 1:

@@ -23,7 +23,7 @@ from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.flow import Number
 from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
-from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
+from lilliput.model.coupling.rescaling import Rows, multiplied, not_rescaled, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
 from lilliput.model.structure import Resize, SetNumber
 from lilliput.model.trial import Change, answers, changed, misfit, same_chance, shapes
@@ -170,6 +170,10 @@ class Shrinking:
         gone = set(gone)
         made = self.proven(gone)
         return described(self.model, made, self.inputs, numbers_read, lambda also: self.proven(gone, also))
+
+    def not_rescaled(self, gone: Iterable[int]) -> set[str]:
+        """The modules whose norm gives less without these atoms, since it has no gains to scale up."""
+        return not_rescaled(self.coupling, set(gone))
 
     def without(self, gone: Iterable[int]) -> nn.Module:
         """A copy of the network without these atoms, not proven."""
