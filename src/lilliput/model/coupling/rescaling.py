@@ -63,7 +63,7 @@ def rescaled_rows(coupling: Coupling, after: ExportedProgram, gone: Collection[i
 
 
 def narrowed(coupling: Coupling, gone: Collection[int]) -> dict[Node, tuple[str, float]]:
-    """The calls that multiply what a norm over fewer channels gives by its gains: the path of these, and by how much."""
+    """The calls that multiply by the gains of a norm over fewer channels: the path of these, and by how much."""
     found = {by: (path, factor) for _, by, path, factor in _narrowed(coupling, gone) if path}
     calls = Counter(path for path, _ in found.values())
     return {by: (path, factor) for by, (path, factor) in found.items() if calls[path] == 1}
