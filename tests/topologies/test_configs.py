@@ -156,10 +156,27 @@ def test_what_a_config_cannot_tell_is_told(name: str, step: lp.Prune, why: str) 
 def test_a_module_of_the_users_that_keeps_a_config_is_passed_by(tmp_path: Path) -> None:
     model, inputs = subject("bert").build()
     model.config = model.model.config
-    driver = driven(model, inputs, CHANNELS)
-    assert driver.model.config is driver.model.model.config and driver.model.config.hidden_size == 24
-    assert model.config.hidden_size == 48
+    driver = driven(model, inputs, LAYERS)
+    assert driver.model.config is driver.model.model.config and driver.model.config.num_hidden_layers == 1
+    assert model.config.num_hidden_layers == 2
     torch.testing.assert_close(answers(loaded_again(driver.model, tmp_path), inputs), answers(driver.model, inputs))
+
+
+def test_a_config_that_makes_no_module_is_told() -> None:
+    class Attention(nn.Module):
+        def __init__(self, config: Any, layer_idx: int) -> None:
+            super().__init__()
+            self.config, self.layer_idx = config, layer_idx
+            self.up, self.down = nn.Linear(8, config.hidden_size), nn.Linear(config.hidden_size, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
+
+    config = subject("bert").build()[0].model.config
+    net = nn.Sequential(nn.Linear(4, 8), *(Attention(config, i) for i in range(3))).eval()
+    driver = driven(net, (torch.randn(2, 4),), CHANNELS)
+    assert "Attention is not made by its config alone" in driver.skipped["config"]
+    assert not started(net, (torch.randn(2, 4),)).drop(["1"])
 
 
 def test_a_network_pruned_again_loads_again(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class Driver:
 
     def _tell_untold(self, why: str) -> None:
         if why:
-            self.skip("config", f"keeps the old sizes: {why}; save the network by lilliput.save")
+            self.skipped.setdefault("config", f"keeps the old sizes: {why}; save the network by lilliput.save")
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+OWN = "_lilliput_configs"  # attribute of a root: the configs that it alone holds
+
 
 def is_config(x: Any) -> bool:
     """Whether an attribute is a config: no module, and goes to a dict and comes back from one."""
@@ -16,15 +18,13 @@ def is_config(x: Any) -> bool:
     )
 
 
-def configs(root: nn.Module) -> dict[str, Any]:
-    """The config of each module that has one, by the module's path."""
-    return {path: held for path, module in root.named_modules() if is_config(held := vars(module).get("config"))}
-
-
 def own_configs(root: nn.Module) -> None:
     """Give a model copies of all configs that its modules hold: the user's are perhaps shared with other models."""
+    own: tuple[Any, ...] = vars(root).get(OWN, ())
+    held = [(vars(module), name, x) for module in root.modules() for name, x in vars(module).items() if is_config(x)]
+    if all(any(x is y for y in own) for _, _, x in held):
+        return
     copies: dict[int, Any] = {}
-    for module in root.modules():
-        for name, held in vars(module).items():
-            if is_config(held):
-                vars(module)[name] = copy.deepcopy(held, copies)
+    for attributes, name, x in held:
+        attributes[name] = copy.deepcopy(x, copies)
+    vars(root)[OWN] = tuple({id(attributes[name]): attributes[name] for attributes, name, _ in held}.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -89,26 +89,36 @@ def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> No
             )
 
 
-def _owners(model: nn.Module, after: nn.Module) -> Iterator[str]:
-    """The outermost modules that are made by the config they hold; those that `after` has otherwise."""
-    work = [""]
+def _owners(before: nn.Module, after: nn.Module) -> list[str]:
+    """The outermost modules that are made by the config they hold, those that `after` has otherwise.
+
+    Modules that hold a config and are not made by it alone are passed by: those inside are made by it, or else there
+    are none, and Untold is raised.
+    """
+    found, passed, work = list[str](), list[str](), [""]
+    there = dict(after.named_modules())
     while work:
         path = work.pop()
-        module = model.get_submodule(path)
-        if is_config(vars(module).get("config")):
-            if shapes_of(module) == shapes_of(after.get_submodule(path)):
+        module = before.get_submodule(path)
+        config = vars(module).get("config")
+        if is_config(config) and path in there and shapes_of(module) != shapes_of(there[path]):
+            if _is_made(type(module), config):
+                found.append(path)
                 continue
-            try:
-                made(type(module), vars(module)["config"], "meta")
-            except Exception as error:  # a user's own module that keeps the config of one inside
-                inner = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
-                if not inner:
-                    raise Untold(f"{type(module).__name__} is not made by its config alone") from error
-                work += inner
-                continue
-            yield path
-        else:
-            work += [f"{path}.{name}" if path else name for name, _ in module.named_children()]
+            passed.append(path)
+        work += [f"{path}.{name}" if path else name for name, _ in module.named_children()]
+    if passed and not found:
+        kind = type(before.get_submodule(passed[0])).__name__
+        raise Untold(f"{kind} is not made by its config alone")
+    return found
+
+
+def _is_made(kind: type[nn.Module], config: Any) -> bool:
+    try:
+        made(kind, config, "meta")
+    except Exception:  # a class of somebody's that takes more
+        return False
+    return True
 
 
 def _inside(found: Mapping[str, Any], path: str) -> dict[str, Any]:
