@@ -205,6 +205,7 @@ PLACES: list[tuple[tuple[Any, ...], str]] = [
     *[(("", name, "x"), "no such attribute") for name in ("_parameters", "_modules", "_forward_hooks", "__dict__")],
     (("", "_lilliput_structure"), "no such attribute|a tuple where"),
     (("fc", "_lilliput_structure"), "no such attribute"),
+    (("", "_lilliput_configs"), "no such attribute"),
     (("fc", "_order_of_tensors"), "a tuple where"),
     (("thin", "_order_of_tensors"), "a tuple where"),
     (("norm", "_order_of_tensors"), "no such attribute"),

@@ -108,8 +108,10 @@ class Fit:
         if shapes_of(base) != shapes_of(self.old):
             raise Untold(f"{type(self.old).__name__} makes other tensors of its config than it has")
         self.before, run, after = lengths(base), lengths(self.old), lengths(self.new)
-        for key in self.before.keys() & after.keys():
+        for key in sorted(self.before.keys() & after.keys()):
             path, name = key
+            if self.before[key] < 1:
+                continue
             number = name in self.read.get(path, {}) and run.get(key) == self.before[key]  # that no forward sets
             if number or name.startswith("[") or name == _LENGTH:
                 self.wanted[key] = after[key]
