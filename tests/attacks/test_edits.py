@@ -15,7 +15,7 @@ from torch import nn
 from lilliput.errors import FormatError
 from lilliput.file.container import Reader
 from lilliput.file.lil import read_into
-from lilliput.model.structure import KeepChildren
+from lilliput.model.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
 
 TAKEN = forge.apart(golden.MODULE.read_bytes())
 CONV, FC, UP, THIN, LAST, RELU = 2, 3, 4, 5, 6, 8  # places of edits in the list
@@ -205,6 +205,7 @@ PLACES: list[tuple[tuple[Any, ...], str]] = [
     *[(("", name, "x"), "no such attribute") for name in ("_parameters", "_modules", "_forward_hooks", "__dict__")],
     (("", "_lilliput_structure"), "no such attribute|a tuple where"),
     (("fc", "_lilliput_structure"), "no such attribute"),
+    (("", "_lilliput_configs"), "no such attribute"),
     (("fc", "_order_of_tensors"), "a tuple where"),
     (("thin", "_order_of_tensors"), "a tuple where"),
     (("norm", "_order_of_tensors"), "no such attribute"),
@@ -348,6 +349,20 @@ SHRUNK = {
     "a tuple of millions": ({"kind": "LeaveOut", "path": "fc", "zeros": True, "outputs": 9**9}, "from one module"),
     "a tuple of less than none": ({"kind": "LeaveOut", "path": "fc", "zeros": True, "outputs": -1}, "from one module"),
     "no module to leave out": ({"kind": "LeaveOut", "path": "none", "zeros": True, "outputs": 0}, "no such module"),
+    "a number of no config": (
+        {"kind": "SetNumber", "module": "last", "name": "weight.in_features", "value": [1]},
+        "no config",
+    ),
+    "a factor for a size": ({"kind": "SetFactor", "module": "last", "name": "in_features", "value": 0.5}, "for 16"),
+    "a factor of nothing": ({"kind": "SetFactor", "module": "norm", "name": "eps", "value": 0.0}, "eps of 0.0"),
+    "a factor of letters": (
+        {"kind": "SetFactor", "module": "norm", "name": "eps", "value": "1"},
+        "cannot be read",
+    ),
+    "entries of a module's own": (
+        {"kind": "KeepEntries", "module": "conv", "name": "kernel_size", "count": 2, "kept": [0]},
+        "no list",
+    ),
     "no list": ({"kind": "KeepChildren", "container": "fc", "count": 1, "kept": [0]}, "is no list"),
     "no module": ({"kind": "KeepChildren", "container": "nothing", "count": 1, "kept": [0]}, "no such module"),
 }
@@ -364,6 +379,71 @@ def test_sizes_only_shrink(name: str) -> None:
 def test_a_number_is_no_way_to_anything_else(name: str) -> None:
     with pytest.raises(FormatError):
         load(more(kind="SetNumber", module="conv", name=name, value=[1]))
+    with pytest.raises(FormatError):
+        load(more(kind="SetFactor", module="conv", name=name, value=0.5))
+    with pytest.raises(FormatError):
+        load(more(kind="KeepEntries", module="conv", name=name, count=1, kept=[0]))
+
+
+class Config:
+    """As transformers has them."""
+
+    def __init__(self, width: int = 8, kinds: tuple[str, ...] = ("a", "b", "c")) -> None:
+        self.width, self.kinds, self.wide, self.own = width, list(kinds), True, torch.zeros(2)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"width": self.width}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Config:
+        return cls(**found)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        SetNumber("", "config.width", (9,)),
+        SetNumber("", "config.width", (0,)),
+        SetNumber("", "config.width", (4, 4)),
+        SetNumber("", "config.wide", (1,)),
+        SetNumber("", "config.own", (1, 1)),
+        SetNumber("", "config", (1,)),
+        SetNumber("", "config.", (1,)),
+        SetNumber("", "config.to_dict", (1,)),
+        SetNumber("", "config.__class__", (1,)),
+        SetNumber("", "config.__dict__.width", (1,)),
+        SetNumber("", "config.own.requires_grad", (1,)),
+        SetNumber("", "other.width", (1,)),
+        SetNumber("", ".".join(["config"] * 4000), (1,)),
+        KeepEntries("", "config.kinds", 2, (0,)),
+        KeepEntries("", "config.kinds", 3, (2, 1)),
+        KeepEntries("", "config.kinds", 3, (3,)),
+        KeepEntries("", "config.kinds", 3, ()),
+        KeepEntries("", "config.width", 8, (0,)),
+        KeepEntries("", "config", 3, (0,)),
+        SetFactor("", "config.width", 0.5),
+        SetFactor("", "factor", float("inf")),
+        SetFactor("", "factor", float("nan")),
+        SetFactor("", "factor", -1.0),
+    ],
+    ids=str,
+)
+def test_a_config_only_shrinks(edit: Any) -> None:
+    net = nn.Linear(2, 2)
+    net.config = config = Config()
+    net.factor = 0.5
+    with pytest.raises(FormatError):
+        edit.apply(net, {})
+    assert config.width == net.config.width == 8 and config.kinds == net.config.kinds == ["a", "b", "c"]
+
+
+def test_a_config_is_never_changed_where_it_is() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net.config = net[0].config = net[1].config = config = Config()
+    SetNumber("", "config.width", (4,)).apply(net, {})
+    KeepEntries("1", "config.kinds", 3, (0, 2)).apply(net, {})
+    assert net.config is net[0].config is net[1].config is not config
+    assert (net.config.width, net.config.kinds) == (4, ["a", "c"]) and (config.width, len(config.kinds)) == (8, 3)
 
 
 @pytest.mark.parametrize("kept", [[], [1, 0], [0, 0], [-1], [2], [0, 1, 2]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,54 @@ def test_a_network_that_draws_random_numbers_is_compared_with_the_same_ones() ->
     before = torch.get_rng_state()
     assert len(going) == 2 and not Shrinking(net, coupled, Inputs.of(x)).refused(going)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Spelt(nn.Module):
+    """An RMS norm as transformers writes it; with gains of 1 + its weight, as Gemma has them."""
+
+    def __init__(self, plus: bool) -> None:
+        super().__init__()
+        self.weight, self.plus = nn.Parameter(torch.rand(8) + 0.5), plus
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return (1 + self.weight) * wide if self.plus else self.weight * wide.to(x.dtype)
+
+
+@pytest.mark.parametrize("norm", ["torch", "spelt", "plus"])
+def test_an_rms_norm_keeps_its_divisor(norm: str) -> None:
+    torch.manual_seed(0)
+    norms = {"torch": nn.RMSNorm(8, eps=1e-6), "spelt": Spelt(False), "plus": Spelt(True)}
+    net, x = nn.Sequential(nn.Linear(5, 8), norms[norm], nn.Linear(8, 3)).eval(), torch.randn(4, 5)
+    nn.init.uniform_(net[1].weight, 0.5, 1.5)
+    coupled = found(net, x)
+    (group,) = coupled.groups
+    shrinking, small = Shrinking(net, coupled, Inputs.of(x)), copy.deepcopy(net)
+    assert not shrinking.refused({group: group.atoms[::2]})
+    for edit, given in shrinking.proven(group.atoms[::2]):
+        edit.apply(small, given)
+    net[0].weight.data[::2], net[0].bias.data[::2] = 0, 0
+    if norm == "plus":
+        assert shrinking.not_rescaled(group.atoms[::2]) == {"1"}
+        assert torch.equal(small[1].weight, net[1].weight[1::2])
+    else:
+        assert not shrinking.not_rescaled(group.atoms[::2])
+        torch.testing.assert_close(small(x), net(x))
+        torch.testing.assert_close(small[1].weight, net[1].weight[1::2] * 2**0.5)
+
+
+def test_the_gains_of_a_layer_norm_are_scaled_by_width_and_its_bias_is_not() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval(), torch.randn(4, 5)
+    nn.init.uniform_(net[1].bias, 0.5, 1.5)
+    coupled = found(net, x)
+    (group,) = coupled.groups
+    small = copy.deepcopy(net)
+    for edit, given in Shrinking(net, coupled, Inputs.of(x)).proven(group.atoms[::2]):
+        edit.apply(small, given)
+    torch.testing.assert_close(small[1].weight, net[1].weight[1::2] * 2**0.5)
+    assert torch.equal(small[1].bias, net[1].bias[1::2])
 
 
 def test_attention_keeps_its_scale() -> None:

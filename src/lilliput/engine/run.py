@@ -25,7 +25,7 @@ from lilliput.model.capture import Inputs, capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import Dispensable, blocks, layers, repeated, without
+from lilliput.model.depth import Dispensable, blocks, layers, relied_on, repeated, with_configs, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
@@ -242,8 +242,13 @@ class Driver:
         return self._shrinking().changes(_all(gone)) if isinstance(gone, Mapping) else without(self.model, gone)
 
     def shrink(self, going: Going) -> None:
-        for edit, given in self._shrinking().proven(_all(going)):
+        gone = _all(going)
+        made, untold = self._shrinking().described(gone)
+        for path in self._shrinking().not_rescaled(gone):
+            self.skip(path, "a norm over fewer channels now, whose gains are no parameter of its own to scale up")
+        for edit, given in made:
             self._edit(edit, given)
+        self._tell_untold(untold)
 
     def _shrinking(self) -> Shrinking:
         coupled = self.coupling()
@@ -268,16 +273,24 @@ class Driver:
                 next="prune layers first, then channels",
             )
         refused, going, expected = dict[str, str](), list[Dispensable](), shapes(self.model, self.example)
+        needed = relied_on(self.model, self.example)
         for done, one in enumerate(gone):
             self.progress("leaving layers out", done, len(gone))
-            why = misfit(self.model, without(self.model, [*going, one]), self.example, expected)
+            why = f"{needed[one.path]} reads something else that it makes" if one.path in needed else ""
+            why = why or misfit(self.model, without(self.model, [*going, one]), self.example, expected)
             if why:
                 refused[one.path] = why
             else:
                 going.append(one)
-        for edit, given in without(self.model, going):
+        made, untold = with_configs(self.model, without(self.model, going), self.example)
+        for edit, given in made:
             self._edit(edit, given)
+        self._tell_untold(untold)
         return refused
+
+    def _tell_untold(self, why: str) -> None:
+        if why:
+            self.skipped.setdefault("config", f"keeps the old sizes: {why}; save the network by lilliput.save")
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         data = None if self.calibrate is None else self.calibrate.digest

@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lilliput.model.capture import Inputs
+from lilliput.model.config_fit import Untold
+from lilliput.model.configured import TOLERANCE, described
+from lilliput.model.coupling.sizes import numbers_read
 from lilliput.model.stand_in import first_tensor, given_as
-from lilliput.model.structure import KeepChildren, LeaveOut
-from lilliput.model.trial import Change, answers
+from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut
+from lilliput.model.trial import Change, answers, changed
 from lilliput.modes import eval_mode
+from lilliput.outputs import departure
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,43 @@ def _watched(model: nn.Module, paths: Iterable[str], visit: Any) -> Iterator[Non
             handle.remove()
 
 
+def relied_on(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Repeated layers that others need for more than what flows through, and what reads that of each.
+
+    Such as the first of T5, which makes the biases of positions that all layers are given.
+    """
+    layers = {path: model.get_submodule(path) for path in repeated(model)}
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are held so that no other takes their place
+    given: dict[str, set[int]] = {}
+    found: dict[str, str] = {}
+
+    def before(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given[path] = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            for maker in (made[x][0] for x in given[path] & made.keys()):
+                if not path.startswith(f"{maker}."):
+                    found.setdefault(maker, path)
+
+        return hook
+
+    def after(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            for x in tree_leaves(output)[1:]:
+                if isinstance(x, Tensor) and id(x) not in given[path]:
+                    made.setdefault(id(x), (path, x))
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(before(path), with_kwargs=True) for path, layer in layers.items()]
+    hooks += [layer.register_forward_hook(after(path)) for path, layer in layers.items()]
+    try:
+        answers(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def without(model: nn.Module, gone: Iterable[Dispensable]) -> list[Change]:
     """The edits that leave these out; those within a layer that goes are no matter."""
     found: list[Change] = []
@@ -169,3 +211,16 @@ def without(model: nn.Module, gone: Iterable[Dispensable]) -> list[Change]:
         kept = tuple(i for i, name in enumerate(children) if name not in names)
         found.append((KeepChildren(container, len(children), kept), {}))
     return found
+
+
+def with_configs(model: nn.Module, made: list[Change], inputs: Inputs) -> tuple[list[Change], str]:
+    """Edits that leave layers out, with those by which configs tell it; or without, and why they cannot."""
+
+    def again(also: list[Change]) -> list[Change]:
+        one, other = (answers(changed(model, edits), inputs) for edits in (made, [*made, *also]))
+        kinds = any(isinstance(edit, KeepEntries) for edit, _ in also)  # a layer is of another kind without them
+        if not kinds and not departure(one, other) <= TOLERANCE:
+            raise Untold("layers compute by their number")
+        return [*made, *also]
+
+    return described(model, made, inputs, numbers_read, again)

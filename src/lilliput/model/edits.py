@@ -18,7 +18,7 @@ from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
 from lilliput.model.edit import SAME, Edit, owner_at, structure
-from lilliput.model.structure import KeepChildren, LeaveOut, Replace, Resize, SetNumber
+from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut, Replace, Resize, SetFactor, SetNumber
 from lilliput.model.values import (
     VALUES,
     attach_value,
@@ -130,10 +130,8 @@ class Train(Edit):
 
 
 EDITS: dict[str, type] = {
-    **{
-        edit.__name__: edit
-        for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize, SetNumber, KeepChildren, LeaveOut)
-    },
+    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize)},
+    **{edit.__name__: edit for edit in (SetNumber, SetFactor, KeepChildren, KeepEntries, LeaveOut)},
     **ENCODINGS,
 }
 

@@ -1,7 +1,8 @@
 """What a network computes with slices masked: what a shrunk one must compute too.
 
 The captured graph of the original is run with every slice that is gone set to zero, in all tensors that it touches.
-What is normalised or averaged over an axis that lost positions is so over those that are left.
+What is normalised or averaged over an axis that lost positions is so over those that are left, and the gains of a
+norm over fewer channels are scaled up as those of the shrunk network are.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from lilliput.model.capture import Inputs
 from lilliput.model.coupling.atoms import Axis
 from lilliput.model.coupling.flow import Reading, op_name
 from lilliput.model.coupling.groups import Coupling
+from lilliput.model.coupling.rescaling import NORMS, narrowed
 from lilliput.model.coupling.rules_elements import REDUCES, takes_statistics
 
-_OVER_LAST = ("layer_norm", "rms_norm")
 _OVER_REST = ("batch_norm", "instance_norm")  # over what is no channel, where they take statistics as they run
 _OVER_GROUPS = ("group_norm",)
-_OVER = REDUCES.union(_OVER_LAST, _OVER_REST, _OVER_GROUPS)
+_OVER = REDUCES.union(NORMS, _OVER_REST, _OVER_GROUPS)
 
 
 def masked(coupling: Coupling, gone: Collection[int], inputs: Inputs) -> list[Tensor]:
@@ -50,6 +51,7 @@ class _Masked(Interpreter):
     def __init__(self, coupling: Coupling, gone: Collection[int]) -> None:
         super().__init__(coupling.captured.graph_module)
         self.flow, self.gone = coupling.flow, np.array(sorted(gone), np.int64)
+        self.narrowed = narrowed(coupling, gone)
 
     def left(self, axis: Axis) -> npt.NDArray[np.bool_]:
         return self.flow.atoms.left(axis, self.gone)
@@ -61,6 +63,11 @@ class _Masked(Interpreter):
         return x
 
     def run_node(self, node: Node) -> Any:
+        _, factor = self.narrowed.get(node, ("", 1.0)) if op_name(node) not in NORMS else ("", 1.0)
+        result = self._of_what_is_left(node)
+        return result if factor == 1 else result * factor
+
+    def _of_what_is_left(self, node: Node) -> Any:
         if node.op != "call_function" or op_name(node) not in _OVER or node not in self.flow.axes:
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
@@ -71,6 +78,8 @@ class _Masked(Interpreter):
         kept = {i: np.flatnonzero(self.left(axes[i])) for i in _axes_of(call.op, given, x.dim())}
         if all(len(kept[i]) == x.shape[i] for i in kept):
             return super().run_node(node)
+        if node in self.narrowed:
+            given["weight"] = given["weight"] * self.narrowed[node][1]
         if call.op in _OVER_GROUPS:
             count = given["num_groups"]
             given["num_groups"] = int(self.left(self.flow.atoms.split(axes[1], count, len(axes[1]) // count)[0]).sum())
@@ -85,7 +94,7 @@ class _Masked(Interpreter):
 
 def _axes_of(op: str, given: Mapping[str, Any], rank: int) -> Sequence[int]:
     """The axes that an operator goes over."""
-    if op in _OVER_LAST:
+    if op in NORMS:
         return range(rank - len(given["normalized_shape"]), rank)
     if op in _OVER_REST:
         return [i for i in range(rank) if i != 1] if takes_statistics(given) else []

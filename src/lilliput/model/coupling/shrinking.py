@@ -19,10 +19,11 @@ from torch import nn
 from lilliput.errors import CaptureError, reason
 from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
+from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.flow import Number
 from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
-from lilliput.model.coupling.rescaling import Rows, multiplied, operators, rescaled_rows
+from lilliput.model.coupling.rescaling import Rows, multiplied, not_rescaled, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
 from lilliput.model.structure import Resize, SetNumber
 from lilliput.model.trial import Change, answers, changed, misfit, same_chance, shapes
@@ -30,7 +31,6 @@ from lilliput.modes import eval_mode, exact_products
 from lilliput.outputs import departure
 from lilliput.progress import Progress, silent
 
-_TOLERANCE = 1e-4  # of the largest answer: what the order of sums may change
 _MOST = 24  # ways to choose attributes that are tried for one group
 
 
@@ -139,13 +139,13 @@ class Shrinking:
     def _length(self, number: Number, gone: Iterable[int]) -> int:
         return int(self.coupling.left(number.axis, gone).sum())
 
-    def proven(self, gone: Iterable[int]) -> list[Change]:
+    def proven(self, gone: Iterable[int], also: Sequence[Change] = ()) -> list[Change]:
         """The edits that remove these atoms, made in a copy, captured again and compared with the network masked.
 
-        Raises CaptureError where the copy makes other calls or computes something else.
+        `also` are made after them. Raises CaptureError where the copy makes other calls or computes something else.
         """
         gone = set(gone)
-        with eval_mode(trial := changed(self.model, self.changes(gone))), quiet():
+        with eval_mode(trial := changed(self.model, [*self.changes(gone), *also])), quiet():
             after = program(trial, self.inputs, {})
         if operators(after.graph) != operators(self.coupling.captured.graph):
             raise CaptureError(
@@ -153,17 +153,27 @@ class Shrinking:
                 why="its source asks for their number",
                 next="leave them in place, by where=",
             )
-        changes = self.changes(gone, rows=rescaled_rows(self.coupling, after))
+        changes = [*self.changes(gone, rows=rescaled_rows(self.coupling, after, gone)), *also]
         with exact_products(), same_chance():
             small = answers(changed(self.model, changes), self.inputs)
             apart = departure(masked(self.coupling, gone, self.inputs), small)
-        if not apart <= _TOLERANCE:
+        if not apart <= TOLERANCE:
             raise CaptureError(
                 "without these slices the network computes something else than with the slices set to zero",
                 why=f"its answers are {apart:.2g} of the largest apart",
                 next="leave them in place, by where=",
             )
         return changes
+
+    def described(self, gone: Iterable[int]) -> tuple[list[Change], str]:
+        """The proven edits, with those by which configs tell what is left; or without, and why they cannot."""
+        gone = set(gone)
+        made = self.proven(gone)
+        return described(self.model, made, self.inputs, numbers_read, lambda also: self.proven(gone, also))
+
+    def not_rescaled(self, gone: Iterable[int]) -> set[str]:
+        """The modules whose norm gives less without these atoms, since it has no gains to scale up."""
+        return not_rescaled(self.coupling, set(gone))
 
     def _unproven(self, gone: set[int]) -> str:
         """Why the network without these atoms is not what it was with them masked; empty if it is."""
