@@ -62,6 +62,7 @@ def one(trial: Trial) -> None:
         except LilliputError as error:
             raise Refused(str(error)) from None
     small = driver.model
+    trial.row["departure_from_masked"] = driver.proofs[-1]
     trial.row |= figures(small, inputs, "after")
     put_through(
         trial,
@@ -121,6 +122,7 @@ def arranged(row: Row) -> Row:
         "macs_left_percent": left.get("macs_left_percent", ""),
         "equals_zeroed": departure <= 1e-3 if isinstance(departure, float) else departure,
         "departure_from_zeroed": departure,
+        "departure_from_masked": row.get("departure_from_masked", ""),
         "cpu_seconds": row.get("shrink_cpu_seconds", ""),
         "setting": row.get("setting", ""),
         "error": row.get("error", ""),

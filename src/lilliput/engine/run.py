@@ -68,6 +68,7 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
@@ -242,9 +243,10 @@ class Driver:
         return self._shrinking().changes(_all(gone)) if isinstance(gone, Mapping) else without(self.model, gone)
 
     def shrink(self, going: Going) -> None:
-        gone = _all(going)
-        made, untold = self._shrinking().described(gone)
-        for path in self._shrinking().not_rescaled(gone):
+        gone, shrinking = _all(going), self._shrinking()
+        made, untold = shrinking.described(gone)
+        self.proofs.append(shrinking.apart)
+        for path in shrinking.not_rescaled(gone):
             self.skip(path, "a norm over fewer channels now, whose gains are no parameter of its own to scale up")
         for edit, given in made:
             self._edit(edit, given)

@@ -9,6 +9,7 @@ by doing it in a copy and running that.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,7 @@ class Shrinking:
     inputs: Inputs
     progress: Progress = silent
     links: dict[Link, Number] = field(default_factory=dict)
+    apart: float = math.nan  # how far the last network that was proven was from the masked one, of the largest answer
 
     def __post_init__(self) -> None:
         with same_chance():
@@ -156,11 +158,11 @@ class Shrinking:
         changes = [*self.changes(gone, rows=rescaled_rows(self.coupling, after, gone)), *also]
         with exact_products(), same_chance():
             small = answers(changed(self.model, changes), self.inputs)
-            apart = departure(masked(self.coupling, gone, self.inputs), small)
-        if not apart <= TOLERANCE:
+            self.apart = departure(masked(self.coupling, gone, self.inputs), small)
+        if not self.apart <= TOLERANCE:
             raise CaptureError(
                 "without these slices the network computes something else than with the slices set to zero",
-                why=f"its answers are {apart:.2g} of the largest apart",
+                why=f"its answers are {self.apart:.2g} of the largest apart",
                 next="leave them in place, by where=",
             )
         return changes
