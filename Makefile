@@ -1,7 +1,7 @@
 # Everything a contributor runs. Each target installs what it needs first, so any of them can be the first command.
 #   make setup            a virtual environment in .venv, with the package, its tools and the examples' data
 #   make demo             compress EfficientNet-Lite0 and print what it cost and gained
-#   make test             the tests; ARGS='-k name -x' reaches pytest
+#   make test             the tests, two files at a time; ARGS='-k name -x -n 0' reaches pytest
 #   make check            style, types, who imports whom, and every Python block of the documentation
 #   make bench NAME=x     run benchmarks/x.py
 #   make format           rewrite the code in the house style
@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/lite0.py
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check .
