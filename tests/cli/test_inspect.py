@@ -55,6 +55,27 @@ def test_people_read_it_too(folder: Path) -> None:
         assert told in done.stdout
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_shrank_is_told_and_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(Block() for _ in range(4)), nn.Linear(32, 5)).eval()
+    steps = [lp.Prune("layers", 0.25), lp.Prune("blocks", 0.34), lp.Prune("channels", 0.5)]
+    target = lp.OnnxRuntime(threads=1, seconds=1)
+    lp.compress(lp.Task(net, example=torch.randn(2, 32)), lp.Recipe(steps), target=target, folder=tmp_path)
+    told = run("inspect", tmp_path / "net.lil")
+    assert told.exit_code == 0, told.output
+    assert "the model keeps modules" in told.stdout and "body is left out" in told.stdout
+    assert run("verify", tmp_path / "net.lil").exit_code == 0
+
+
 def test_a_whole_file_is_whole(folder: Path) -> None:
     done = run("verify", folder / "net.lil")
     assert done.exit_code == 0, done.output

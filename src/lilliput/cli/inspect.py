@@ -128,9 +128,11 @@ def _edit(entry: Mapping[str, Any]) -> str:
     if edit["kind"] == "Replace":
         return f"{edit['path']} gives way to {edit.get('by', 'Identity')}"
     if edit["kind"] == "LeaveOut":
-        return f"{edit['path']} is left out: {'zeros stand' if edit['zeros'] else 'what it was given stands'} in for it"
+        return (
+            f"{edit['path']} is left out: {'zeros stand' if edit.get('zeros') else 'what it is given stands'} in for it"
+        )
     if edit["kind"] == "KeepChildren":
-        return f"{edit['container'] or 'the model'} keeps {len(edit['kept'])} of its {edit['count']} modules"
+        return f"{edit['container'] or 'the model'} keeps modules {edit.get('kept')} of {edit.get('count')}"
     return f"{edit['path']} was added"
 
 

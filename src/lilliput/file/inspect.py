@@ -87,6 +87,9 @@ def _text(data: Any) -> str:
     return data
 
 
+_TEXTS = {"SetTensor": ("path",), "Replace": ("path",), "LeaveOut": ("path",), "KeepChildren": ("container",)}
+
+
 def _encoded(reader: Reader) -> list[dict[str, Any]]:
     """A row for each encoded tensor and value, with the tensors of the file that it is made of."""
     rows = []
@@ -95,7 +98,8 @@ def _encoded(reader: Reader) -> list[dict[str, Any]]:
         try:
             edit, parts = entry["edit"], _parts(reader, entry["tensors"].values(), taken)
             if edit["kind"] not in ("EncodeTensor", "EncodeValue"):
-                _text(edit["path"]), _text(edit["kind"])
+                for field in ("kind", *_TEXTS.get(edit["kind"], ())):
+                    _text(edit[field])
                 continue
             value = edit["kind"] == "EncodeValue"
             path = "value " + edit["value"] if value else _text(edit["paths"][0])
