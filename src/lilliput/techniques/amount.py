@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from lilliput.errors import InputError, RecipeError
 
-Gone = TypeVar("Gone")
 COSTS = ("macs", "parameters", "latency")
 WAYS = ("amount", "threshold", *COSTS)
 _HALVINGS = 8
@@ -40,22 +38,22 @@ class Amount:
         """Of which cost it is a budget; empty if of none."""
         return self.way if self.way in COSTS else ""
 
-    def around(self, choice: Callable[[float], Gone], left: Callable[[Gone], float]) -> tuple[Gone, Gone]:
-        """What `choice` removes by the largest fraction that leaves more than the budget, and the least that does not.
+    def around(self, left: Callable[[float], float]) -> tuple[float, float]:
+        """The largest fraction that leaves more than the budget of the cost, and the least that does not; by halving.
 
-        Found by halving. Raises InputError where even the largest fraction leaves more.
+        Raises InputError where even the largest fraction leaves more.
 
-        >>> Amount("macs", 0.45).around(lambda amount: round(10 * amount), lambda gone: 1 - gone / 10)
-        (5, 6)
+        >>> Amount("macs", 0.45).around(lambda fraction: 1 - fraction)
+        (0.546875, 0.55078125)
         """
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (low, middle) if left(choice(middle)) <= self.value else (middle, high)
+            low, high = (low, middle) if left(middle) <= self.value else (middle, high)
         if high == 1:
             raise InputError(
                 f"the model cannot come down to {self.value:.0%} of its {self.way}",
                 why="what may be removed is not enough",
                 next="allow more, or see in the report of a smaller step what stays and why",
             )
-        return choice(low), choice(high)
+        return low, high

@@ -27,7 +27,8 @@ def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
         return lowest[: min(round(fraction * len(lowest)), len(lowest) - 1)]
 
     if amount.budget:
-        _, going = amount.around(first, lambda gone: run.left(amount.way, gone))
+        _, fraction = amount.around(lambda fraction: run.left(amount.way, first(fraction)))
+        going = first(fraction)
     elif amount.threshold is not None:
         going = [one for one in lowest[:-1] if one.change < amount.threshold]
     else:

@@ -12,6 +12,8 @@ from lilliput.techniques.slices import Cut, Multiples, cuts, lowest, magnitude, 
 from lilliput.techniques.technique import Going, Run
 from lilliput.techniques.where import Where, check_where, means, names_of
 
+_FEW = 40  # groups of which one makes a difference to a budget
+
 
 def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str, multiple: int) -> None:
     """Remove channels or heads; what cannot go is skipped with the reason."""
@@ -42,16 +44,18 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
 
 
 def _just_within(run: Run, amount: Amount, found: Sequence[Cut], choice: Callable[[float], Going]) -> Going:
-    """What goes for a budget: where the next smaller fraction takes less of a group, that much, as far as it is met."""
+    """What goes for a budget: of each group as much less as a smaller fraction would take, as long as it is met."""
 
     def left(gone: Going) -> float:
         return run.left(amount.way, gone)
 
-    less, going = amount.around(choice, left)
-    for cut in found:
-        other = {**going, **{group: less.get(group, ()) for group in cut.groups}}
-        if any(len(other[group]) < len(going.get(group, ())) for group in cut.groups) and left(other) <= amount.value:
-            going = other
+    low, high = amount.around(lambda fraction: left(choice(fraction)))
+    going, coarse = choice(high), len(found) <= _FEW and amount.way != "latency"  # which takes seconds to measure
+    for less in [choice(share * low) for share in ((1.0, 0.75, 0.5) if coarse else (1.0,))]:
+        for cut in found:
+            other = {**going, **{group: less.get(group, ()) for group in cut.groups}}
+            fewer = any(len(other[group]) < len(going.get(group, ())) for group in cut.groups)
+            going = other if fewer and left(other) <= amount.value else going
     return {group: atoms for group, atoms in going.items() if atoms}
 
 
