@@ -2,9 +2,8 @@
 
 A ResNet-20 and a MobileNetV2-style network on Fashion-MNIST. Both tools prune the same trained network by magnitude to
 the same share of multiply-accumulates, counted in the same way. Ours chooses over all layers together, widths in
-multiples of what the target likes, 16 channels where there is AVX-512; torch-pruning is run both with one ratio for all
-layers and with its global choice, widths in multiples of eight, and is compared with where it was best. What is left is
-trained alike: the first 20,000 training pictures once, 156 batches of 128 in an order that the seed decides, SGD with
+multiples of what the target likes, 16 channels where there is AVX-512; torch-pruning takes one ratio for all layers,
+widths in multiples of eight. What is left is trained alike: the first 20,000 training pictures once, 156 batches of 128 in an order that the seed decides, SGD with
 momentum and a cosine decay, on one thread, no distillation; the ResNet in bfloat16 autocast, the other in float32,
 which is faster there. That is little training: it compares the tools, and is not what a pruned network can reach. The
 test set is read once a training, at its end; that ours chooses over all layers was found on the training set's last
@@ -45,7 +44,7 @@ from lilliput.progress import silent
 
 ROOT = Path(__file__).parents[1]
 OUT = Path("out") / "bench" / "pruning"
-OURS, THEIRS, GLOBAL = TOOLS = "lilliput", "torch-pruning", "torch-pruning, global"
+OURS, THEIRS = TOOLS = "lilliput", "torch-pruning"
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"ResNet-20": fashion.resnet20, "MobileNetV2": fashion.mobilenet}
 SHARES = {2.1: 1 / 2.1, 4.0: 0.2525}  # the stem's input cannot shrink: half of all widths leave a little over 1/4
 PICTURES, SEEDS, MARGIN = 20_000, 5, 0.5  # the margin in points of accuracy
@@ -77,7 +76,7 @@ class Case:
     @functools.cached_property
     def small(self) -> dict[str, nn.Module]:
         """What each tool leaves of the network."""
-        return {tool: self._ours() if tool == OURS else self._theirs(tool) for tool in TOOLS}
+        return {OURS: self._ours(), THEIRS: self._theirs()}
 
     def _ours(self) -> nn.Module:
         task = lp.Task(self.dense, example=torch.zeros(1, 1, 28, 28))
@@ -85,13 +84,12 @@ class Case:
         follow(lp.Recipe([lp.Prune("channels", macs=SHARES[self.ratio], scope="global")]), driver)
         return driver.model
 
-    def _theirs(self, tool: str) -> nn.Module:
-        dense, small = self.path("dense.pt"), self.path(f"{tool}.pt")
+    def _theirs(self) -> nn.Module:
+        dense, small = self.path("dense.pt"), self.path(f"{THEIRS}.pt")
         if not small.exists():
             torch.save(self.dense, dense)
             script = Path(__file__).with_name("pruning_theirs.py")
-            scope = "global" if tool == GLOBAL else "local"
-            command = [os.environ["PEERS_PYTHON"], script, dense, str(SHARES[self.ratio]), small, scope]
+            command = [os.environ["PEERS_PYTHON"], script, dense, str(SHARES[self.ratio]), small]
             subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, check=True)
         found: nn.Module = torch.load(small, weights_only=False)
         return found
@@ -140,16 +138,15 @@ def latencies(case: Case) -> Latencies:
 
 
 def rows_of(case: Case, test: Data) -> list[dict[str, Any]]:
-    every = {tool: case.done(tool) for tool in TOOLS}
-    seeds = sorted(every[OURS])
-    done = {tool: found for tool, found in every.items() if set(seeds) <= set(found)}  # theirs, as far as they are done
-    if not seeds or len(done) == 1:
+    done = {tool: case.done(tool) for tool in TOOLS}
+    seeds = sorted(done[OURS].keys() & done[THEIRS].keys())
+    if not seeds:
         return []
     taken, example = latencies(case), (torch.zeros(1, 1, 28, 28),)
     means = {tool: np.mean([done[tool][seed] for seed in seeds], 0) for tool in done}
     dense = case.untrained("dense", test)
     rows = []
-    for tool, net in ((tool, case.small[tool]) for tool in done):
+    for tool, net in case.small.items():
         faster, drop = taken.ratio("dense", tool), paired_difference(dense, means[tool])
         accuracies = [100 * done[tool][seed].mean() for seed in seeds]
         row = {
@@ -174,9 +171,7 @@ def rows_of(case: Case, test: Data) -> list[dict[str, Any]]:
             "latency_ms": taken.ms(tool).value,
             "others_cores": taken.others_cores,
         }
-        rows.append(row)
-    best = max((tool for tool in done if tool != OURS), key=lambda tool: means[tool].mean())
-    rows[0] |= {"their_best": best, **_beside(done[OURS], done[best], seeds)}
+        rows.append(row | (_beside(done[OURS], done[THEIRS], seeds) if tool == OURS else {}))
     return rows
 
 

@@ -2,11 +2,10 @@
 
 Run by the Python of the environment that pruning_peers.py tells of, with lilliput's source on its path:
 
-    peers/bin/python benchmarks/pruning_theirs.py DENSE.pt SHARE SMALL.pt local|global
+    peers/bin/python benchmarks/pruning_theirs.py DENSE.pt SHARE SMALL.pt
 
-Pruning by L2 magnitude over all that is coupled, widths in multiples of eight, the last layer's outputs left alone; one
-ratio for all layers, or one threshold. The least that leaves at most SHARE of the multiply-accumulates is found by
-bisection.
+Local pruning by L2 magnitude over all that is coupled, widths in multiples of eight, the last layer's outputs left
+alone; the least ratio that leaves at most SHARE of the multiply-accumulates is found by bisection.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ EXAMPLE = torch.zeros(1, 1, 28, 28)
 
 
 def main() -> None:
-    dense, share, small, scope = sys.argv[1:]
+    dense, share, small = sys.argv[1:]
     torch.set_num_threads(1)
     net = torch.load(dense, weights_only=False).eval()
-    torch.save(within(net, float(share), scope == "global"), small)
+    torch.save(within(net, float(share)), small)
 
 
-def within(net: Any, share: float, everywhere: bool) -> nn.Module:
+def within(net: Any, share: float) -> nn.Module:
     allowed = share * macs(net, (EXAMPLE,)).total
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
-        found = macs(shrunk(net, middle, everywhere), (EXAMPLE,)).total
+        found = macs(shrunk(net, middle), (EXAMPLE,)).total
         low, high = (low, middle) if found <= allowed else (middle, high)
-    return shrunk(net, high, everywhere)
+    return shrunk(net, high)
 
 
-def shrunk(net: Any, ratio: float, everywhere: bool) -> nn.Module:
+def shrunk(net: Any, ratio: float) -> nn.Module:
     small = copy.deepcopy(net)
     tp.pruner.BasePruner(
         small,
         EXAMPLE,
         importance=tp.importance.MagnitudeImportance(p=2),
-        global_pruning=everywhere,
+        global_pruning=False,
         pruning_ratio=ratio,
         round_to=8,
         ignored_layers=[small.head],
