@@ -3,11 +3,11 @@
 A ResNet-20 and a MobileNetV2-style network on Fashion-MNIST. Both tools prune the same trained network by magnitude to
 the same share of multiply-accumulates, counted in the same way. Ours chooses over all layers together, widths in
 multiples of what the target likes, 16 channels where there is AVX-512; torch-pruning takes one ratio for all layers,
-widths in multiples of eight. What is left is trained alike: the first 20,000 training pictures once, 156 batches of 128 in an order that the seed decides, SGD with
-momentum and a cosine decay, on one thread, no distillation; the ResNet in bfloat16 autocast, the other in float32,
-which is faster there. That is little training: it compares the tools, and is not what a pruned network can reach. The
-test set is read once a training, at its end; that ours chooses over all layers was found on the training set's last
-10,000 pictures.
+widths in multiples of eight. What is left is trained alike: the first 20,000 training pictures once, 156 batches of 128
+in an order that the seed decides, SGD with momentum and a cosine decay, on one thread, no distillation; the ResNet in
+bfloat16 autocast, the other in float32, which is faster there. That is little training: it compares the tools, and is
+not what a pruned network can reach. The test set is read once a training, at its end; that ours chooses over all layers
+was found on the training set's last 10,000 pictures.
 
 torch-pruning runs in an environment of its own (see pruning_peers.py), whose Python the variable PEERS_PYTHON names.
 What was answered lies in out/bench/pruning and is not asked again, so a run that was killed goes on.
