@@ -331,7 +331,7 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(Driver, "_observe", never)
+    monkeypatch.setattr("lilliput.engine.run.observed", never)
     monkeypatch.setattr(AWQ, "_damages", never)
     again = start(model, batches, store=store)
     Equalize(AWQ(Int(4), steps=3)).apply(again)
