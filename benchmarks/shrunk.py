@@ -73,10 +73,11 @@ class Trial:
 
 
 def said(error: BaseException) -> str:
-    """What went wrong at first, in a line."""
+    """What went wrong at first, in a line, with no colours and no folders of this machine."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(re.sub(chr(27) + r'[^m]*m', '', str(error)).split())[:300]}"
+    told = re.sub(r'File "[^"]*/', 'File "', re.sub(r"\x1b[^m]*m", "", str(error)))
+    return f"{type(error).__name__}: {' '.join(told.split())[:300]}"
 
 
 def warm() -> None:
