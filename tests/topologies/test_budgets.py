@@ -37,6 +37,14 @@ def test_layers_and_blocks_go_until_a_budget_is_met(unit: str) -> None:
     assert 0.4 * parameters(model) <= parameters(small) <= 0.8 * parameters(model)
 
 
+def test_a_budget_is_made_up_of_layers_that_can_go() -> None:
+    """T5's first layers make what all others read; a layer that only its place tells of can neither."""
+    model, inputs = subject("t5").build()
+    driver = driven(model, inputs, lp.Prune("layers", macs=0.9))
+    assert macs(driver.model, inputs).total <= 0.9 * macs(model, inputs).total
+    assert any("cannot be left out" in why for why in driver.skipped.values())
+
+
 def test_a_budget_of_time_is_met_on_a_device(tmp_path: Path) -> None:
     """A device that takes as long as the file is large."""
     script = tmp_path / "size.py"

@@ -265,15 +265,9 @@ class Driver:
     def dispensable(self, unit: str) -> list[Dispensable]:
         if unit == "layers":
             return layers(self.model, self._read("comparing layers"))
-        return blocks(self.model, itertools.islice(self._read("comparing blocks"), _BATCHES))
+        return blocks(self.model, itertools.islice(self._read("reading batches"), _BATCHES), self.progress)
 
-    def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
-        if any(isinstance(edit, Resize) for edit in structure(self.model)):
-            raise InputError(
-                "layers and blocks are left out before channels are removed",
-                why="a file tells widths by the numbers that layers had in their lists",
-                next="prune layers first, then channels",
-            )
+    def undroppable(self, gone: Sequence[Dispensable]) -> dict[str, str]:
         refused, going, expected = dict[str, str](), list[Dispensable](), shapes(self.model, self.example)
         needed = relied_on(self.model, self.example)
         for done, one in enumerate(gone):
@@ -284,6 +278,17 @@ class Driver:
                 refused[one.path] = why
             else:
                 going.append(one)
+        return refused
+
+    def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
+        if any(isinstance(edit, Resize) for edit in structure(self.model)):
+            raise InputError(
+                "layers and blocks are left out before channels are removed",
+                why="a file tells widths by the numbers that layers had in their lists",
+                next="prune layers first, then channels",
+            )
+        refused = self.undroppable(gone)
+        going = [one for one in gone if one.path not in refused]
         made, untold = with_configs(self.model, without(self.model, going), self.example)
         for edit, given in made:
             self._edit(edit, given)

@@ -21,6 +21,7 @@ from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut
 from lilliput.model.trial import Change, answers, changed
 from lilliput.modes import eval_mode
 from lilliput.outputs import departure
+from lilliput.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def layers(model: nn.Module, batches: Iterable[Inputs]) -> list[Dispensable]:
     return [Dispensable(path, sum(found) / len(found)) for path, found in sums.items() if found]
 
 
-def blocks(model: nn.Module, batches: Iterable[Inputs]) -> list[Dispensable]:
+def blocks(model: nn.Module, batches: Iterable[Inputs], progress: Progress = silent) -> list[Dispensable]:
     """The outermost modules within those of lists that give what they take, such as attention or feed-forward.
 
     With 1 minus the mean cosine, over samples, of what the network answers with and without it; where what went in
@@ -81,7 +82,8 @@ def blocks(model: nn.Module, batches: Iterable[Inputs]) -> list[Dispensable]:
     found = _blocks(model, batches[0])
     exact = [answers(model, inputs) for inputs in batches]
     changed = []
-    for path, outputs in found.items():
+    for done, (path, outputs) in enumerate(found.items()):
+        progress("comparing blocks", done, len(found))
         ways = [LeaveOut(path, zeros, outputs) for zeros in (True, False)]
         change = {way: _turned(model, way, batches, exact) for way in ways}
         best = min(ways, key=change.__getitem__)

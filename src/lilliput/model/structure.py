@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,9 +34,6 @@ class Replace(Edit):
         _put(root, self.path, _REPLACEMENTS[self.by]())
         return True
 
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
     def places(self) -> tuple[str, ...]:
         return (self.path,)
 
@@ -54,9 +51,6 @@ class LeaveOut(Edit):
             raise FormatError(f"a tuple of {self.outputs} from one module", where=self.path, next=SAME)
         _put(root, self.path, StandIn(self.zeros, self.outputs))
         return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
 
     def places(self) -> tuple[str, ...]:
         return (self.path,)
@@ -93,9 +87,6 @@ class Resize(Edit):
                 owner._init_flat_weights()
         return True
 
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
     def places(self) -> tuple[str, ...]:
         return self.paths
 
@@ -122,9 +113,6 @@ class SetNumber(Edit):
         holder[name] = self.value[0] if type(held) is int else list(self.value) if type(held) is list else self.value
         return True
 
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
-
     def places(self) -> tuple[str, ...]:
         return (f"{self.module}.{self.name}",)
 
@@ -144,9 +132,6 @@ class SetFactor(Edit):
             raise FormatError(f"{name} of {self.value} for {held!r}", where=self.module, next=SAME)
         vars(owner)[name] = float(self.value)
         return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
 
     def places(self) -> tuple[str, ...]:
         return (f"{self.module}.{self.name}",)
@@ -169,9 +154,6 @@ class KeepEntries(Edit):
         _check_kept(self.kept, self.count, self.module)
         holder[name] = [held[i] for i in self.kept]
         return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
 
     def places(self) -> tuple[str, ...]:
         return (f"{self.module}.{self.name} of {self.count}",)
@@ -204,9 +186,6 @@ class KeepChildren(Edit):
         owner._modules.clear()
         owner._modules.update({str(i): children[k] for i, k in enumerate(self.kept)})
         return True
-
-    def stored(self, names: Iterable[str]) -> dict[str, str]:
-        return {}
 
     def places(self) -> tuple[str, ...]:
         return (f"{self.container} of {self.count}",)

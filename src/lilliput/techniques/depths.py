@@ -22,6 +22,8 @@ def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
     if not meant:
         raise InputError(f"there are no {unit} to leave out", why=_NONE[unit], next="prune channels")
     lowest = sorted(meant, key=lambda one: (one.change, one.path))
+    refused = run.undroppable(lowest[:-1]) if amount.budget else {}
+    lowest = [one for one in lowest if one.path not in refused]
 
     def first(fraction: float) -> Sequence[Dispensable]:
         return lowest[: min(round(fraction * len(lowest)), len(lowest) - 1)]
@@ -33,7 +35,7 @@ def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
         going = [one for one in lowest[:-1] if one.change < amount.threshold]
     else:
         going = first(amount.value)
-    refused = run.drop(sorted(going, key=meant.index))
+    refused |= run.drop(sorted(going, key=meant.index))
     for one in meant:
         change = f"changes {'its input' if unit == 'layers' else 'the answers'} by {one.change:.3f}"
         if one.path in refused:

@@ -127,6 +127,10 @@ class Run(Protocol):
         """The ``layers`` or ``blocks`` that might be left out, and how much that changes."""
         ...
 
+    def undroppable(self, gone: Sequence[Dispensable]) -> dict[str, str]:
+        """Which of these cannot be left out, by path, and why; the others can, together."""
+        ...
+
     def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
         """Leave layers or blocks out; tells by path which cannot be left out, and why."""
         ...

@@ -34,10 +34,14 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
         refused_again = run.unremovable(again)
         if len(refused_again) < len(refused):
             going, refused, lengths = again, refused_again, tied
-    if amount.budget:
-        meant = [group for group in meant if group not in refused]
+    more = refused
+    while amount.budget:  # until all can go that makes up the budget
+        meant = [group for group in meant if group not in more]
         going = _just_within(run, amount, cuts(meant, lengths), lambda fraction: choice(fraction, lengths))
-        refused |= run.unremovable(going)
+        more = run.unremovable(going)
+        refused |= more
+        if not more:
+            break
     going = {group: atoms for group, atoms in going.items() if group not in refused}
     run.shrink(going)
     _tell(run, coupling, unit, amount, going, refused)
