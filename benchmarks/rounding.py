@@ -90,7 +90,7 @@ def judged(name: str) -> list[dict[str, Any]]:
         follow(lp.Recipe([step]), driver)
         seconds = process_time() - began
         for called, (x, labels) in by.items():
-            row = {"network": called, "weights": "int4 per channel", "rounding": how.name}
+            row: dict[str, Any] = {"network": called, "weights": "int4 per channel", "rounding": how.name}
             row |= {"biases_corrected": how.correct_biases, "processor_seconds": seconds}
             row |= compared(exact[called], logits(driver.model, x), labels)
             rows[called].append(row)
