@@ -265,13 +265,47 @@ def test_channel_means_are_those_of_all_elements(shape: tuple[int, ...], axis: i
     torch.testing.assert_close(seen.largest_magnitude, rows.abs().amax(1))
 
 
+def test_something_is_counted_however_small_a_share_a_batch_is() -> None:
+    seen = Statistics(Observe(channel_axis=-1))
+    for part in torch.arange(24.0).reshape(4, 2, 3):
+        seen.update(part, share=1e-9)
+    assert seen.reached and int(seen.counts.sum()) == 24 and (seen.low, seen.high) == (0.0, 23.0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channel_means_of_large_batches_are_near_those_of_all(layout: torch.memory_format) -> None:
+    x = torch.randn(8, 12, 64, 64, generator=torch.Generator().manual_seed(0)) + torch.arange(12.0)[:, None, None]
+    x = x.contiguous(memory_format=layout)
+    seen = Statistics(Observe(histogram=False, channel_axis=1))
+    for part in x.split(4):
+        seen.update(part, share=1 / 32)
+    assert (seen.elements < x.numel() // 12 // 3) == (layout == torch.channels_last)
+    torch.testing.assert_close(seen.mean, x.mean((0, 2, 3)), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_what_is_counted_does_not_depend_on_the_size_of_batches(size: int) -> None:
+    x = torch.randn(32, 16, 96, 96, generator=torch.Generator().manual_seed(0))
+    whole, parts = Statistics(Observe()), Statistics(Observe())
+    whole.update(x)
+    for part in x.split(size):
+        parts.update(part, share=size / len(x))
+    assert int(parts.counts.sum()) == pytest.approx(int(whole.counts.sum()), rel=0.5)
+    encoding = Int(8, per="tensor")
+    found = [lp.MSE().of_value(seen, encoding) for seen in (whole, parts)]
+    errors = [float((encoding.represent(x, fit).decode() - x).square().mean()) for fit in found]
+    best = float((encoding.represent(x, lp.MSE().fit(x, encoding)).decode() - x).square().mean())
+    assert errors == pytest.approx([best, best], rel=0.05)
+
+
 def test_large_batches_are_counted_in_part_from_all_places() -> None:
     """Each channel and column has its share of what is counted, and the ends are those of all."""
     x = torch.arange(8.0).reshape(1, 8, 1, 1).expand(16, 8, 96, 96).clone()
     x[3, 2, 50, 50] = 100.0
     seen = Statistics(Observe())
-    seen.update(x)
+    seen.update(x, share=0.125)
     points, counts = seen.points()
     assert int(counts.sum()) < x.numel() // 3 and (seen.low, seen.high) == (0.0, 100.0)
+    assert points[0, -1] == 100.0 and 0 < float(counts[0, -1]) <= 1  # one of all, though it may be passed over
     shares = torch.stack([counts[(points - value).abs() < 0.5].sum() for value in range(8)]) / counts.sum()
     torch.testing.assert_close(shares, torch.full((8,), 0.125, dtype=torch.float64), atol=1e-3, rtol=0)

@@ -59,13 +59,14 @@ def _pass(
     progress: Progress,
 ) -> dict[str, Statistics]:
     seen = {name: Statistics(observe) for name, observe in wanted.items()}
+    share, done = 1.0, 0
 
     def visit(name: str, x: Tensor) -> Tensor:
-        seen[name].update(x)
+        seen[name].update(x, share)
         return x
 
-    done = 0
     for i, inputs in enumerate(batches):
+        share = batch_size(inputs) / batches.samples
         with torch.no_grad(), Interception(model, visit, only=wanted.keys()):
             ask(model, lay(inputs), f"{batches.field}[{i}]")
         done += batch_size(inputs)

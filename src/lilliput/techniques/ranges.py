@@ -167,8 +167,8 @@ def _squared_error(points: Tensor, counts: Tensor | None, encoding: Int, low: Te
     else:
         scale = (torch.maximum(-low, high) / last).clamp(min=1e-30)[..., None]
         grid = (points / scale).round_().clamp_(first, last).mul_(scale)
-    squares = grid.sub_(points).double().square_()
-    return squares.sum(-1) if counts is None else torch.linalg.vecdot(squares, counts)
+    squares = grid.sub_(points).square_()
+    return squares.sum(-1, dtype=torch.float64) if counts is None else torch.linalg.vecdot(squares.double(), counts)
 
 
 @dataclass(frozen=True, repr=False)
