@@ -235,9 +235,10 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
 
 
 def _refuse_part_of_tie(root: nn.Module, paths: tuple[str, ...]) -> None:
-    for tied in tensors(root):
-        left_out = [path for path in tied if path not in paths]
-        if left_out and len(left_out) < len(tied):
+    for path in paths:
+        held = tensor_held(root, path)
+        left_out = [] if held is None else [other for other in paths_of(root, held) if other not in paths]
+        if left_out:
             raise EncodingError(
                 f"a tensor tied to {', '.join(left_out)}", where=paths[0], next="encode it once, under all of its paths"
             )
@@ -266,6 +267,22 @@ def tensors(root: nn.Module) -> dict[tuple[str, ...], Tensor | EncodedTensor]:
         for name, tensor in _held(module):
             found.setdefault(id(tensor), ([], tensor))[0].append(prefix + name)
     return {tuple(paths): tensor for paths, tensor in found.values()}
+
+
+def paths_of(root: nn.Module, held: Tensor | EncodedTensor) -> tuple[str, ...]:
+    """All paths of a parameter or encoded tensor: a tied one has several."""
+    return tuple(
+        f"{path}.{name}" if path else name
+        for path, module in root.named_modules(remove_duplicate=False)
+        for name in _names(module, held)
+    )
+
+
+def _names(module: nn.Module, held: Tensor | EncodedTensor) -> list[str]:
+    """The names under which a module itself holds a parameter or encoded tensor."""
+    if isinstance(held, EncodedTensor):
+        return [name for name in encoded_names(module) if module._modules[name + SUFFIX] is held]
+    return [name for name, x in module._parameters.items() if x is held]
 
 
 def tensor_held(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, tensor_held, tensors
+from lilliput.model.carrier import EncodedTensor, paths_of, tensor_held
 
 
 def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:
     """A parameter of `model`, with all its paths; raises InputError where there is none."""
-    for paths, tensor in tensors(model).items():
-        if path in paths:
-            return paths, tensor
-    raise InputError("the model has no such parameter", where=path)
+    held = one_held(model, path)
+    return paths_of(model, held), held
 
 
 def one_held(model: nn.Module, path: str) -> Tensor | EncodedTensor:
