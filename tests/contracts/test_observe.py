@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lilliput.encodings import Int
 from lilliput.engine.observe import observed
-from lilliput.model.capture import Inputs
+from lilliput.model.capture import Inputs, capture
 from lilliput.progress import silent
 from lilliput.task import Batches
 from lilliput.techniques.ranges import MSE
@@ -42,12 +44,16 @@ def raw(x: Tensor) -> Tensor:
     return x.as_strided((len(x), x[0].numel()), (x[0].numel(), 1))
 
 
-def statistics(model: nn.Module) -> Statistics:
+def statistics(model: Images, after: Callable[..., None] | None = None) -> Statistics:
+    """Of what the convolution gives, which `after` sees as a hook, as the calibration batches run."""
     torch.manual_seed(0)
     images = list(torch.randn(12, 3, 9, 9).split(4))
     example = Inputs.of(images[0][:1])
     batches = Batches.checked(images, "calibrate", example, {})
-    return observed(model, WANTED, batches, example, silent)["conv:conv2d#0"]
+    view = capture(model, example, {})
+    if after is not None:
+        model.conv.register_forward_hook(after)
+    return observed(model, view, WANTED, batches, example, silent)["conv:conv2d#0"]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,46 @@ def test_images_lie_channels_last_unless_it_matters(then: Callable[[Tensor], Ten
     assert int(found.counts.sum()) == given.numel()
     torch.testing.assert_close((found.low, found.high), (float(given.min()), float(given.max())))
     torch.testing.assert_close(found.mean, given.mean((0, 2, 3)))
+
+
+def read_again(x: Tensor) -> Tensor:
+    return functional.relu(x) + x
+
+
+def seen_through(x: Tensor) -> Tensor:
+    y = x[:, :1]
+    return functional.relu(x) + y
+
+
+def given_too(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, functional.relu(x)
+
+
+@pytest.mark.parametrize(
+    ("then", "over"),
+    [
+        (functional.relu, True),
+        (functional.hardswish, True),
+        (read_again, False),
+        (seen_through, False),
+        (given_too, False),
+    ],
+    ids=["relu", "hardswish", "read again", "seen through a view", "an output"],
+)
+def test_activations_write_over_what_nobody_else_reads(then: Callable[[Tensor], Any], over: bool) -> None:
+    torch.manual_seed(1)
+    given: list[tuple[Tensor, Tensor]] = []
+    found = statistics(Images(then).eval(), lambda module, args, out: given.append((out, out.clone())))
+    assert [torch.equal(now, then) for now, then in given[-3:]] == [not over] * 3
+    assert found.low == min(float(then.min()) for _, then in given)
+
+
+def test_activations_do_not_write_over_inputs() -> None:
+    model, batch = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3)).eval(), torch.randn(4, 3, 9, 9)
+    was, example = batch.clone(), Inputs.of(batch[:1])
+    batches = Batches.checked([batch], "calibrate", example, {})
+    observed(model, capture(model, example, {}), {"1:conv2d#0": Observe()}, batches, example, silent)
+    assert torch.equal(batch, was)
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 9, 10), (16, 8, 96, 97)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lilliput.errors import InputError
 from lilliput.model.capture import Inputs
 from lilliput.model.values import Interception
+from lilliput.model.view import MULTIPLIES, View
 from lilliput.outputs import departure
 from lilliput.progress import Progress
 from lilliput.task import Batches, ask, batch_size
@@ -19,19 +20,26 @@ _SAME = 1e-4  # of the largest output: two orders of summing float32 differ by l
 
 
 def observed(
-    model: nn.Module, wanted: Mapping[str, Observe], batches: Batches, example: Inputs, progress: Progress
+    model: nn.Module,
+    view: View,
+    wanted: Mapping[str, Observe],
+    batches: Batches,
+    example: Inputs,
+    progress: Progress,
 ) -> dict[str, Statistics]:
-    """The statistics of the values named in `wanted`.
+    """The statistics of the values named in `wanted`; `view` is of `model`.
 
     Images come with their channels last, since oneDNN convolves so without laying every tensor out anew, unless the
-    model takes them only as they are given.
+    model takes them only as they are given. Activations write over what they alone read: getting memory anew for a
+    result is what takes most of their time.
     """
+    over = _over(view)
     if _indifferent(model, example):
         try:
-            return _pass(model, wanted, batches, channels_last, progress)
+            return _pass(model, over, wanted, batches, channels_last, progress)
         except InputError:  # the example was too small to show that a layout matters, or the batches fail anyway
             pass
-    return _pass(model, wanted, batches, lambda inputs: inputs, progress)
+    return _pass(model, over, wanted, batches, lambda inputs: inputs, progress)
 
 
 def channels_last(inputs: Inputs) -> Inputs:
@@ -51,8 +59,15 @@ def _indifferent(model: nn.Module, example: Inputs) -> bool:
             return False
 
 
+def _over(view: View) -> frozenset[str]:
+    """The calls that alone read what a layer gives, which is memory of its own."""
+    after = (view.only_reader(call) for call in view.calls if call.op in MULTIPLIES)
+    return frozenset(call.value for call in after if call and call.value)
+
+
 def _pass(
     model: nn.Module,
+    over: Container[str],
     wanted: Mapping[str, Observe],
     batches: Batches,
     lay: Callable[[Inputs], Inputs],
@@ -67,7 +82,7 @@ def _pass(
 
     for i, inputs in enumerate(batches):
         share = batch_size(inputs) / batches.samples
-        with torch.no_grad(), Interception(model, visit, only=wanted.keys()):
+        with torch.no_grad(), Interception(model, visit, only=wanted.keys(), over=over):
             ask(model, lay(inputs), f"{batches.field}[{i}]")
         done += batch_size(inputs)
         progress("calibrating", done, batches.samples)

@@ -190,7 +190,7 @@ class Driver:
         question = ("statistics", self.environment, self.state.digest, batches.digest, dict(wanted))
 
         def compute() -> Answer:
-            seen = observed(self.model, wanted, batches, self.example, self.progress)
+            seen = observed(self.model, self.view(), wanted, batches, self.example, self.progress)
             packed = {f"{name}|{key}": x for name, one in seen.items() for key, x in one.pack().items()}
             return Answer(tensors=packed)
 

@@ -75,12 +75,15 @@ Visit = Callable[[str, Tensor], Tensor]
 class Interception(TorchFunctionMode):
     """While active, hands every floating-point value that `root`'s own code computes to `visit`, which may replace it.
 
-    With `only`, nothing but those names is visited; operands are visited only when named there.
+    With `only`, nothing but those names is visited; operands are visited only when named there. The activations named
+    in `over` write their result over what they read.
     """
 
-    def __init__(self, root: nn.Module, visit: Visit, only: Container[str] | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, visit: Visit, only: Container[str] | None = None, over: Container[str] = ()
+    ) -> None:
         super().__init__()
-        self.visit, self.only = visit, only
+        self.visit, self.only, self.over = visit, only, over
         # a module's attribute dict is shared by the proxies that torch.export puts in its place
         self.paths: dict[int, str] = {}
         for path, module in root.named_modules(remove_duplicate=False):
@@ -96,6 +99,8 @@ class Interception(TorchFunctionMode):
         occurrence = self.calls[module, op]
         if self.only is not None:
             args = self._read(f"{module}:{op}#{occurrence}", args)
+        if "inplace" in kwargs and f"{module}:{op}#{occurrence}" in self.over:
+            kwargs = {**kwargs, "inplace": True}
         out = func(*args, **kwargs)
         outputs = [out] if isinstance(out, Tensor) else out
         if not isinstance(outputs, tuple | list) or not any(_flows(x) for x in outputs):
