@@ -19,6 +19,7 @@ from lilliput.engine.identity import model_digest
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
+from lilliput.plain import short_repr
 from lilliput.report.data import layers
 
 
@@ -201,14 +202,21 @@ def test_a_layer_at_the_end_gives_a_sound_file(tmp_path: Path, layer: nn.Module)
     assert onnx.load(path).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
-def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [lp.Int(8), lp.Int(8, per="tensor"), lp.Int(8, symmetric=False)], ids=short_repr)
+@pytest.mark.parametrize("size", [1e-5, 1e-8, 1e-13])
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_the_bias_of_a_nearly_dead_channel_survives(tmp_path: Path, kind: str, size: float, weights: lp.Int) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    layers = (nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)) if kind == "convolution" else (nn.Linear(12, 8), nn.Linear(8, 4))
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1])
     with torch.no_grad():
-        net[0].weight[0] = 1e-13
-        net[0].bias[0] = 5.0
-    inputs = [torch.randn(2, 4, 12, 12)]
-    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8), bias_correction=False)])
+        layers[0].weight[0] = size * torch.randn_like(layers[0].weight[0])
+        layers[0].bias[0] = 5.0
+        if weights.per == "tensor":
+            layers[0].weight *= size
+    inputs = [torch.randn(2, 8, 12, 12) if kind == "convolution" else torch.randn(20, 12)]
+    step = lp.Quantize(weights=weights, activations=lp.Int(8), bias_correction=False)
+    driver, path = built(tmp_path, net, inputs, [step])
     close(driver, path, inputs, 0.05)
 
 
