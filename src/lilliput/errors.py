@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _LONGEST = 600  # characters of a part of a message
@@ -82,5 +83,5 @@ def reason(error: BaseException) -> str:
     >>> reason(ValueError("no\\nmore"))
     'ValueError: no'
     """
-    lines = str(error).strip().splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()  # colours are for terminals
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import weight_norm
 
 import lilliput as lp
 from lilliput.errors import CaptureError, InputError
@@ -124,3 +125,97 @@ def test_infinite_answers_of_a_sound_model(
 def test_an_unknown_target(task: Callable[..., lp.Task], refused: Refused) -> None:
     error = refused(InputError, task(), target="onnxruntim")
     assert error.next.startswith("did you mean 'onnxruntime'?")
+
+
+def _scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+
+
+def _on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(4, 4))
+
+
+def _quantized_by_torch() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
+
+
+def _within() -> nn.Module:
+    return nn.Sequential(torch.compile(nn.Linear(4, 4), backend="eager"), nn.ReLU())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "what", "where"),
+    [
+        (_scripted, "TorchScript", "RecursiveScriptModule"),
+        (_within, "compiled", "0"),
+        (_on_meta, "meta device", "0"),
+        (_quantized_by_torch, "PyTorch has quantized", "0"),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), "no shape yet", "0"),
+        (lambda: nn.Sequential(weight_norm(nn.Linear(4, 4))), "hook computes", "0"),
+    ],
+    ids=["script", "compiled", "meta", "quantized", "lazy", "weight norm"],
+)
+def test_modules_that_are_not_what_runs(make: Callable[[], nn.Module], what: str, where: str) -> None:
+    with pytest.raises(InputError) as caught:
+        lp.compress(_task(make()))
+    assert what in caught.value.what and caught.value.where == where and caught.value.next
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "step", [lp.Quantize(), lp.Quantize(activations=lp.Int(8)), lp.Prune("weights", 0.5)], ids=repr
+)
+def test_models_in_other_floats(dtype: torch.dtype, step: Any, refused: Refused) -> None:
+    task = lp.Task(nn.Sequential(nn.Linear(4, 4)).to(dtype), calibrate=[torch.ones(2, 4, dtype=dtype)])
+    error = refused(InputError, task, lp.Recipe([step]))
+    assert str(dtype) in error.what and error.where == "0.weight" and "model.float()" in error.next
+
+
+class Overflows(nn.Module):
+    """What flows into its second layer is not always a number; its answers are."""
+
+    def __init__(self, flow: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.flow = nn.Linear(4, 4), nn.Linear(4, 4), flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nan_to_num(self.second(self.flow(self.first(x)))).sigmoid()
+
+
+@pytest.mark.parametrize("flow", [torch.exp, lambda x: torch.sqrt(5 - x.abs())], ids=["infinity", "nan"])
+@pytest.mark.parametrize("step", [lp.Quantize(activations=lp.Int(8)), lp.Quantize(weights=lp.Int(4))], ids=repr)
+def test_what_flows_is_not_finite(step: lp.Quantize, flow: Callable[[Tensor], Tensor], refused: Refused) -> None:
+    torch.manual_seed(0)
+    batches = [torch.rand(2, 4), 1e4 * torch.rand(2, 4)]
+    error = refused(InputError, lp.Task(Overflows(flow), calibrate=batches), lp.Recipe([step]))
+    assert error.where == "second:linear#0@0, calibrate[1]" and "NaN or infinite" in error.what
+
+
+class Grows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x).abs().exp()  # type: ignore[no-any-return]
+
+
+def test_answers_to_samples_of_evaluation_are_not_finite(refused: Refused) -> None:
+    torch.manual_seed(0)
+    task = lp.Task(Grows(), calibrate=[torch.rand(2, 4)], evaluate=[torch.rand(2, 4), 1e4 * torch.rand(2, 4)])
+    error = refused(InputError, task, lp.Recipe([lp.Quantize(activations=lp.Int(8))]))  # whose range is 0 … 1
+    assert error.where == "evaluate[1]" and "in different places" in error.what
+
+
+@pytest.mark.parametrize(
+    "step", [lp.Quantize(), lp.Prune("weights", 0.5), lp.Quantize(activations=lp.Int(8, dynamic=True))], ids=repr
+)
+def test_a_model_whose_activations_are_quantized_already(
+    step: Any, task: Callable[..., lp.Task], batches: list[Tensor], quick: lp.OnnxRuntime, refused: Refused
+) -> None:
+    once = lp.compress(task(), lp.Recipe([lp.Quantize(activations=lp.Int(8))]), target=quick)
+    error = refused(InputError, lp.Task(once.model, calibrate=[10 * x for x in batches]), lp.Recipe([step]))
+    assert "quantized already" in error.what and error.where.startswith("conv:conv2d#0")
+    assert "all steps in one recipe" in error.next

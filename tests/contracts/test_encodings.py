@@ -447,6 +447,9 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: Log(4, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
         (lambda: Log(4, signed=1), "True, False or None"),  # type: ignore[arg-type]
         (lambda: Levels(4).for_value(), "Int(8)"),
+        (lambda: Int(4, group=4, scale=Int(8)), "Exponent8"),
+        (lambda: Log(4, group=4, scale=Int(8)), "Exponent8"),
+        (lambda: Tiles(4, group=4, scale=Log(4)), "Exponent8"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_remedy(make: Any, hint: str) -> None:

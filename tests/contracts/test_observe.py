@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import lilliput as lp
 from lilliput.encodings import Int
+from lilliput.engine.begin import begin, follow
 from lilliput.engine.observe import observed
+from lilliput.engine.store import Store
 from lilliput.model.capture import Inputs, capture
 from lilliput.progress import silent
 from lilliput.task import Batches
@@ -153,3 +156,27 @@ def test_ranges_tried_together_are_those_tried_one_by_one(encoding: Int, counted
     found = torch.stack(MSE().find(points, counts, encoding), 1)
     slow = [one_by_one(x, None if counts is None else counts[i], encoding) for i, x in enumerate(points)]
     torch.testing.assert_close(found, torch.tensor(slow))
+
+
+class Single(nn.Module):
+    """A convolution of images with or without a batch around them."""
+
+    def __init__(self, *, batched: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.batched = nn.Conv2d(8, 5, 3), batched
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if self.batched else self.conv(x[0])[None]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("step", [lp.Quantize(weights=Int(3)), lp.Quantize(activations=lp.Tiles(4, group=4))], ids=repr)
+def test_a_convolution_of_one_image_is_corrected_by_its_channels(step: lp.Quantize, size: int) -> None:
+    images = [torch.randn(1, 8, size, 9) + torch.linspace(0, 6, 8).view(1, 8, 1, 1) for _ in range(3)]
+    answers = []
+    for batched in (True, False):
+        driver, _ = begin(lp.Task(Single(batched=batched), calibrate=images), lp.OnnxRuntime(), Store(), silent)
+        follow(lp.Recipe([step]), driver)
+        answers.append((driver.tensor("conv.bias"), driver.model(images[0])))
+    torch.testing.assert_close(answers[0], answers[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,34 @@ def test_a_float_layer_between_integers_is_not_called_plain_float(tmp_path: Path
     rows = {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}
     assert "may round it to int8" in rows["2.weight"]
     assert rows["0.weight"] == rows["4.weight"] == "int8 kernel"
+
+
+def test_values_of_fewer_bits_are_not_promised_kernels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), [torch.randn(2, 16, 12, 12)]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(7))])
+    assert fused(path)["QLinearConv"] == 0
+    rows = [row["runs_as"] for row in layers(driver, {}, {})]
+    assert rows == ["may run in float: what flows is cut to 7 bits beside the rounding"] * 2
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_images_are_rounded_where_their_padding_is_not_the_kernels(tmp_path: Path, mode: str) -> None:
+    torch.manual_seed(0)
+    first, last = (nn.Conv2d(16, 16, 3, padding=1, padding_mode=mode) for _ in range(2))
+    net, inputs = nn.Sequential(first, nn.ReLU(), last), [torch.randn(2, 16, 12, 12)]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8))])
+    assert fused(path)["QLinearConv"] == 2
+    assert [row["runs_as"] for row in layers(driver, {}, {})] == ["int8 kernel"] * 2
+    close(driver, path, inputs, 0.05)
+
+
+def test_layers_of_equal_contents_stay_two(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16)
+    net, inputs = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer)), [torch.randn(4, 16)]
+    driver, _ = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8))])
+    assert [row["path"] for row in layers(driver, {}, {})] == ["0.weight", "2.weight"]
 
 
 class Returned(nn.Module):

@@ -111,3 +111,6 @@ class Exponent8(Encoding):
     @property
     def holds_zero(self) -> bool:
         return False
+
+
+Scale = Float16 | BFloat16 | Exponent8  # what the scales of others may be held as

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lilliput.encodings.blocks import Blocked, at_run_time, bracketed, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.encodings.floats import Exponent8
+from lilliput.encodings.floats import Exponent8, Scale
 from lilliput.encodings.flowing import ascending
 from lilliput.encodings.levels import bits_for, nearest_of
 from lilliput.encodings.scales import scale_of, scale_to_reach
@@ -55,7 +55,7 @@ class Grid(Blocked):
         """The numbers, in the order of their codes; NaN where a code means none."""
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
-        held = isinstance(self.scale, Encoding | None)
+        held = isinstance(self.scale, Scale | None)
         yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8() or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
 

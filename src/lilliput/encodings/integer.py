@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lilliput.encodings.blocks import Blocked, at_run_time, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
+from lilliput.encodings.floats import Scale
 from lilliput.errors import EncodingError
 
 
@@ -167,9 +168,9 @@ class Int(Uniform):
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.bits, 1, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits, or Signs(2) for one"
         yield (
-            not isinstance(self.scale, Encoding | None),
+            not isinstance(self.scale, Scale | None),
             f"scales as {self.scale!r}",
-            "use Float16(), BFloat16() or None",
+            "use Float16(), BFloat16(), Exponent8() or None",
         )
         yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lilliput.encodings.blocks import Blocked, bracketed, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
+from lilliput.encodings.floats import Scale
 from lilliput.encodings.grids import Log
 from lilliput.encodings.levels import nearest_of, places_of
 from lilliput.encodings.scales import scale_of, scale_to_reach
@@ -56,7 +57,7 @@ class Tiles(Blocked):
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.bits, 2, 8), f"Tiles of {self.bits!r} bits", "use 2 to 8 bits"
-        held = isinstance(self.scale, Encoding | None)
+        held = isinstance(self.scale, Scale | None)
         yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8() or None"
 
     @property

@@ -11,8 +11,10 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.capture import Inputs
+from lilliput.model.carrier import tensor_held
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
+from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs
 from lilliput.plain import digest
 from lilliput.progress import Progress
@@ -54,6 +56,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
             why=first[1],
             next="rewrite what fails, or compress the submodule that holds the weights",
         )
+    _check_precision(driver)
     return driver, checked["evaluate"]
 
 
@@ -61,7 +64,8 @@ _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that
 
 
 def follow(recipe: Recipe, driver: Driver) -> None:
-    """Apply the steps in order; a recipe that changes no layer is an error."""
+    """Apply the steps in order; a recipe that changes no layer is an error, as is one that forgets earlier ranges."""
+    _check_ranges(recipe, driver.model)
     if not driver.view().weights:
         raise InputError(
             "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
@@ -74,6 +78,32 @@ def follow(recipe: Recipe, driver: Driver) -> None:
             "the recipe changed no layer",
             why=reasons,
             next="see where= and the layers of the model",
+        )
+
+
+def _check_precision(driver: Driver) -> None:
+    """Refuse weights in other floats than those that are fitted, corrected and compared, and that all runtimes take."""
+    for path in driver.view().weights:
+        held = tensor_held(driver.model, path)
+        if held is not None and held.dtype.is_floating_point and held.dtype != torch.float32:
+            raise InputError(
+                f"the model computes in {held.dtype}",
+                where=path,
+                why="weights are fitted, and results compared, in float32",
+                next="give it in float32, as model.float() makes it, with such inputs: the result is as small",
+            )
+
+
+def _check_ranges(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse, as a recipe does, steps for which the ranges that the model came with are none."""
+    held = [name for name, encoder in value_encodings(model).items() if encoder.encoding.calibrated]
+    stale = next((step for step in recipe.steps if held and "ranges" in step.disturbs), None)
+    if stale is not None:
+        raise InputError(
+            f"{type(stale).__name__} of a model that is quantized already, with its activations",
+            where=held[0],
+            why="the ranges found then would be stale, and new batches would only show what they have cut",
+            next="give the network as it was, and all steps in one recipe",
         )
 
 

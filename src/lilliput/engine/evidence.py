@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,13 @@ def _distance(driver: Driver, before: Built, after: Built, batches: Batches | Se
     for i, inputs in enumerate(batches):
         where = f"{field}[{i}]"
         so_far.add(ask(before.run, inputs, where), ask(after.run, inputs, where))
+        if math.isinf(so_far.largest_error):
+            raise InputError(
+                "the compressed network and the one it was made of answer with NaN or infinity in different places",
+                where=where,
+                why=f"run by {driver.target.name}",
+                next="leave the batch out, or mend where the network divides by zero or overflows",
+            )
         done += batch_size(inputs)
         driver.progress("comparing outputs", done, samples)
     return so_far.distance()

@@ -74,10 +74,17 @@ def _pass(
     progress: Progress,
 ) -> dict[str, Statistics]:
     seen = {name: Statistics(observe) for name, observe in wanted.items()}
-    share, done = 1.0, 0
+    share, done, i = 1.0, 0, 0
 
     def visit(name: str, x: Tensor) -> Tensor:
         seen[name].update(x, share)
+        if not seen[name].finite:
+            raise InputError(
+                "what flows is NaN or infinite",
+                where=f"{name}, {batches.field}[{i}]",
+                why="a range, or a mean, of that is none",
+                next="repair what makes it, leave the batch out, or quantize weights alone with bias_correction=False",
+            )
         return x
 
     for i, inputs in enumerate(batches):

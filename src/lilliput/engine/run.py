@@ -329,7 +329,7 @@ class Driver:
         self._notes[path] = {text: lasting for text, lasting in self._notes.get(path, {}).items() if lasting}
         if told:
             self.note(path, told)
-        self._edit(asked.edit, parts)
+        self._edit(asked.edit, {name: part.clone() for name, part in parts.items()})  # equal ones are no tie
 
     def _batches(self, known: str) -> Batches:
         if self.calibrate is None:

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
-from lilliput.errors import ExportError
+from lilliput.errors import ExportError, reason
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simulated import expand as expand_simulated
@@ -150,10 +150,12 @@ def export(
                 captured, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
             )
     except Exception as error:  # both steps raise whatever the model's code and the translators raise
-        reason = str(error).strip().splitlines()
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
         raise ExportError(
             "the model cannot be exported to ONNX",
-            why=f"{type(error).__name__}: {reason[0] if reason else ''}",
+            why=reason(first),
             next="see which part with lilliput.model.capture, or keep the .lil file",
         ) from error
     assert exported is not None

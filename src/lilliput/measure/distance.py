@@ -39,7 +39,7 @@ class DistanceSoFar:
     """
 
     def __init__(self) -> None:
-        self._largest = 0.0
+        self.largest_error = 0.0
         self._noise = Noise()
         self._sums = torch.zeros(2, dtype=torch.float64)  # output², reference · output
         self._agreements: list[Tensor | None] = []
@@ -50,7 +50,7 @@ class DistanceSoFar:
         pairs = paired(flatten_outputs(reference), flatten_outputs(output))
         for ours, theirs in pairs:
             error = difference(ours, theirs)
-            self._largest = max(self._largest, float(error.max()) if error.numel() else 0.0)
+            self.largest_error = max(self.largest_error, float(error.max()) if error.numel() else 0.0)
             a, b = finite(ours), finite(theirs)
             self._noise.take(a, error)
             self._sums += torch.stack([(b * b).sum(), (a * b).sum()])
@@ -68,7 +68,7 @@ class DistanceSoFar:
         agreements = torch.cat(agreed) if len(agreed) == len(self._agreements) else None
         signal, (power, product) = torch.tensor(self._noise.signal, dtype=torch.float64), self._sums
         return Distance(
-            largest_error=self._largest,
+            largest_error=self.largest_error,
             cosine=float(_cosine(signal, power, product)),
             sqnr_db=self._noise.sqnr_db,
             top1_agreement=None if agreements is None else float(agreements.double().mean()),

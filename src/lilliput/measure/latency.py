@@ -84,7 +84,7 @@ def interleaved(
     if not all(figures.values()):
         raise MeasureError(
             f"no round of timing fits in {budget_s:g} s",
-            why=f"one round takes about {pace_s:.2g} s",
+            why=f"warming up took {round_began - began:.2g} s, and a round would take about {pace_s:.2g} s",
             next="give it more seconds, or a smaller example",
         )
     others_s = _others_seconds() - others_began

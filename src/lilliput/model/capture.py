@@ -249,8 +249,9 @@ def _numbers(node: Node) -> tuple[int, ...]:
 
 
 def _op_name(node: Node) -> str:
-    name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
-    return str(name).rstrip("_")
+    name = str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))).rstrip("_")
+    mode = node.args[2] if name == "pad" and len(node.args) > 2 else "constant"
+    return name if mode == "constant" else f"{mode}_pad"
 
 
 def _label(node: Node, prefix: str) -> str | None:

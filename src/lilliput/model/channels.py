@@ -19,6 +19,7 @@ _ELEMENTWISE = frozenset(  # f(s · x) = s · f(x) for s > 0
         *("dropout", "feature_dropout", "contiguous", "clone", "detach", "alias", "identity", "to", "_to_copy"),
     }
 )
+_PADS = frozenset({"pad", "reflect_pad", "replicate_pad", "circular_pad"})
 _POOLS = frozenset(  # over as many of the last axes as the name says
     f"{kind}{axes}d"
     for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
@@ -79,7 +80,7 @@ def passed_on(call: Call, source: Call, at: Channels) -> Channels:
             return at
         if call.op in _POOLS and at.axes[-1] < len(before) - int(call.op[-2]):
             return at
-        if call.op == "pad" and not any(call.constants) and all(before[i] == after[i] for i in at.axes):
+        if call.op in _PADS and not any(call.constants) and all(before[i] == after[i] for i in at.axes):
             return at
         if call.op in ("transpose", "permute"):
             return replace(at, axes=tuple(_order(call, len(before)).index(i) for i in at.axes))
@@ -96,7 +97,7 @@ def sources(call: Call) -> tuple[str | None, ...]:
         return call.reads[:2]
     if call.op in _PRODUCTS:
         return call.reads[1:2] if call.op != "scaled_dot_product_attention" else call.reads[2:3]
-    known = _ELEMENTWISE | _POOLS | _LAID_OUT | {"div", "pad", "transpose", "permute", "mean", "sum"}
+    known = _ELEMENTWISE | _POOLS | _PADS | _LAID_OUT | {"div", "transpose", "permute", "mean", "sum"}
     return call.reads[:1] if call.op in known else ()
 
 

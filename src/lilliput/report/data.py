@@ -52,7 +52,7 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
         read = values.get(f"{call.value}@0") or _producer(view, call, values)
         with torch.no_grad():
             now = held() if isinstance(held, EncodedTensor) else held
-        prefix = f"{paths[0]}{SUFFIX}." if encoding else paths[0]
+        parts = (name for name in stored if name == paths[0] or name.startswith(f"{paths[0]}{SUFFIX}."))
         rows.append(
             {
                 "path": paths[0],
@@ -63,7 +63,7 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
                 "encoding": str(held.dtype).removeprefix("torch.") if encoding is None else encoding.label(),
                 "activations": "float32" if read is None else read.encoding.label(),
                 "bits_per_weight": _bits(encoding, held) / max(1, math.prod(held.shape)),
-                "bytes": sum(size for name, size in stored.items() if name.startswith(prefix)),
+                "bytes": sum(stored[name] for name in parts),
                 "zeros": float((now == 0).float().mean()),
                 "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
                 "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),

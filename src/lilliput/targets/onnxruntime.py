@@ -107,6 +107,8 @@ class OnnxRuntime(OnnxFile):
         rules = self.required
         if rules is not None and rules.signed:
             return f"integers for {self.profile}; ONNX Runtime may compute it in float"
+        if activation.bits < 8:
+            return f"may run in float: what flows is cut to {activation.bits} bits beside the rounding"
         if isinstance(activation, Fixed) or (isinstance(activation, Int) and activation.symmetric):
             return "int8 kernel, but in float where a ReLU follows"
         return "int8 kernel, range found at each run" if at_run_time(activation) else "int8 kernel"

@@ -16,7 +16,7 @@ _SAME_SCALE = frozenset(  # what comes out has the range of what goes in
         *("transpose", "permute", "squeeze", "unsqueeze"),
     )
 )
-_THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})  # nothing to encode between its two sides
+_THROUGH = frozenset({"dropout", "contiguous", "identity", "pad"})
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})  # taken into the rounding of what comes after a convolution
 _FEW_CHANNELS, _FEW_PRODUCTS = 4, 64  # of one group: input channels, and products summed for one output
 
@@ -35,6 +35,11 @@ def at_run_time(encoding: Encoding) -> bool:
     return isinstance(encoding, Int) and encoding.dynamic
 
 
+def _through(call: Call) -> bool:
+    """Whether there is nothing to encode between the two sides of a call: zeros around an image are a convolution's."""
+    return call.op in _THROUGH and not (call.op == "pad" and any(call.constants))
+
+
 class Placing:
     """The values to encode so far, in `places`."""
 
@@ -51,7 +56,7 @@ class Placing:
         if prod(call.weight_shape[1:]) >= _FEW_PRODUCTS or call.weight_shape[1] > _FEW_CHANNELS:
             return True
         source = self.view.by_id.get(call.reads[0] or "")
-        while source is not None and source.op in _THROUGH | _ACTIVATIONS:
+        while source is not None and (_through(source) or source.op in _ACTIVATIONS):
             source = self.view.by_id.get(source.reads[0] or "")
         return source is not None and source.id in self.integer
 
@@ -74,7 +79,7 @@ class Placing:
 
     def _encoded(self, source: str | None) -> bool:
         call = self.view.by_id.get(source or "")
-        while call is not None and call.op in _THROUGH:
+        while call is not None and _through(call):
             call = self.view.by_id.get(call.reads[0] or "")
         return call is not None and call.value in self.places
 
@@ -88,7 +93,7 @@ class Placing:
     def _first_through(self, call: Call) -> Call:
         """Back over padding and the like: encoded before it, the padding becomes part of the convolution."""
         before = self.view.by_id.get(call.reads[0] or "")
-        while before is not None and before.op in _THROUGH and before.value is not None:
+        while before is not None and _through(before) and before.value is not None:
             call, before = before, self.view.by_id.get(before.reads[0] or "")
         return call
 
@@ -97,7 +102,7 @@ class Placing:
         call = self.view.by_id.get(source or "")
         if call is None:
             return None
-        if call.op in _THROUGH:
+        if _through(call):
             return self._source(call.reads[0])
         if call.value is None:
             return None

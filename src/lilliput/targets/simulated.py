@@ -9,7 +9,7 @@ from lilliput.encodings import Encoding, Tiles
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
 from lilliput.errors import EncodingError
-from lilliput.model.view import CONVOLUTIONS, MULTIPLIES, View
+from lilliput.model.view import MULTIPLIES, View
 from lilliput.techniques.technique import Placement
 
 REMARK = "simulated in float: shows accuracy, gains nothing"
@@ -26,7 +26,7 @@ def operands(view: View, encoding: Encoding, weights: Mapping[str, Encoding]) ->
             continue
         mine = encoding
         if isinstance(encoding, Grid | Tiles) and encoding.group:
-            axis = 1 if call.op in CONVOLUTIONS else len(call.shape) - 1
+            axis = len(call.shape) + 1 - len(call.weight_shape)
             mine = replace(encoding, axis=axis)
             _check_groups(view, call.reads[0], axis, call.weight_shape, encoding.group, call.weights[0])
         places.append(Placement(f"{call.value}@0", mine))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.view import CONVOLUTIONS, Call, View
+from lilliput.model.view import Call, View
 from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
@@ -87,7 +87,7 @@ class Quantize(Technique):
     def _statistics(self, run: Run, places: Sequence[Placement], correct: Iterable[Call]) -> Mapping[str, Statistics]:
         wanted = {place.value: Observe() for place in places if place.encoding.calibrated}
         for call in correct:
-            axis = 1 if call.op in CONVOLUTIONS else -1
+            axis = 1 - len(call.weight_shape)  # from the end: a convolution also takes an image without a batch
             wanted[f"{call.value}@0"] = Observe(histogram=f"{call.value}@0" in wanted, channel_axis=axis)
         return run.statistics(wanted) if wanted else {}
 

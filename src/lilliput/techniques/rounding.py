@@ -143,7 +143,7 @@ class AdaRound(Rounding):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1:
-            raise RecipeError(f"AdaRound of {self.steps} steps", next="use 1 or more")
+            raise RecipeError(f"{type(self).__name__} of {self.steps} steps", next="use 1 or more")
 
     def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         below, above = grid.brackets(weights)

@@ -32,6 +32,7 @@ class Statistics:
         self.observe = observe
         self.low, self.high = float("inf"), float("-inf")
         self.limit = 0.0  # the histogram covers [-limit, limit]
+        self.finite = True  # whether all that came by was
         self.counts = torch.zeros(BINS, dtype=torch.int64)
         self.passed = 0  # elements, counted or not
         self.sums: Tensor | None = None  # [channels], float64
@@ -48,6 +49,7 @@ class Statistics:
             sums, places = _sums(x, self.observe.channel_axis, int(_PLACES * share))
             self.sums = sums if self.sums is None else self.sums + sums
             self.elements += places
+            self.finite &= bool(sums.isfinite().all())
             if self.observe.magnitudes:
                 size = x.abs()
                 sizes, _ = _sums(size, self.observe.channel_axis, int(_PLACES * share))
@@ -59,6 +61,9 @@ class Statistics:
         flat = _as_it_lies(x)
         self.passed += flat.numel()
         low, high = (end.item() for end in flat.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is both
+            self.finite = False
+            return
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if self.limit == 0.0 and largest > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,9 @@ from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.where import Where
+
+_PRODUCTS = frozenset({"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"})
+_TURNS = frozenset({"t", "numpy_T", "transpose", "permute", "contiguous"})
 
 Going = Mapping[Group, Sequence[int]]  # the atoms of groups that are to be removed
 
@@ -192,7 +195,17 @@ def used_weights(run: Run) -> dict[str, list[Call]]:
     for call in view.calls:
         if call.op in MULTIPLIES and not call.weights:
             run.skip(call.module or call.id, "its weight is computed or no parameter: make it an nn.Parameter")
-    for path in view.weights:
+    for path in (*view.weights, *_multiplied(view)):
         if path not in shapes:
-            run.skip(path, "a buffer, not a parameter: make it an nn.Parameter")
+            run.skip(path, "a buffer, not a parameter: make it an nn.Parameter, as a linear layer has")
     return {path: calls for path, calls in view.weights.items() if path in shapes}
+
+
+def _multiplied(view: View) -> Iterator[str]:
+    """Paths of tensors that are operands of a product which is no layer's, as they are or turned."""
+    for call in view.calls:
+        for source in call.reads if call.op in _PRODUCTS else ():
+            while source in view.by_id and view.by_id[source].op in _TURNS:
+                source = view.by_id[source].reads[0]
+            if source and source.startswith("tensor "):
+                yield source.removeprefix("tensor ")
