@@ -155,8 +155,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "places in a table that are numbers": (other(UP, encoding={"kind": "NF4"}), "codes of torch.int8"),
     "signs of no number": (other(UP, encoding={"kind": "Signs", "n": 1 << 40}), "cannot be read"),
     "a float of no format": (other(UP, encoding={"kind": "MiniFloat", "format": ["e4m3"]}), "cannot be read"),
-    "scales within scales": (encoding(UP, scale={"kind": "Int", "scale": {"kind": "Int"}}), "do not fit together"),
-    "scales that are sparse": (encoding(UP, scale={"kind": "Sparse"}), "do not fit together"),
+    "scales within scales": (encoding(UP, scale={"kind": "Int", "scale": {"kind": "Int"}}), "scales as Int"),
+    "scales that are sparse": (encoding(UP, scale={"kind": "Sparse"}), "scales as Sparse"),
     "an encoding of itself": (encoding(THIN, values={"kind": "Sparse"}), "cannot be read"),
     "a range at run time for a weight": (
         lambda header: header["edits"][CONV]["edit"].update(encoding={"kind": "Int", "dynamic": 1}),

@@ -21,6 +21,7 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, checked_example
+from lilliput.techniques.quantize import Quantize
 
 
 def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
@@ -64,8 +65,8 @@ _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that
 
 
 def follow(recipe: Recipe, driver: Driver) -> None:
-    """Apply the steps in order; a recipe that changes no layer is an error, as is one that forgets earlier ranges."""
-    _check_ranges(recipe, driver.model)
+    """Apply the steps in order; a recipe that changes no layer is an error."""
+    _check_ranges(recipe, driver)
     if not driver.view().weights:
         raise InputError(
             "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
@@ -94,17 +95,19 @@ def _check_precision(driver: Driver) -> None:
             )
 
 
-def _check_ranges(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse, as a recipe does, steps for which the ranges that the model came with are none."""
-    held = [name for name, encoder in value_encodings(model).items() if encoder.encoding.calibrated]
-    stale = next((step for step in recipe.steps if held and "ranges" in step.disturbs), None)
-    if stale is not None:
+def _check_ranges(recipe: Recipe, driver: Driver) -> None:
+    """Refuse to calibrate what an earlier calibration cuts; other steps leave the ranges, which is told."""
+    held = [name for name, encoder in value_encodings(driver.model).items() if encoder.encoding.calibrated]
+    if held and any(isinstance(step, Quantize) and step.activations is not None for step in recipe.steps):
         raise InputError(
-            f"{type(stale).__name__} of a model that is quantized already, with its activations",
+            "the activations of this model are quantized already",
             where=held[0],
-            why="the ranges found then would be stale, and new batches would only show what they have cut",
+            why="new batches would only show what the ranges found then leave of them",
             next="give the network as it was, and all steps in one recipe",
         )
+    if any("ranges" in step.disturbs for step in recipe.steps):
+        for name in held:
+            driver.skip(name, "keeps the range that was found before this recipe")
 
 
 def _check_runs(model: nn.Module, inputs: Inputs, where: str) -> None:

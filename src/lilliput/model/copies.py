@@ -20,8 +20,13 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         private = copy.deepcopy(model)
     except Exception as error:  # whatever the model holds
+        hooked = next((path for path, module in model.named_modules() if _normalised(module)), None)
         raise InputError(
-            "the model cannot be copied", why=reason(error), next="give a model that copy.deepcopy takes"
+            "the model cannot be copied",
+            where=hooked or "",
+            why=reason(error),
+            next="give a model that copy.deepcopy takes"
+            + ("" if hooked is None else ": torch.nn.utils.remove_weight_norm makes a plain layer of this one"),
         ) from error
     return freeze(fold_parametrizations(private))
 
@@ -49,6 +54,10 @@ def _check_plain(model: nn.Module) -> None:
             raise InputError(what, where=path or type(model).__name__, next=remedy)
 
 
+def _normalised(module: nn.Module) -> bool:
+    return any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values())
+
+
 def _strange(module: nn.Module) -> Iterator[tuple[str, str]]:
     """What stands in the way of working on a module itself, and the remedy."""
     if isinstance(module, torch.jit.ScriptModule):
@@ -57,10 +66,7 @@ def _strange(module: nn.Module) -> Iterator[tuple[str, str]]:
         yield "a compiled module", "give the one that torch.compile took, its _orig_mod, and compile the result"
     if type(module).__module__.startswith("torch.ao.nn"):
         yield "a module that PyTorch has quantized", "give the float network"
-    if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
-        yield "a weight that a hook computes", "call torch.nn.utils.remove_weight_norm on it, or parametrize it"
-    held = [*module._parameters.items(), *module._buffers.items()]
-    for name, x in held:
+    for name, x in (*module._parameters.items(), *module._buffers.items()):
         if x is not None and is_lazy(x):
             yield f"{name} has no shape yet", "call the model once, on an example"
         elif x is not None and x.is_meta:
