@@ -327,9 +327,9 @@ def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path:
     x = images()[0]
     expected = driver.model(x).detach()
     out = driver.target.open(path, Signature.of(Inputs.of(x), expected))(x)
-    # a value at a threshold falls either way, in few places: the rest is the same
-    apart = (out - expected).abs() > 1e-5
-    assert float(apart.float().mean()) < 0.1
+    # a value at a threshold falls either way, and all that one image gives with it: the others are the same
+    apart = ((out - expected).abs() > 1e-5).any(1)
+    assert int(apart.sum()) <= len(apart) // 4
     ops = fused(path)
     assert not [op for op in ops if "Q" in op] and all(
         node.domain in ("", "ai.onnx") for node in onnx.load(path).graph.node

@@ -21,7 +21,7 @@ import onnx_ir as ir
 DOMAIN = "lilliput"
 PACKED_OPSET = 21  # the first with tensors of 4-bit integers
 _MULTIPLIES = ("Conv", "Gemm", "MatMul")
-_LARGEST_BIAS = 2**30  # of the 32 bits that hold a sum, what is left to the products
+_LARGEST_BIAS = 2**31 - 2**28  # of the 32 bits that hold a sum; the rest is left to the products
 _SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
 
@@ -183,33 +183,16 @@ class _Lowering:
     # weights beside activations of integers
 
     def _static(self, node: ir.Node, user: ir.Node, position: int, multiply: ir.Node, source: ir.Node) -> None:
-        axis, scale, codes = _attribute(node, "axis"), _array(node.inputs[1]), node.inputs[0]
+        axis, scale = _attribute(node, "axis"), _array(node.inputs[1])
         bias_user, bias_position = _bias(multiply)
         if bias_user is not None and self.integer_bias:
             bias, step = _array(bias_user.inputs[bias_position]), _array(source.inputs[1]).astype(np.float32)
-            codes, scale = self._room_for(bias, step, node)
+            scale = np.maximum(scale, _least_scale(bias, step, scale.ndim))
             product = (step * scale).astype(np.float32)
             whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
             decoded = self._dequantized(whole, product, None, 0 if product.ndim else None, bias_user)
             bias_user.replace_input_with(bias_position, decoded)
-        user.replace_input_with(position, self._dequantized(codes, scale, _offset(node), axis, user))
-
-    def _room_for(self, bias: np.ndarray, step: np.ndarray, node: ir.Node) -> tuple[ir.Value | None, np.ndarray]:
-        """Codes and scales with which a bias fits into 32 bits, at the scale ``step · scale`` of the sum.
-
-        Where weights are all but zero beside their bias, they get fewer codes: what that changes of a sum is about a
-        ten-millionth of the bias for each input. A bias left in float the runtime itself rounds, and cuts.
-        """
-        codes, scale, offset = node.inputs[0], _array(node.inputs[1]), _offset(node)
-        most = np.abs(bias).max(initial=0) if scale.ndim == 0 else np.abs(bias)
-        least = (most / (step.astype(np.float64) * _LARGEST_BIAS)).astype(np.float32)
-        if np.all(scale >= least):
-            return codes, scale
-        wider = np.maximum(scale, least)
-        along = [-1 if i == _attribute(node, "axis") else 1 for i in range(_array(codes).ndim)] if scale.ndim else []
-        zero = 0 if offset is None else _array(offset).astype(np.float64).reshape(along)
-        fewer = np.round((_array(codes) - zero) * (scale.astype(np.float64) / wider).reshape(along)) + zero
-        return self._constant(fewer.astype(_array(codes).dtype)), wider
+        user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
 
     def _dequantized(
         self, codes: ir.Value | None, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
@@ -334,6 +317,16 @@ def integers(value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
         return None
     assert node.inputs[0] is not None
     return node.inputs[0], _array(node.inputs[1]).astype(np.float32)
+
+
+def _least_scale(bias: np.ndarray, step: np.ndarray, axes: int) -> np.ndarray:
+    """The smallest scales of weights at which a bias fits into 32 bits, in which the runtime would cut it.
+
+    It is larger than theirs only where weights are all but zero beside their bias. What that changes of a sum is at
+    most a 58,000th of the bias for each input; the codes, which the `.lil` file shares, stay.
+    """
+    most = np.abs(bias) if axes else np.abs(bias).max(initial=0)
+    return np.asarray(most / (step.astype(np.float64) * _LARGEST_BIAS), np.float32)
 
 
 def _scaled_by_output(node: ir.Node) -> bool:
