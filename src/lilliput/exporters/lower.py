@@ -187,11 +187,13 @@ class _Lowering:
         bias_user, bias_position = _bias(multiply)
         if bias_user is not None and self.integer_bias:
             bias, step = _array(bias_user.inputs[bias_position]), _array(source.inputs[1]).astype(np.float32)
-            scale = np.maximum(scale, _least_scale(bias, step, scale.ndim))
-            product = (step * scale).astype(np.float32)
-            whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
-            decoded = self._dequantized(whole, product, None, 0 if product.ndim else None, bias_user)
-            bias_user.replace_input_with(bias_position, decoded)
+            least = _least_scale(bias, step, scale.ndim)
+            if np.all(scale >= least):
+                product = (step * scale).astype(np.float32)
+                whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
+                decoded = self._dequantized(whole, product, None, 0 if product.ndim else None, bias_user)
+                bias_user.replace_input_with(bias_position, decoded)
+            scale = np.maximum(scale, least)  # a bias that stays a float the runtime rounds itself
         user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
 
     def _dequantized(
