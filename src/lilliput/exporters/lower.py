@@ -193,7 +193,9 @@ class _Lowering:
                 whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
                 decoded = self._dequantized(whole, product, None, 0 if product.ndim else None, bias_user)
                 bias_user.replace_input_with(bias_position, decoded)
-            scale = np.maximum(scale, least)  # a bias that stays a float the runtime rounds itself
+            if _negative_is_zero(bias_user):
+                least = _least_scale(bias.clip(0), step, scale.ndim)  # a bias far under zero may be cut
+            scale = np.maximum(scale, least)  # one that stays a float the runtime rounds itself
         user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
 
     def _dequantized(
@@ -329,6 +331,18 @@ def _least_scale(bias: np.ndarray, step: np.ndarray, axes: int) -> np.ndarray:
     """
     most = np.abs(bias) if axes else np.abs(bias).max(initial=0)
     return np.asarray(most / (step.astype(np.float64) * _LARGEST_BIAS), np.float32)
+
+
+def _negative_is_zero(node: ir.Node) -> bool:
+    """Whether all that reads what a node gives takes what is under zero for zero."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    return bool(users) and all(user.op_type == "Relu" or _clips_to_zero(user) for user in users)
+
+
+def _clips_to_zero(node: ir.Node) -> bool:
+    low = node.inputs[1] if node.op_type == "Clip" and len(node.inputs) > 1 else None
+    known = None if low is None else ir.convenience.get_const_tensor(low)
+    return known is not None and float(known.numpy()) >= 0
 
 
 def _scaled_by_output(node: ir.Node) -> bool:
