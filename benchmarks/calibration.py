@@ -4,7 +4,7 @@ Each in a process of its own on one core, in turns, five times. Ours is what sta
 ranges and fitting weights. Told apart are reading the batches and capturing the network, instead of which they read a
 file, and the export to one. Imports, and the export of the float network for them, count for nobody. The processor's
 seconds are judged, for other work may slow the clock's. Once as the system gives memory, and once with what was
-freed kept for what comes next (by two variables that the C library reads): getting it anew costs torch a sixth.
+freed kept for what comes next (by two variables that the C library reads): torch gets most of it anew at each layer.
 
 nncf runs in an environment of its own, named by PEERS_PYTHON (see against_nncf.py).
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 
 import lilliput as lp
-from lilliput.errors import CaptureError, InputError
+from lilliput.errors import CaptureError, ExportError, InputError
 from lilliput.model.values import value_encodings
 
 Refused = Callable[..., Any]
@@ -172,6 +172,20 @@ def test_models_in_other_floats(dtype: torch.dtype, step: Any, refused: Refused)
     task = lp.Task(nn.Sequential(nn.Linear(4, 4)).to(dtype), calibrate=[torch.ones(2, 4, dtype=dtype)])
     error = refused(InputError, task, lp.Recipe([step]))
     assert str(dtype) in error.what and error.where == "0.weight" and "model.float()" in error.next
+
+
+class Unexportable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) / x.amax()  # type: ignore[no-any-return]
+
+
+def test_an_operator_without_onnx_is_named(refused: Refused) -> None:
+    error = refused(ExportError, _task(Unexportable()))
+    assert "amax" in error.why and "\x1b" not in str(error)
 
 
 class Overflows(nn.Module):

@@ -241,7 +241,7 @@ def test_weights_that_are_no_parameters_are_named(step: Any) -> None:
     driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([step]), driver)
     assert driver.encoding("layer.weight") is not None
-    assert driver.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter, as a linear layer has"
+    assert driver.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter"
     assert any("computed or no parameter" in reason for reason in driver.skipped.values())
 
 
@@ -251,17 +251,18 @@ class Multiplied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 6)
-        for name in ("plain", "turned", "property"):
+        for name in ("added", "plain", "turned", "property"):
             self.register_buffer(name, torch.randn(6, 6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) @ self.plain @ self.turned.t() @ self.property.T  # type: ignore[no-any-return,operator]
+        x = torch.addmm(self.added, self.layer(x), self.plain)  # type: ignore[arg-type]
+        return x @ self.turned.t() @ self.property.T  # type: ignore[no-any-return,operator]
 
 
 def test_buffers_that_are_multiplied_by_are_named() -> None:
-    task = lp.Task(Multiplied().eval(), calibrate=[torch.randn(8, 6)])
+    task = lp.Task(Multiplied().eval(), calibrate=[torch.randn(6, 6)], dynamic={})
     driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([lp.Quantize()]), driver)
     assert driver.skipped == dict.fromkeys(
-        ("plain", "turned", "property"), "a buffer, not a parameter: make it an nn.Parameter, as a linear layer has"
+        ("plain", "turned", "property"), "a buffer that is multiplied by: make it the weight of a linear layer"
     )

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.blame.places import places
+from lilliput.engine.begin import begin
 from lilliput.engine.identity import model_digest
+from lilliput.engine.store import Store
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
 from lilliput.plain import short_repr
+from lilliput.progress import silent
 from lilliput.report.data import layers
 
 
@@ -137,6 +140,14 @@ def test_layers_of_equal_contents_stay_two(tmp_path: Path) -> None:
     assert [row["path"] for row in layers(driver, {}, {})] == ["0.weight", "2.weight"]
 
 
+def test_bytes_of_a_tensor_are_not_those_of_one_whose_name_goes_on() -> None:
+    task = lp.Task(nn.LSTM(4, 8, bidirectional=True), calibrate=[torch.randn(3, 2, 4)], dynamic={0: {1: "batch"}})
+    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    rows = layers(driver, {}, {"weight_ih_l0": 10, "weight_ih_l0_reverse": 20})
+    told = {row["path"]: row["bytes"] for row in rows}
+    assert (told["weight_ih_l0"], told["weight_ih_l0_reverse"]) == (10, 20)
+
+
 class Returned(nn.Module):
     """Rows that are looked up, and a weight, as outputs themselves."""
 
@@ -229,6 +240,17 @@ def test_a_layer_at_the_end_gives_a_sound_file(tmp_path: Path, layer: nn.Module)
     _, path = built(tmp_path, nn.Sequential(layer), [torch.randn(2, 8, 16)], [lp.Quantize(activations=lp.Int(8))])
     onnx.checker.check_model(onnx.load(path))
     assert onnx.load(path).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        net[0].weight[0] = 1e-13
+        net[0].bias[0] = 5.0
+    inputs = [torch.randn(2, 4, 12, 12)]
+    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8), bias_correction=False)])
+    close(driver, path, inputs, 0.05)
 
 
 @pytest.mark.parametrize("weights", [lp.Int(8), lp.Int(8, per="tensor"), lp.Int(8, symmetric=False)], ids=short_repr)
@@ -331,9 +353,9 @@ def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path:
     x = images()[0]
     expected = driver.model(x).detach()
     out = driver.target.open(path, Signature.of(Inputs.of(x), expected))(x)
-    # a value at a threshold falls either way, and all that one image gives with it: the others are the same
-    apart = ((out - expected).abs() > 1e-5).any(1)
-    assert int(apart.sum()) <= len(apart) // 4
+    # a value at a threshold falls either way, in few places: the rest is the same
+    apart = (out - expected).abs() > 1e-5
+    assert float(apart.float().mean()) < 0.1
     ops = fused(path)
     assert not [op for op in ops if "Q" in op] and all(
         node.domain in ("", "ai.onnx") for node in onnx.load(path).graph.node

@@ -21,7 +21,6 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, checked_example
-from lilliput.techniques.quantize import Quantize
 
 
 def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
@@ -98,7 +97,7 @@ def _check_precision(driver: Driver) -> None:
 def _check_ranges(recipe: Recipe, driver: Driver) -> None:
     """Refuse to calibrate what an earlier calibration cuts; other steps leave the ranges, which is told."""
     held = [name for name, encoder in value_encodings(driver.model).items() if encoder.encoding.calibrated]
-    if held and any(isinstance(step, Quantize) and step.activations is not None for step in recipe.steps):
+    if held and any("values" in step.establishes for step in recipe.steps):
         raise InputError(
             "the activations of this model are quantized already",
             where=held[0],

@@ -31,7 +31,7 @@ class Call:
     """One call in the captured graph."""
 
     id: str
-    op: str  # the operator, without overload: conv2d, linear, add
+    op: str  # the operator, without overload: conv2d, linear, add; pad is with a constant, else reflect_pad and so on
     value: str | None  # the name of what it returns; None inside a function that cannot be looked into
     reads: tuple[str | None, ...]  # per tensor argument: a call's id, "tensor <path>", "input <name>", or None
     shape: tuple[int | str, ...]  # of the first output; a string for an axis that varies

@@ -55,8 +55,9 @@ class Quantize(Technique):
 
     @property
     def establishes(self) -> frozenset[str]:
-        static = self.activations is not None and self.activations.calibrated
-        return frozenset({"ranges"}) if static else frozenset()
+        if self.activations is None:
+            return frozenset()
+        return frozenset({"values", "ranges"} if self.activations.calibrated else {"values"})
 
     @property
     def disturbs(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 BINS = 4096  # over [-limit, limit]; a power of two, so that doubling the limit merges pairs of bins exactly
-_ENOUGH = 1 << 20  # elements of all batches to count: scales are within 5 % of what all would give (Lite0)
+_ENOUGH = 1 << 20  # elements of all batches to count
 _PLACES = 1 << 17  # of all batches whose channels are summed, where those of a place are neighbours in memory
 _RUN = 16  # neighbours in memory that are counted together, or none of them: what a processor fetches at once
 _CHUNK = 1 << 22  # elements counted at a time: float32 counts stay exact, and memory flat

@@ -21,6 +21,7 @@ from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.where import Where
 
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"})
+_SUMS = frozenset({"addmm", "baddbmm"})  # whose first operand is added
 _TURNS = frozenset({"t", "numpy_T", "transpose", "permute", "contiguous"})
 
 Going = Mapping[Group, Sequence[int]]  # the atoms of groups that are to be removed
@@ -174,7 +175,9 @@ class Technique(ABC):
 
     @property
     def establishes(self) -> frozenset[str]:
-        """What later steps rely on: ``"ranges"`` once activations are calibrated."""
+        """What later steps rely on: ``"ranges"`` once activations are calibrated, ``"values"`` once they are encoded,
+        ``"widths"`` once channels are gone.
+        """
         return frozenset()
 
     @property
@@ -195,16 +198,20 @@ def used_weights(run: Run) -> dict[str, list[Call]]:
     for call in view.calls:
         if call.op in MULTIPLIES and not call.weights:
             run.skip(call.module or call.id, "its weight is computed or no parameter: make it an nn.Parameter")
-    for path in (*view.weights, *_multiplied(view)):
+    for path in view.weights:
         if path not in shapes:
-            run.skip(path, "a buffer, not a parameter: make it an nn.Parameter, as a linear layer has")
+            run.skip(path, "a buffer, not a parameter: make it an nn.Parameter")
+    for path in _multiplied(view):
+        if path not in shapes:
+            run.skip(path, "a buffer that is multiplied by: make it the weight of a linear layer")
     return {path: calls for path, calls in view.weights.items() if path in shapes}
 
 
 def _multiplied(view: View) -> Iterator[str]:
     """Paths of tensors that are operands of a product which is no layer's, as they are or turned."""
     for call in view.calls:
-        for source in call.reads if call.op in _PRODUCTS else ():
+        operands = call.reads[call.op in _SUMS :] if call.op in _PRODUCTS else ()
+        for source in operands:
             while source in view.by_id and view.by_id[source].op in _TURNS:
                 source = view.by_id[source].reads[0]
             if source and source.startswith("tensor "):
