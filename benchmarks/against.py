@@ -24,7 +24,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.store import Store
 from lilliput.measure import DistanceSoFar, interleaved, mean, paired_difference
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.progress import silent
 from lilliput.targets import Target

@@ -23,9 +23,10 @@ import lilliput as lp
 from lilliput.encodings import Encoding
 from lilliput.encodings.blocks import divisor
 from lilliput.measure import DistanceSoFar
-from lilliput.model.capture import Inputs, capture, dynamic_axes
+from lilliput.model.capture import capture
 from lilliput.model.carrier import attach
 from lilliput.model.fold import fold_norms
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.techniques.ranges import MSE, Range
 
 CROPS = 3  # of each of the 20 photographs to judge by: an agreement of 90 % is known to within some 8 points

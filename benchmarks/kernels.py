@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.encodings import Encoding
 from lilliput.measure import interleaved
-from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import attach
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.model.values import attach_value
 from lilliput.targets import Target

@@ -38,7 +38,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.measure import Latencies, interleaved, macs, mean, paired_difference, parameters
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.progress import silent
 

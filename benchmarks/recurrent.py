@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.measure import DistanceSoFar, interleaved, mean, paired_difference
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 
 TOKENS, WORDS = 32, 3000

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.capture import Dynamic, Inputs, dynamic_axes
+from lilliput.model.inputs import Dynamic, Inputs, dynamic_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +137,8 @@ def _told(leaf: Any) -> str:
 
 
 def _leaves(batch: Any) -> list[Any]:
-    """What a batch holds; of inputs their tensors, each after its name."""
-    leaves: list[Any] = tree_leaves(list(batch.tensors().items()) if isinstance(batch, Inputs) else batch)
+    """What a batch holds; of inputs all arguments, each after its name."""
+    leaves: list[Any] = tree_leaves(list(batch.named()) if isinstance(batch, Inputs) else batch)
     return leaves
 
 
@@ -218,6 +218,15 @@ def _check_like(inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mappin
             where=where,
             next="give the inputs alone, without labels",
         )
+    ours, theirs = ({key: repr(x) for key, x in one.constants().items()} for one in (inputs, like))
+    for name in {**theirs, **ours}:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"input {name!r} is {ours.get(name, 'missing')}, and {theirs.get(name, 'missing')} in the example",
+                where=where,
+                why="what is no tensor becomes a constant of what is built",
+                next="give the same value everywhere, or let the model take it as a tensor",
+            )
     for key, x in given.items():
         expected = wanted[key]
         open_axes = set(dynamic.get(key, {})) | {0}

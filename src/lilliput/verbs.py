@@ -34,11 +34,11 @@ from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import artifact, cpu, environment
-from lilliput.model.capture import Dynamic
 from lilliput.model.copies import private_copy
 from lilliput.model.edits import State
+from lilliput.model.inputs import Dynamic
 from lilliput.model.parameters import rescaled
-from lilliput.model.signature import Signature, sound
+from lilliput.model.signature import Signature
 from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
@@ -60,6 +60,7 @@ class Result:
     data: dict[str, Any]  # the report
     folder: Path  # holds net.lil, net.<target's format>, report.json and report.html
     digest: str  # of the model as it was delivered
+    built: Path  # what the target runs
 
     def save(self, path: str | Path, coder: Coder = "dense") -> Path:
         """Write the `.lil` file, to store and send: *dense* is smaller, *fast* is read some ten times faster."""
@@ -72,8 +73,7 @@ class Result:
     def export(self, path: str | Path) -> Path:
         """Write the file that the target runs."""
         self._check_unchanged("export")
-        built = next(self.folder.glob("net.[!l]*"))
-        return _copy(built, Path(path))
+        return _copy(self.built, Path(path))
 
     def report(self, path: str | Path) -> Path:
         """Write the report: a page (`.html`) or its data (`.json`)."""
@@ -254,6 +254,8 @@ def _prove(
     original = driver.afresh(task.model)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
     last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
+    original.settle()
+    driver.settle()
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
     stored = write_module(
         work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance
@@ -305,7 +307,8 @@ def _prove(
             file.write(text.encode())
     for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
         _deliver(work / name, place / name)
-    return Result(driver.model, driver.state, data, place, model_digest(driver.model))
+    driver.settle()
+    return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
 
 
 def save(
@@ -369,8 +372,7 @@ def _built(
 
 def _graph(driver: Driver, built: Built) -> Graph:
     """What was built, to travel inside the file."""
-    signature = built.signature
-    return Graph(built.path, driver.target.opened_by, signature.inputs, signature.outputs, built.departure)
+    return Graph(built.path, driver.target.opened_by, built.signature.to_plain(), built.departure)
 
 
 def open(path: str | Path, *, threads: int | None = None) -> Runner:
@@ -393,12 +395,10 @@ def open(path: str | Path, *, threads: int | None = None) -> Runner:
     built = restored(reader)
     described = reader.header["graph"]
     where = f"{path}: graph"
-    target, inputs, outputs = (described.get(key) for key in ("target", "inputs", "outputs"))
-    if not isinstance(inputs, list) or not all(type(key) in (int, str) for key in inputs) or not sound(outputs):
-        raise FormatError("is not told how to be called", where=where)
+    target, signature = described.get("target"), Signature.read(described, where)
     if target not in TARGETS:
         raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
-    return TARGETS[target](threads=threads).open(built, Signature(tuple(inputs), outputs))
+    return TARGETS[target](threads=threads).open(built, signature)
 
 
 def _deliver(source: Path, path: Path) -> None:

@@ -19,8 +19,9 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, RecipeError
-from lilliput.model.capture import Inputs, capture
+from lilliput.model.capture import capture
 from lilliput.model.edits import SetTensor
+from lilliput.model.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.blocks import Block, Entry, blocks

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Int, Sparse
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.capture import Inputs, capture, dynamic_axes
+from lilliput.model.capture import capture
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.view import View
 
 if TYPE_CHECKING:

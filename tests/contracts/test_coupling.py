@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.model.capture import Inputs
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.coupling.atoms import Atoms
 from lilliput.model.edit import structure
+from lilliput.model.inputs import Inputs
 from lilliput.model.structure import Resize, SetNumber
 
 

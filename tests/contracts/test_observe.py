@@ -15,7 +15,8 @@ from lilliput.encodings import Int
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.observe import observed
 from lilliput.engine.store import Store
-from lilliput.model.capture import Inputs, capture
+from lilliput.model.capture import capture
+from lilliput.model.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.task import Batches
 from lilliput.techniques.ranges import MSE

@@ -19,7 +19,8 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
-from lilliput.model.capture import Inputs, capture
+from lilliput.model.capture import capture
+from lilliput.model.inputs import Inputs
 from lilliput.model.view import Call, Window
 from lilliput.progress import silent
 from lilliput.report.data import layers

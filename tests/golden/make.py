@@ -39,8 +39,8 @@ from lilliput.entropy import dtype_called, encode
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
-from lilliput.model.capture import Inputs
 from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.structure import Replace
 from lilliput.targets import OnnxRuntime
@@ -69,7 +69,7 @@ def module(path: Path) -> dict[str, Any]:
         built, out = Path(folder) / "net.onnx", net(x)
         OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})
         signature = Signature.of(Inputs.of(x), out)
-        graph = Graph(built, "onnxruntime", signature.inputs, signature.outputs, {"largest": 0.0})
+        graph = Graph(built, "onnxruntime", signature.to_plain(), {"largest": 0.0})
         save(path, net, graph=graph, assets=ASSETS, provenance={"why": "a golden file"})
     return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.capture import Inputs, dynamic_axes
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.targets import Target
 from lilliput.task import Batches

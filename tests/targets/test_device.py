@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import lilliput as lp
 from lilliput.cli.app import app
 from lilliput.errors import InputError, LilliputError, MeasureError
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 
 RUN = """

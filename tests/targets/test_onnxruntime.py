@@ -19,7 +19,7 @@ from lilliput.blame.places import places
 from lilliput.engine.begin import begin
 from lilliput.engine.identity import model_digest
 from lilliput.engine.store import Store
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
 from lilliput.plain import short_repr

@@ -17,7 +17,8 @@ import lilliput as lp
 from lilliput.errors import ExportError
 from lilliput.file.container import Reader
 from lilliput.measure import DistanceSoFar
-from lilliput.model.capture import Inputs, capture, dynamic_axes
+from lilliput.model.capture import capture
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.report.data import layers

@@ -20,9 +20,9 @@ import lilliput as lp
 from lilliput.engine.begin import begin
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.capture import Inputs
 from lilliput.model.config_fit import solutions
 from lilliput.model.depth import Dispensable, relied_on
+from lilliput.model.inputs import Inputs
 from lilliput.model.structure import KeepChildren, LeaveOut
 from lilliput.progress import silent
 

@@ -13,9 +13,9 @@ from zoo import subject
 import lilliput as lp
 from lilliput.errors import InputError, RecipeError
 from lilliput.measure import parameters
-from lilliput.model.capture import Inputs
 from lilliput.model.depth import blocks, layers
 from lilliput.model.edit import structure
+from lilliput.model.inputs import Inputs
 from lilliput.model.stand_in import StandIn
 from lilliput.model.structure import KeepChildren, LeaveOut
 

@@ -17,8 +17,8 @@ from lilliput.encodings import Float16, Int
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.capture import Inputs, dynamic_axes
 from lilliput.model.carrier import tensors
+from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.pairs import find_pairs
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe

@@ -18,9 +18,9 @@ import lilliput as lp
 from lilliput.engine.begin import follow
 from lilliput.errors import InputError, RecipeError
 from lilliput.measure import parameters
-from lilliput.model.capture import Inputs
 from lilliput.model.coupling import Shrinking, coupling
 from lilliput.model.edit import structure
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.outputs import flatten_outputs
 

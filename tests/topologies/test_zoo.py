@@ -9,7 +9,8 @@ import pytest
 import torch
 from zoo import ZOO, Built, Subject
 
-from lilliput.model.capture import Inputs, dynamic_axes, program, quiet
+from lilliput.model.inputs import Inputs, dynamic_axes
+from lilliput.model.program import program, quiet
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

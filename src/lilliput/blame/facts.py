@@ -12,8 +12,8 @@ from lilliput.blame.places import Place, encoded_weights
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.measure import Noise
-from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
+from lilliput.model.inputs import Inputs
 from lilliput.model.values import Interception, Value, ValueEncoder, value_encodings
 from lilliput.model.view import CONVOLUTIONS
 from lilliput.task import ask

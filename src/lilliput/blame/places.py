@@ -32,7 +32,7 @@ class Place:
     @property
     def pattern(self) -> str:
         """What `where` calls it."""
-        return (self.weight or "").rpartition(".")[0] or self.weight or self.name.partition(":")[0]
+        return (self.weight or "").rpartition(".")[0] or self.weight or self.name.rpartition(":")[0]
 
 
 def places(view: View, model: nn.Module) -> list[Place]:

@@ -14,7 +14,7 @@ from lilliput.blame.places import Place
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.measure import Noise
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.values import tapped
 from lilliput.plain import digest
 from lilliput.task import Batches, ask, batch_size, fingerprint

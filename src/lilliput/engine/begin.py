@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from lilliput.engine.lessons import Lessons
+from lilliput.engine.repeatable import check_repeatable
 from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensor_held
 from lilliput.model.edits import EncodeTensor, Train
+from lilliput.model.inputs import Inputs, changed_one_by_one
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs
@@ -42,10 +46,15 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         progress=progress,
         lessons=Lessons.of(task, task.model),
     )
-    if task.example is not None or driver.calibrate is None:
-        _check_runs(driver.model, example, "example")
-    if driver.calibrate is not None:
-        _check_runs(driver.model, next(iter(driver.calibrate)), "calibrate[0]")
+    batches = dict(_named(driver.calibrate, 2))
+    asked = {"example": example, **batches} if task.example is not None or not batches else batches
+    for where, inputs in asked.items():
+        _check_runs(driver.model, inputs, where)
+    (where, inputs), *others = asked.items()
+    varied = [(f"example, input {key!r} changed", one) for key, one in changed_one_by_one(example)]
+    between = next((one for _, one in [*others, *varied]), None)
+    driver.warm(check_repeatable(driver.model, driver.before, inputs, where, between))
+    driver.probes = [*batches.items(), *varied]
     rung = driver.view().rung
     if rung != "whole":
         problems = driver.view().problems
@@ -58,6 +67,12 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         )
     _check_precision(driver)
     return driver, checked["evaluate"]
+
+
+def _named(batches: Batches | None, most: int) -> Iterator[tuple[str, Inputs]]:
+    """The first batches, with their names."""
+    for i, inputs in enumerate(itertools.islice(batches or (), most)):
+        yield f"calibrate[{i}]", inputs
 
 
 _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that a recipe is for

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lilliput.measure import macs, parameters
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.targets.target import Runner, Target
 
@@ -33,7 +33,7 @@ class Cost:
     def _count(self, what: str) -> Callable[[nn.Module], int]:
         if what == "parameters":
             return parameters
-        return lambda model: macs(model, self.example.args, self.example.kwargs).total
+        return lambda model: macs(model, (given := self.example.copied()).args, given.kwargs).total
 
     def _latency(self, model: nn.Module, smaller: nn.Module) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -45,5 +45,5 @@ class Cost:
         path = path.with_suffix(f".{self.target.format}")
         self.target.build(path, model, self.example, self.dynamic)
         with torch.no_grad():
-            signature = Signature.of(self.example, self.example.call(model))
+            signature = Signature.of(self.example, self.example.call(model), model.forward)
         return self.target.open(path, signature)

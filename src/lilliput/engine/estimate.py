@@ -14,8 +14,8 @@ from torch import nn
 
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
-from lilliput.model.capture import Inputs
 from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.inputs import Inputs
 from lilliput.task import Batches, batch_size
 
 # seen with ONNX Runtime on EfficientNet-Lite0 and on eight linear layers of 2048 inputs

@@ -16,7 +16,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, mean, paired_difference
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
@@ -58,7 +58,7 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     driver.progress(f"building {path.name}", 1, 1)
     with torch.no_grad():
         expected = driver.example.call(model)
-    signature = Signature.of(driver.example, expected)
+    signature = Signature.of(driver.example, expected, model.forward)
     run = target.open(path, signature)
     return Built(path, built, signature, run, _departure(driver, model, run, path))
 

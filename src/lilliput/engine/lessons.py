@@ -16,8 +16,8 @@ from lilliput.engine.identity import identity, model_digest
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.file.lil import save
-from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensors
+from lilliput.model.inputs import Inputs
 from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.task import Task

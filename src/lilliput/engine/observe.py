@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.values import Interception
 from lilliput.model.view import MULTIPLIES, View
 from lilliput.outputs import departure

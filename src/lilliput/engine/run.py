@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +21,16 @@ from lilliput.engine.observe import observed
 from lilliput.engine.store import Answer, Store
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
-from lilliput.model.capture import Inputs, capture
+from lilliput.model.capture import capture
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import Dispensable, blocks, layers, relied_on, repeated, with_configs, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
+from lilliput.model.inputs import Inputs
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
+from lilliput.model.snapshot import Snapshot
 from lilliput.model.structure import Resize
 from lilliput.model.trial import Change, changed, misfit, shapes
 from lilliput.model.view import Call, View
@@ -56,6 +58,7 @@ class Driver:
     """
 
     model: nn.Module
+    before: Snapshot  # of the model as it was copied
     state: State
     example: Inputs
     dynamic: Mapping[str | int, Mapping[int, str]]
@@ -68,22 +71,25 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
     _shrinks: Shrinking | None = None  # by that
     _layers: int = 0  # that multiply or look up, as last captured
+    _kept: frozenset[str] = frozenset()  # paths of what runs change in the model, which is of no consequence
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
 
     @classmethod
     def start(cls, model: nn.Module, **rest: Any) -> Driver:
         """A driver over a copy of `model`."""
-        return cls(private_copy(model).eval(), State(model_digest(model)), **rest)
+        copied = private_copy(model).eval()
+        return cls(copied, Snapshot(copied), State(model_digest(model)), **rest)
 
     def afresh(self, model: nn.Module) -> Driver:
         """Another driver, over `model` as it is given, under the same conditions."""
-        return Driver.start(
+        other = Driver.start(
             model,
             example=self.example,
             dynamic=self.dynamic,
@@ -93,12 +99,28 @@ class Driver:
             environment=self.environment,
             progress=self.progress,
         )
+        other.warm(self._kept)
+        return other
+
+    def warm(self, kept: Iterable[str]) -> None:
+        """Run the model once where it keeps something of its runs, so that it is captured with that; see `settle`."""
+        self._kept = frozenset(kept)
+        if self._kept:
+            with torch.no_grad():
+                ask(self.model, self.example, "example")
+
+    def settle(self) -> None:
+        """Put back what runs have changed in the model: it is delivered as it was given, but for the edits."""
+        if self._kept:
+            self.before.restore(self._kept)
 
     # what techniques ask
 
     def view(self) -> View:
         if self.state.digest not in self._views:
-            view = self._views[self.state.digest] = capture(self.model, self.example, self.dynamic)
+            view = self._views[self.state.digest] = capture(
+                self.model, self.example, self.dynamic, () if self._views else self.probes
+            )
             self._layers = len(view.weights)
         return self._views[self.state.digest]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lilliput.model.capture import Inputs
 from lilliput.model.copies import as_it_stands
+from lilliput.model.inputs import Inputs
 from lilliput.model.parameters import read
 from lilliput.model.values import Interception, value_encodings
 from lilliput.model.view import Call

@@ -24,7 +24,8 @@ from lilliput.errors import ExportError, reason
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simulated import expand as expand_simulated
-from lilliput.model.capture import Inputs, program, quiet
+from lilliput.model.inputs import Inputs
+from lilliput.model.program import program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes

@@ -10,8 +10,8 @@ import numpy as np
 
 from lilliput.errors import FormatError
 from lilliput.file.container import Part, Reader
+from lilliput.file.names import ASSET
 
-PREFIX = ":asset:"
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 
 
@@ -30,7 +30,7 @@ def check_name(name: Any, where: str) -> str:
 
 def asset_parts(assets: Mapping[str, bytes]) -> tuple[dict[str, str], list[Part]]:
     """What the header lists, and the tensors that hold the files."""
-    listed = {check_name(name, "assets"): f"{PREFIX}{name}" for name in sorted(assets)}
+    listed = {check_name(name, "assets"): f"{ASSET}{name}" for name in sorted(assets)}
     parts = [Part.of(held, np.frombuffer(assets[name], np.uint8)) for name, held in listed.items()]
     return listed, parts
 
@@ -42,7 +42,7 @@ def asset_names(reader: Reader) -> dict[str, str]:
         raise FormatError("has no sound list of assets", where=reader.where)
     for name, held in listed.items():
         check_name(name, reader.where)
-        if held != PREFIX + name or reader.entry(held).dtype != "uint8":
+        if held != ASSET + name or reader.entry(held).dtype != "uint8":
             raise FormatError("an asset that no bytes hold", where=f"{reader.where}: {name}")
     return listed
 

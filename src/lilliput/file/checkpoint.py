@@ -21,14 +21,13 @@ import numpy as np
 from lilliput import entropy
 from lilliput.disk import clear_parts, unfinished_folder
 from lilliput.errors import FormatError, InputError, LilliputError
-from lilliput.file.assets import PREFIX as ASSET
 from lilliput.file.assets import check_name
 from lilliput.file.container import Part, Progress, Reader, write
+from lilliput.file.names import ASSET, HEAD
 from lilliput.file.sources import Folder, Safetensors, is_safetensors, read_elements, walk
 
 KIND = "checkpoint"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-HEAD = ":head:"  # how the names of the first bytes of files begin
 _BYTE = np.dtype(np.uint8)
 _COMPARED = 1 << 20  # bytes in one go
 _FEW = 5  # names in a message

@@ -22,8 +22,8 @@ from onnx import numpy_helper
 from lilliput.entropy import Array
 from lilliput.errors import FormatError, reason
 from lilliput.file.container import Reader, most
+from lilliput.file.names import GRAPH
 
-GRAPH = ":graph"
 _INLINE = 16  # bytes of an initializer that stays in the graph whatever it is
 _SMALL = 4096  # … that stays where nothing gives it
 _LARGEST = 2**31 - 1  # bytes of a protobuf
@@ -51,8 +51,7 @@ class Graph:
 
     path: Path
     target: str
-    inputs: tuple[str | int, ...]
-    outputs: Any
+    called: Mapping[str, Any]  # how, and how it answers, as plain data
     departure: Mapping[str, float | None] = field(default_factory=dict)  # from the module, on the example
 
 
@@ -85,8 +84,7 @@ def stripped(graph: Graph, tensors: Arrays) -> tuple[dict[str, Any], dict[str, A
         "target": graph.target,
         "tensor": GRAPH,
         "initializers": references,
-        "inputs": list(graph.inputs),
-        "outputs": graph.outputs,
+        **graph.called,
         "departure": {key: x if x is None or np.isfinite(x) else None for key, x in graph.departure.items()},
     }
     more[GRAPH] = np.frombuffer(model.SerializeToString(deterministic=True), np.uint8)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lilliput.errors import FormatError, reason
-from lilliput.file.assets import PREFIX as ASSET
 from lilliput.file.assets import asset_names
-from lilliput.file.checkpoint import HEAD
 from lilliput.file.container import VERSION, Entry, Reader
-from lilliput.file.graph import GRAPH, restored
+from lilliput.file.graph import restored
+from lilliput.file.names import ASSET, GRAPH, HEAD, apart
 from lilliput.file.second import Second
 from lilliput.file.session import session
 
@@ -38,7 +37,7 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
     header = _sound(reader)
     encoded = _encoded(reader)
     parts = {part for row in encoded for part in row.pop("parts")}
-    plain = [_row(entry) for entry in reader.entries.values() if entry.name not in parts and not _apart(entry.name)]
+    plain = [_row(entry) for entry in reader.entries.values() if entry.name not in parts and not apart(entry.name)]
     sizes = {
         "encoded tensors": sum(row["bytes"] for row in encoded),
         "other tensors": sum(row["bytes"] for row in plain),
@@ -148,10 +147,6 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _apart(name: str) -> bool:
-    return name == GRAPH or name.startswith((f"{GRAPH}:", ASSET, HEAD))
-
-
 def _bytes_under(reader: Reader, prefix: str) -> int:
     held = (entry for name, entry in reader.entries.items() if name.startswith(prefix))
     return sum(entry.stored_bytes for entry in held)
@@ -164,7 +159,7 @@ def _graph(reader: Reader) -> dict[str, Any] | None:
     references = described.get("initializers", {})
     if not isinstance(references, dict):
         raise FormatError("has no dict of initializers", where=f"{reader.where}: graph")
-    kept = ("format", "target", "inputs", "outputs", "departure")
+    kept = ("format", "target", "inputs", "outputs", "constants", "departure")
     return {**{key: described.get(key) for key in kept}, "references": len(references)}
 
 

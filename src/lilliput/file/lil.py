@@ -21,6 +21,7 @@ from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph, stripped
+from lilliput.file.names import ATTRIBUTE, apart
 from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
@@ -30,7 +31,6 @@ from lilliput.model.held import attributes, give_attribute, give_buffer, passing
 from lilliput.plain import check_types, from_plain, to_plain
 
 Module = TypeVar("Module", bound=nn.Module)
-ATTRIBUTE = ":attribute"  # how the names of tensors begin that are attributes of a module
 
 
 def save(
@@ -150,7 +150,7 @@ def read_into(reader: Reader, into: Module) -> Module:
     places = _of_kind(header, "attributes", dict, where)
     if reader.base is not None and reader.references:
         reader.base.check_digest()  # which is all that the file says of what it takes from there
-    names = [name for name in reader.names() if not _apart(name, places)]
+    names = [name for name in reader.names() if not apart(name)]
     arrays = read_all(reader, names)
     own = {name: to_tensor(x) for name, x in arrays.items()}
     for name in aliases.keys() & own.keys():
@@ -173,11 +173,6 @@ def read_into(reader: Reader, into: Module) -> Module:
     except Exception as error:  # a forged file can ask for anything
         raise FormatError("does not fit together", where=where, why=reason(error)) from error
     return into.eval()
-
-
-def _apart(name: str, places: Mapping[str, Any]) -> bool:
-    """Whether a tensor is none of the module's: its graph, an asset."""
-    return name.startswith(":") and name not in places
 
 
 def _of_kind(header: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

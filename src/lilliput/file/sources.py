@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lilliput import entropy
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Reader
+from lilliput.file.names import ATTRIBUTE, apart
 
 SAFETENSORS = ".safetensors"
 _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
@@ -242,7 +243,7 @@ class OfLil(Source):
         self._reader = Reader(path)
 
     def names(self) -> list[str]:
-        return [name for name in self._reader.entries if not name.startswith(":")]
+        return [name for name in self._reader.entries if not apart(name) and not name.startswith(f"{ATTRIBUTE}:")]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._reader.entry(name).shape

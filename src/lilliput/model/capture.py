@@ -6,118 +6,81 @@ rung that was reached and the reason for each failure are in the view.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import io
-import itertools
-import logging
 import operator
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.fx import Node
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
 
 from lilliput.errors import CaptureError, InputError, reason
-from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
-from lilliput.model.recurrent import WholeLayers
+from lilliput.model.carrier import EncodedTensor, stored_of, tensors
+from lilliput.model.inputs import Inputs
+from lilliput.model.program import operands, program, quiet, region
 from lilliput.model.values import Value, mark, watched
 from lilliput.model.view import CONVOLUTIONS, MULTIPLIES, RECURRENT, Call, Rung, View, Window
 from lilliput.modes import eval_mode
+from lilliput.outputs import departure
 
-Dynamic = Mapping[str | int, Mapping[int, str]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One set of arguments for a model: what a user gives as a tensor, a tuple or a dict."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, example: Any) -> Inputs:
-        if isinstance(example, Inputs):
-            return example
-        if isinstance(example, Tensor):
-            return cls((example,), {})
-        if isinstance(example, Mapping):
-            return cls((), dict(example))
-        if isinstance(example, tuple | list) and all(isinstance(x, Tensor) for x in example):
-            return cls(tuple(example), {})
-        raise InputError(
-            f"inputs of type {type(example).__name__}", next="give a tensor, a tuple of tensors or a dict of tensors"
-        )
-
-    def call(self, model: Any) -> Any:
-        return model(*self.args, **self.kwargs)
-
-    def tensors(self) -> dict[str | int, Tensor]:
-        """The tensors by position or keyword."""
-        named: Iterable[tuple[str | int, Any]] = itertools.chain(enumerate(self.args), self.kwargs.items())
-        return {key: x for key, x in named if isinstance(x, Tensor)}
-
-    def by_parameter(self, forward: Any) -> dict[str, Any]:
-        """The arguments by the name of the parameter of `forward` that takes them."""
-        return dict(inspect.signature(forward).bind(*self.args, **self.kwargs).arguments)
-
-    def map(self, change: Any) -> Inputs:
-        """The same arguments, each tensor replaced by ``change(key, tensor)``."""
-        return Inputs(
-            tuple(change(i, x) if isinstance(x, Tensor) else x for i, x in enumerate(self.args)),
-            {key: change(key, x) if isinstance(x, Tensor) else x for key, x in self.kwargs.items()},
-        )
+_APART = 1e-4  # of the largest answer: the same operators, so less where the graph is right
 
 
-def dynamic_axes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str | int, dict[int, str]]:
-    """The named axes that vary, checked against the inputs; by default the first axis of each input is the batch."""
-    known = inputs.tensors()
-    if dynamic is None:
-        return {key: {0: "batch"} for key, x in known.items() if x.dim() > 0}
-    for key, axes in dynamic.items():
-        if key not in known:
-            raise InputError(f"dynamic= names an input {key!r}", next=f"the example has {', '.join(map(repr, known))}")
-        for axis in axes:
-            if not 0 <= axis < known[key].dim():
-                raise InputError(f"dynamic= names axis {axis} of {key!r}", why=f"it has {known[key].dim()} axes")
-    return {key: dict(axes) for key, axes in dynamic.items()}
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    dynamic: Mapping[str | int, Mapping[int, str]],
+    others: Iterable[tuple[str, Inputs]] = (),
+) -> View:
+    """What `model` does with `inputs`, at the highest rung that works.
 
-
-def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> ExportedProgram:
-    """`model` as an exported program with the named axes left open; `model` must be in eval mode."""
-    dims = {name: Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
-
-    def widen(key: str | int, x: Tensor) -> Tensor:
-        # an axis of length 1 would be taken for a constant
-        for axis in dynamic.get(key, {}):
-            x = x.repeat_interleave(2, dim=axis) if x.shape[axis] == 1 else x
-        return x
-
-    wide = inputs.map(widen)
-    open_axes = {
-        key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
-    }
-    shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
-    given = shapes.by_parameter(model.forward)
-    with torch.no_grad(), WholeLayers():
-        return torch.export.export(
-            model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
-        )
-
-
-def capture(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> View:
-    """What `model` does with `inputs`, at the highest rung that works."""
+    Raises CaptureError where nothing can be captured, and where the graph of the whole model answers one of `others`,
+    further inputs with their names, otherwise than the model does.
+    """
     ties = tuple(paths for paths in tensors(model) if len(paths) > 1)
     try:
-        return View("whole", _by_first_path(_calls(model, inputs, dynamic, ""), ties), ties, {})
+        captured = _traced(model, inputs, dynamic)
+        view = View("whole", _by_first_path(_calls(model, captured, ""), ties), ties, {})
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        problems = {"": reason(error)}
-    seen = _recorded_inputs(model, inputs)
+        return _in_parts(model, inputs, ties, reason(error))
+    for where, other in others:
+        _check_answers(model, captured, other, where)
+    return view
+
+
+def _traced(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> ExportedProgram:
+    """The graph with a label on every value."""
+    with watched(model, lambda name, x: mark(x, name)), eval_mode(model), quiet():
+        return program(model, inputs, dynamic)
+
+
+def _check_answers(model: nn.Module, captured: ExportedProgram, inputs: Inputs, where: str) -> None:
+    """Refuse a graph that does not follow its inputs: what Python makes of their values is fixed in it."""
+    with torch.no_grad(), eval_mode(model), quiet():
+        try:
+            expected = inputs.call(model)
+        except Exception:  # the user's own code, on inputs that may be of our making
+            return
+        given = inputs.copied()
+        try:
+            apart = departure(expected, captured.module(check_guards=False)(*given.args, **given.kwargs))
+            why = f"its answers are {apart:.2g} of the largest apart" if apart > _APART else ""
+        except Exception as error:
+            why = reason(error)
+    if why:
+        raise CaptureError(
+            "the captured graph does not answer as the model does",
+            where=where,
+            why=f"{why}; values that Python code reads (.item(), numpy(), if) are constants in a graph",
+            next="compute with tensors alone, or give each such value as a number of its own",
+        )
+
+
+def _in_parts(model: nn.Module, inputs: Inputs, ties: tuple[tuple[str, ...], ...], why: str) -> View:
+    """What can be captured child by child, where the whole cannot, for the reason given."""
+    problems, seen = {"": why}, _recorded_inputs(model, inputs)
     calls: list[Call] = []
     rungs: set[Rung] = set()
     for path, module in model.named_children():
@@ -152,7 +115,7 @@ def _descend(
     if path in seen:  # or else it was never called: a list of layers, or a branch not taken
         rungs = set() if children else {"module-local"}
         try:
-            calls += _calls(module, seen[path], {}, path)
+            calls += _calls(module, _traced(module, seen[path], {}), path)
             return rungs or {"submodule"}
         except Exception as error:
             problems[path] = reason(error)
@@ -189,12 +152,8 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     return seen
 
 
-def _calls(
-    model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], path: str
-) -> Iterator[Call]:
+def _calls(model: nn.Module, captured: ExportedProgram, path: str) -> Iterator[Call]:
     """The calls of a captured graph in order, each with the name of its value and the sources of what it reads."""
-    with watched(model, lambda name, x: mark(x, name)), eval_mode(model), quiet():
-        captured = program(model, inputs, dynamic)
     signature = captured.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     prefix = f"{path}." if path else ""
@@ -202,30 +161,51 @@ def _calls(
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             name = held.get(node.name)
-            sources[node] = f"input {prefix}{node.name}" if name is None else f"tensor {prefix}{_owner(name)}"
-        elif node.op == "call_function":
-            reads = tuple(sources.get(arg) for arg in _arguments(node))
-            if node.target is torch.ops.aten._assert_tensor_metadata.default:
-                continue
-            if _passes_on(node, reads):
-                sources[node] = reads[0]
-                continue
-            sources[node] = f"{prefix}{node.name}"
-            yield Call(
-                id=f"{prefix}{node.name}",
-                op=_op_name(node),
-                value=_label(node, prefix),
-                reads=reads,
-                shape=_shape(node),
-                weight_shape=_weight_shape(node),
-                window=_window(node),
-                weights=tuple(_weights(node, sources, reads)),
-                constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
-                numbers=_numbers(node),
-            )
-        elif node.op == "output":
-            outputs = tuple(source for source in (sources.get(arg) for arg in node.all_input_nodes) if source)
-            yield Call(id=f"{prefix}output", op="output", value=None, reads=outputs, shape=())
+            sources[node] = f"input {prefix}{node.name}" if name is None else f"tensor {prefix}{stored_of(model, name)}"
+    yield from _calls_of(captured.graph, sources, path, prefix)
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    reads = tuple(source for source in (sources.get(arg) for arg in output.all_input_nodes) if source)
+    yield Call(id=f"{prefix}output", op="output", value=None, reads=reads, shape=())
+
+
+def _calls_of(graph: Graph, sources: dict[Node, str | None], path: str, ids: str) -> Iterator[Call]:
+    """The calls of a graph whose placeholders have known `sources`; those of what it computes are added."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is torch.ops.aten._assert_tensor_metadata.default:
+            continue
+        reads = tuple(sources.get(arg) for arg in _arguments(node))
+        inner = region(node)
+        if inner is not None:
+            yield from _calls_of_region(node, inner.graph, sources, path, ids)
+            continue
+        if node in sources:  # a part of what a region answered with
+            continue
+        if _passes_on(node, reads):
+            sources[node] = reads[0]
+            continue
+        sources[node] = f"{ids}{node.name}"
+        yield Call(
+            id=f"{ids}{node.name}",
+            op=_op_name(node),
+            value=_label(node, path),
+            reads=reads,
+            shape=_shape(node),
+            weight_shape=_weight_shape(node),
+            window=_window(node),
+            weights=tuple(_weights(node, sources, reads)),
+            constants=tuple(arg for arg in node.args if isinstance(arg, int | float)),
+            numbers=_numbers(node),
+        )
+
+
+def _calls_of_region(node: Node, inner: Graph, sources: dict[Node, str | None], path: str, ids: str) -> Iterator[Call]:
+    """The calls inside of a call that runs a graph in another mode, as if they stood around it."""
+    placeholders = (held for held in inner.nodes if held.op == "placeholder")
+    sources |= {held: sources.get(given) for held, given in zip(placeholders, operands(node), strict=True)}
+    yield from _calls_of(inner, sources, path, f"{ids}{node.name}/")
+    (output,) = (held for held in inner.nodes if held.op == "output")
+    answers: Any = output.args[0]
+    sources |= {user: sources.get(answers[user.args[1]]) for user in node.users}  # type: ignore[index]
 
 
 def _arguments(node: Node) -> list[Any]:
@@ -254,14 +234,14 @@ def _op_name(node: Node) -> str:
     return name if mode == "constant" else f"{mode}_pad"
 
 
-def _label(node: Node, prefix: str) -> str | None:
+def _label(node: Node, path: str) -> str | None:
     """The name of the value that a node returns; of several outputs that of the first, whichever of them are read."""
     for user in node.users:
         if user.target is torch.ops.lilliput.mark.default and user.args[0] is node:
-            name = str(user.args[1])
-            return prefix.removesuffix(".") + name if name.startswith(":") else prefix + name
+            value = Value.parse(str(user.args[1]))
+            return str(replace(value, module=".".join(filter(None, (path, value.module)))))
     outputs = [user for user in node.users if user.target is operator.getitem] if _op_name(node) in RECURRENT else []
-    labels = [label for label in (_label(output, prefix) for output in outputs) if label]
+    labels = [label for label in (_label(output, path) for output in outputs) if label]
     return str(replace(Value.parse(labels[0]), output=0)) if labels else None
 
 
@@ -311,21 +291,3 @@ def _weights(node: Node, sources: Mapping[Node, str | None], reads: tuple[str | 
         kind, _, path = (source or "").partition(" ")
         if kind == "tensor":
             yield path
-
-
-def _owner(name: str) -> str:
-    """The tensor that a held name belongs to: ``conv.weight`` for ``conv.weight_encoded.codes``."""
-    return name.partition(f"{SUFFIX}.")[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch's exporters print, log and warn; errors still come out as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

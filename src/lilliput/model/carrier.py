@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
@@ -127,11 +130,55 @@ def move_stored(module: nn.Module, fn: Any, recurse: bool) -> None:
             module._buffers[name] = buffer.to(moved.device)
 
 
+class Forward(property):
+    """A `forward` for a subclass of `cls`: the one set on the instance, or else the class's, `through` a wrap.
+
+    A function in the class would be hidden by one that is set on the instance (by accelerate or fx, say); a property
+    comes before both.
+    """
+
+    def __init__(self, cls: type[nn.Module], through: Callable[[nn.Module, Callable[..., Any]], Any]) -> None:
+        inner = inspect.getattr_static(cls, "forward")
+
+        def get(module: nn.Module) -> Any:
+            own = None if isinstance(inner, Forward) else vars(module).get("forward")
+            run = inner.__get__(module, cls) if own is None else own
+            return functools.wraps(run)(through(module, run))
+
+        super().__init__(
+            get,
+            lambda module, run: vars(module).__setitem__("forward", run),
+            lambda module: vars(module).__delitem__("forward"),
+        )
+
+
+@contextmanager
+def forwarded(root: nn.Module, through: Callable[[nn.Module, Callable[..., Any]], Any]) -> Iterator[None]:
+    """Inside, `root` runs by what `through` makes of it and of its forward; its class is exchanged for the while."""
+    cls = type(root)
+    root.__class__ = _forwarding(cls, Forward(cls, through))
+    try:
+        yield
+    finally:
+        root.__class__ = cls
+
+
+def _forwarding(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    """A subclass of `cls` with this forward; not of a graph of fx, which torch.export walks and does not call."""
+    if not issubclass(cls, GraphModule):
+        return type(cls.__name__, (cls,), {"forward": forward})
+    decoded = {name: vars(cls)[name] for name in getattr(cls, "encoded_names", ())}
+    return type(cls.__name__, (nn.Module,), {**decoded, "forward": forward})
+
+
 @functools.cache
-def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = False) -> type[nn.Module]:
+def encoded_class(
+    base: type[nn.Module], names: tuple[str, ...], values: bool = False, own: bool = False
+) -> type[nn.Module]:
     """The subclass of `base` whose tensors `names` are decoded on access, and whose run encodes `values` that flow.
 
-    The latter is for the root of a model, where a child `value_encodings` says which values.
+    The latter is for the root of a model, where a child `value_encodings` says which values; `own`: the instance has
+    a forward of its own.
     """
 
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
@@ -143,7 +190,7 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
             base.__setattr__(self, name, value)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
-        return _new, (base, names, values), self.__getstate__()
+        return _new, (base, names, values, own), self.__getstate__()
 
     def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in names:  # a dense checkpoint is accepted, and encoded as it comes in
@@ -171,12 +218,16 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
     }
     for name in names:
         members[name] = property(functools.partial(_decode, name))
+    if issubclass(base, GraphModule):  # whose own copies hold what the graph names, and no more
+        members["__deepcopy__"] = _deepcopied
     if issubclass(base, nn.RNNBase):  # these keep a second list of their own tensors
         members["_flat_weights"] = property(
             lambda self: [getattr(self, name) for name in self._flat_weights_names], lambda self, value: None
         )
         members["_weights_have_changed"] = lambda self: False  # the list is made anew each time it is asked for
-    if values:
+    if values and own:
+        members["forward"] = Forward(base, lambda self, run: self.value_encodings.simulating(self, run))  # type: ignore[union-attr,operator]
+    elif values:
 
         @functools.wraps(base.forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -187,12 +238,19 @@ def encoded_class(base: type[nn.Module], names: tuple[str, ...], values: bool = 
     return type(base.__name__, (base,), members)
 
 
+def _deepcopied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    made, arguments, state = module.__reduce_ex__(4)
+    memo[id(module)] = copied = made(*arguments)
+    copied.__setstate__(copy.deepcopy(state, memo))
+    return copied  # type: ignore[no-any-return]
+
+
 def _decode(name: str, module: nn.Module) -> Tensor:
     return module._modules[name + SUFFIX]()  # type: ignore[no-any-return,misc]
 
 
-def _new(base: type[nn.Module], names: tuple[str, ...], values: bool) -> nn.Module:
-    cls = encoded_class(base, names, values)  # type: ignore[arg-type]  # classes are hashable
+def _new(base: type[nn.Module], names: tuple[str, ...], values: bool, own: bool) -> nn.Module:
+    cls = encoded_class(base, names, values, own)  # type: ignore[arg-type]  # classes are hashable
     return cls.__new__(cls)
 
 
@@ -200,7 +258,8 @@ def become(module: nn.Module, names: tuple[str, ...], values: bool | None = None
     """Give `module` the class that carries the tensors `names` (and values that flow, where it is a root)."""
     base = plain_class(module)
     carries = getattr(type(module), "encodes_values", False) if values is None else values
-    carrying = encoded_class(base, tuple(sorted(names)), carries)  # type: ignore[arg-type]
+    own = carries and "forward" in vars(module)
+    carrying = encoded_class(base, tuple(sorted(names)), carries, own)  # type: ignore[arg-type]
     module.__class__ = carrying if names or carries else base
 
 
@@ -223,6 +282,13 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
         if name in parametrized or {f"{name}_g", f"{name}_orig"} & owner._parameters.keys():
             raise EncodingError(
                 "a parametrized tensor", where=path, next="fold it first: lilliput.model.fold_parametrizations"
+            )
+        if name + SUFFIX in owner._modules and name not in encoded_names(owner):
+            raise EncodingError(
+                f"{name} cannot be encoded beside a module called {name}{SUFFIX}",
+                where=path,
+                why="encoded tensors lie under that name",
+                next="give that module another name",
             )
         vars(owner).setdefault(_ORDER, tuple(owner._parameters))
         owner._parameters.pop(name, None)
@@ -247,7 +313,7 @@ def _refuse_part_of_tie(root: nn.Module, paths: tuple[str, ...]) -> None:
 def _requires_grad(root: nn.Module, path: str) -> bool:
     """Whether the tensor that an encoded one takes the place of is trained."""
     owner, name = owner_of(root, path)
-    held = owner._modules.get(name + SUFFIX, owner._parameters.get(name))
+    held = dict(_held(owner)).get(name)
     return held is None or bool(held.requires_grad)
 
 
@@ -255,6 +321,22 @@ def owner_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module that holds the tensor at `path`, and the tensor's name in it."""
     module_path, _, name = path.rpartition(".")
     return root.get_submodule(module_path), name
+
+
+def stored_of(root: nn.Module, name: str) -> str:
+    """The path of the tensor that an entry of the `state_dict` is a part of.
+
+    ``conv.weight`` for ``conv.weight_encoded.codes``; what is no part of an encoded tensor belongs to itself.
+    """
+    module, parts = root, name.split(".")
+    for i, part in enumerate(parts):
+        child = module._modules.get(part)
+        if isinstance(child, EncodedTensor):
+            return ".".join((*parts[:i], part.removesuffix(SUFFIX)))
+        if child is None:
+            break
+        module = child
+    return name
 
 
 def tensors(root: nn.Module) -> dict[tuple[str, ...], Tensor | EncodedTensor]:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from lilliput.errors import CaptureError, reason
-from lilliput.model.capture import Inputs
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
 from lilliput.model.held import passing_buffers
+from lilliput.model.inputs import Inputs
 from lilliput.model.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
 from lilliput.model.trial import Change, answers, changed
 from lilliput.modes import exact_products

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lilliput.model.capture import Inputs
 from lilliput.model.config_fit import Untold
 from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.sizes import numbers_read
+from lilliput.model.inputs import Inputs
 from lilliput.model.stand_in import first_tensor, given_as
 from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut
 from lilliput.model.trial import Change, answers, changed

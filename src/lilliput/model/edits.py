@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
-from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_tensors, owner_of
+from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_names, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
 from lilliput.model.edit import SAME, Edit, owner_at, structure
 from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut, Replace, Resize, SetFactor, SetNumber
@@ -89,7 +89,7 @@ class SetTensor(Edit):
         _check_shape(_present(root, self.path), tuple(tensors["value"].shape), self.path)
         owner, name = owner_of(root, self.path)
         value, parameter = tensors["value"], owner._parameters.get(name)
-        if name + SUFFIX in owner._modules:
+        if name in encoded_names(owner):
             raise EncodingError("an encoded tensor is not set, but encoded anew", where=self.path)
         if parameter is None:
             trained = any(held.requires_grad for held in tensors_of(owner).values())
@@ -153,9 +153,11 @@ def _under(prefix: str, names: Iterable[str]) -> dict[str, str]:
 def _present(root: nn.Module, path: str) -> Tensor | EncodedTensor | None:
     """What is held at `path`; None for a bias that the layer was made without."""
     owner, name = owner_at(root, path)
-    if name not in owner._parameters and name + SUFFIX not in owner._modules:
+    if name in encoded_names(owner):
+        return owner._modules[name + SUFFIX]  # type: ignore[return-value]
+    if name not in owner._parameters:
         raise FormatError(f"{type(owner).__name__} has no tensor {name!r}", where=path)
-    return owner._modules.get(name + SUFFIX) or owner._parameters[name]  # type: ignore[return-value]
+    return owner._parameters[name]
 
 
 def _check_shape(held: Tensor | EncodedTensor | None, shape: tuple[int, ...], path: str) -> None:

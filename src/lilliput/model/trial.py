@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import reason
-from lilliput.model.capture import Inputs
 from lilliput.model.edit import Edit
+from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.outputs import flatten_outputs
 

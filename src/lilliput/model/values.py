@@ -9,11 +9,10 @@ a module that is called twice has two, and an eager run and a captured graph agr
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -25,9 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from lilliput.encodings import Encoding
 from lilliput.errors import EncodingError
-from lilliput.model.carrier import EncodedTensor, become, encoded_names, move_stored
+from lilliput.model.carrier import EncodedTensor, become, encoded_names, forwarded, move_stored
 
-_NAME = re.compile(r"(?P<module>[^:]*):(?P<op>\w+)#(?P<occurrence>\d+)(?:\[(?P<output>\d+)\])?(?:@(?P<operand>\d+))?")
+_NAME = re.compile(  # a module's own name may hold anything but a dot
+    r"(?P<module>.*):(?P<op>\w+)#(?P<occurrence>\d+)(?:\[(?P<output>\d+)\])?(?:@(?P<operand>\d+))?", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        module, op = self.running[-1], getattr(func, "__name__", "")
+        module, op = self.running[-1], getattr(func, "__name__", "").partition(".")[0]  # without an overload
         if module is None or op in ("__get__", "__set__"):
             return func(*args, **kwargs)
         occurrence = self.calls[module, op]
@@ -175,8 +176,12 @@ VALUES = "value_encodings"  # the root's child that holds them
 
 
 def child_name(value: str) -> str:
-    """The name of a value's encoder among the root's `value_encodings`: module names hold no dots."""
-    return value.replace(".", "/")
+    """The name of a value's encoder among the root's `value_encodings`: module names hold no dots.
+
+    >>> child_name("layer1.0:add#1"), child_name("a/b:add#0")
+    ('layer1/0:add#1', 'a~1b:add#0')
+    """
+    return value.replace("~", "~0").replace("/", "~1").replace(".", "/")
 
 
 class ValueEncodings(nn.ModuleDict):
@@ -193,6 +198,15 @@ class ValueEncodings(nn.ModuleDict):
         encoders = self.by_name()
         return Interception(root, lambda name, x: encoders[name].forward(x), only=encoders)
 
+    def simulating(self, root: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`run`, with the values of `root` encoded as they flow."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with self.simulated(root):
+                return run(*args, **kwargs)
+
+        return forward
+
 
 def value_encodings(root: nn.Module) -> dict[str, ValueEncoder]:
     """The value encoders of `root` by the name of the value; empty when it has none."""
@@ -205,53 +219,52 @@ def attach_value(root: nn.Module, name: str, encoding: Encoding, parameters: Map
     Value.parse(name)
     held = root._modules.get(VALUES)
     if not isinstance(held, ValueEncodings):
+        if held is not None or hasattr(root, VALUES):
+            raise EncodingError(
+                f"the model has something called {VALUES}",
+                why="the encodings of values lie under that name",
+                next="give it another name",
+            )
         root._modules[VALUES] = held = ValueEncodings()
         become(root, encoded_names(root), values=True)
     held[child_name(name)] = ValueEncoder(name, encoding, parameters)
 
 
-@contextmanager
-def watched(root: nn.Module, visit: Visit) -> Iterator[None]:
+def watched(root: nn.Module, visit: Visit) -> AbstractContextManager[None]:
     """Inside, every forward of `root` shows its values to `visit`; its class is exchanged for the while."""
-    cls = type(root)
 
-    @functools.wraps(cls.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with Interception(self, visit):
-            return cls.forward(self, *args, **kwargs)
+    def through(self: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with Interception(self, visit):
+                return run(*args, **kwargs)
 
-    root.__class__ = type(cls.__name__, (cls,), {"forward": forward})
-    try:
-        yield
-    finally:
-        root.__class__ = cls
+        return forward
+
+    return forwarded(root, through)
 
 
-@contextmanager
-def tapped(root: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def tapped(root: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:
     """Inside, `root` answers with (its output, the values called `names` as the calls after them read them).
 
     A value with an encoding is given out encoded: what is built of it then keeps its integer kernels.
     """
-    cls, encoders = type(root), value_encodings(root)
+    encoders = value_encodings(root)
 
-    @functools.wraps(cls.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        seen: dict[str, Tensor] = {}
+    def through(self: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            seen: dict[str, Tensor] = {}
 
-        def visit(name: str, x: Tensor) -> Tensor:
-            seen[name] = encoders[name](x) if name in encoders else x
-            return x
+            def visit(name: str, x: Tensor) -> Tensor:
+                seen[name] = encoders[name](x) if name in encoders else x
+                return x
 
-        with Interception(self, visit, only=names):
-            out = cls.forward(self, *args, **kwargs)
-        return out, tuple(seen[name] for name in names)
+            with Interception(self, visit, only=names):
+                out = run(*args, **kwargs)
+            return out, tuple(seen[name] for name in names)
 
-    root.__class__ = type(cls.__name__, (cls,), {"forward": forward})
-    try:
-        yield
-    finally:
-        root.__class__ = cls
+        return forward
+
+    return forwarded(root, through)
 
 
 @torch.library.custom_op("lilliput::mark", mutates_args=())

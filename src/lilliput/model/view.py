@@ -49,7 +49,7 @@ class Call:
     @property
     def module(self) -> str:
         """The path of the module whose forward makes the call."""
-        return self.value.partition(":")[0] if self.value else ""
+        return self.value.rpartition(":")[0] if self.value else ""
 
 
 @dataclass(frozen=True)

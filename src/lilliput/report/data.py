@@ -27,7 +27,8 @@ def side(
     model: nn.Module, driver: Driver, weighed: Sequence[Mapping[str, Any]], metric: Measurement | None, ms: Measurement
 ) -> dict[str, Any]:
     """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes."""
-    cost = macs(model, driver.example.args, driver.example.kwargs)
+    given = driver.example.copied()
+    cost = macs(model, given.args, given.kwargs)
     return {
         "metric": None if metric is None else metric.to_json(),
         "latency_ms": ms.to_json(),

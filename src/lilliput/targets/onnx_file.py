@@ -17,9 +17,9 @@ from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.measure import Latencies, interleaved
-from lilliput.model.capture import Inputs
 from lilliput.model.edit import Edit
 from lilliput.model.fold import fold_norms
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import View
 from lilliput.targets.target import Runner, Target

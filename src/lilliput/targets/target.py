@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.measure import Latencies
-from lilliput.model.capture import Inputs
 from lilliput.model.edit import Edit
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.view import MULTIPLIES, Call
 from lilliput.techniques.inputs import Waiting
 from lilliput.techniques.where import Where, means

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import InputError
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.model.view import Call, Window
 
 _MOST = 1 << 25  # elements of patches that are made of one batch

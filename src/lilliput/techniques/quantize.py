@@ -188,7 +188,7 @@ def for_weight(encoding: Encoding | None, call: Call) -> Encoding:
 
 
 def _never_reached(value: str) -> InputError:
-    module = value.partition(":")[0]
+    module = value.rpartition(":")[0]
     return InputError(
         "no calibration batch reaches it, so its range is not known",
         where=value,

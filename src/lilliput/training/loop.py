@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.capture import Inputs
 from lilliput.model.carrier import freeze, unfreeze
+from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.progress import Progress, silent
 from lilliput.task import fingerprint

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import RecipeError, nearest
+from lilliput.model.carrier import stored_of
 from lilliput.techniques.finetune import Finetune
 
 _NORMS = {"l1": 1.0, "l2": 2.0, "inf": math.inf}
@@ -102,5 +103,5 @@ class Average:
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    floats = {name: x for name, x in model.named_buffers() if x.is_floating_point() and "_encoded." not in name}
+    floats = {name: x for name, x in model.named_buffers() if x.is_floating_point() and stored_of(model, name) == name}
     return {**dict(model.named_parameters()), **floats}

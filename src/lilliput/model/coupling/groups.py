@@ -8,7 +8,7 @@ know, nothing is removed from. What is left are groups: sets of slices that are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lilliput.model.capture import Inputs, program, quiet
-from lilliput.model.carrier import SUFFIX, owner_of, tensors
+from lilliput.model.carrier import owner_of, stored_of, tensors
 from lilliput.model.coupling.atoms import NONE, Atoms, Axis
 from lilliput.model.coupling.flow import ENCODED, Flow, Number, follow
 from lilliput.model.coupling.rules import RULES
+from lilliput.model.inputs import Inputs
+from lilliput.model.program import program, quiet
 from lilliput.modes import eval_mode
 
 Positions = npt.NDArray[np.int64]
@@ -95,7 +96,7 @@ def coupling(model: nn.Module, inputs: Inputs) -> Coupling:
     with eval_mode(model), quiet():
         captured = program(model, inputs, {})
     first = {path: paths[0] for paths in tensors(model) for path in paths}
-    flow, held = followed(captured, first)
+    flow, held = followed(captured, first, lambda name: stored_of(model, name) != name)
     return _found(flow, captured, held, {path: held_tensor(model, path) for path in held}, set(first))
 
 
@@ -107,21 +108,31 @@ def held_tensor(model: nn.Module, path: str) -> Tensor:
     return held.detach()
 
 
-def followed(captured: ExportedProgram, first: Mapping[str, str]) -> tuple[Flow, dict[str, Sequence[Axis]]]:
-    """The axes of all that flows in a captured graph, and those of the model's tensors by their first path."""
+def followed(
+    captured: ExportedProgram, first: Mapping[str, str], encoded: Callable[[str], bool]
+) -> tuple[Flow, dict[str, Sequence[Axis]]]:
+    """The axes of all that flows in a captured graph, and those of the model's tensors by their first path.
+
+    `encoded` tells which names of the `state_dict` are parts of encoded tensors.
+    """
     flow, held = Flow(), dict[str, Sequence[Axis]]()
     signature = captured.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     module: Any = captured.graph_module
     for node in captured.graph.nodes:
         if node.op == "placeholder":
-            flow.axes[node] = _given(flow, held, node, names, first)
+            flow.axes[node] = _given(flow, held, node, names, first, encoded)
     follow(flow, captured.graph, module, RULES)
     return flow, held
 
 
 def _given(
-    flow: Flow, held: dict[str, Sequence[Axis]], node: Node, names: Mapping[str, str], first: Mapping[str, str]
+    flow: Flow,
+    held: dict[str, Sequence[Axis]],
+    node: Node,
+    names: Mapping[str, str],
+    first: Mapping[str, str],
+    encoded: Callable[[str], bool],
 ) -> Any:
     """The axes of what the graph is given: a tensor of the model, an input, a constant."""
     value = node.meta.get("val")
@@ -131,7 +142,7 @@ def _given(
     if name is None:
         why = "an axis of an input" if not node.name.startswith("c_") else "a constant of the source"
         return [flow.atoms.fixed(n, why) for n in value.shape]
-    if f"{SUFFIX}." in name:
+    if encoded(name):
         return [flow.atoms.fixed(n, ENCODED) for n in value.shape]
     path = first.get(name, name)
     if path not in held:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from lilliput.model.capture import Inputs
 from lilliput.model.coupling.atoms import Axis
 from lilliput.model.coupling.flow import Reading, op_name
 from lilliput.model.coupling.groups import Coupling
 from lilliput.model.coupling.rescaling import NORMS, narrowed
 from lilliput.model.coupling.rules_elements import REDUCES, takes_statistics
+from lilliput.model.inputs import Inputs
 
 _OVER_REST = ("batch_norm", "instance_norm")  # over what is no channel, where they take statistics as they run
 _OVER_GROUPS = ("group_norm",)
@@ -34,7 +34,7 @@ def masked(coupling: Coupling, gone: Collection[int], inputs: Inputs) -> list[Te
     signature = coupling.captured.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = {**dict(coupling.captured.named_parameters()), **dict(coupling.captured.named_buffers())}
-    run, given, values = _Masked(coupling, gone), iter(inputs.tensors().values()), list[Any]()
+    run, given, values = _Masked(coupling, gone), iter([x for _, x in inputs.copied().named()]), list[Any]()
     for node in coupling.captured.graph.nodes:
         if node.op == "placeholder":
             if node.name in named:

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from lilliput.errors import CaptureError, reason
-from lilliput.model.capture import Inputs, program, quiet
 from lilliput.model.carrier import tensors
 from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.flow import Number
@@ -26,6 +25,8 @@ from lilliput.model.coupling.groups import Coupling, Group
 from lilliput.model.coupling.masked import masked
 from lilliput.model.coupling.rescaling import Rows, multiplied, not_rescaled, operators, rescaled_rows
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
+from lilliput.model.inputs import Inputs
+from lilliput.model.program import program, quiet
 from lilliput.model.structure import Resize, SetNumber
 from lilliput.model.trial import Change, answers, changed, misfit, same_chance, shapes
 from lilliput.modes import eval_mode, exact_products

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.model.capture import Inputs
+from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
 
 Link = tuple[str, str]  # a module and an attribute of it
