@@ -5,9 +5,9 @@
     make bench NAME=grammar ARGS='--reduce 17'               made smaller, and kept among the failures
 
 The draws are numbered, and the same in every run of one version of the grammar. What comes of each is a line in
-`out/bench/grammar/<commit>/`, by pieces, each made by a process of its own; nothing is timed. The exit code is 1 where a
-draw is wrong: a silent difference, something of the user's that was changed, an error that is not ours, a process that
-ended.
+`out/bench/grammar/<commit>/`, by pieces, each made by a process of its own; nothing is timed. The exit code is 1 where
+a draw is wrong: a silent difference, something of the user's that was changed, an error that is not ours, a process
+that ended.
 """
 
 from __future__ import annotations

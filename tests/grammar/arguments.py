@@ -19,6 +19,8 @@ class Argument:
     kind: str = "argument"  # or "keyword": can only be given by name
 
 
+ROWS = ".reshape(-1, *[1] * (x.dim() - 1))"  # a number a sample, to go with what flows
+
 ARGUMENTS: Mapping[str, Argument] = {
     "strength": Argument("strength=1.0", "0.5", "9.0", "x = x * strength"),
     "flag": Argument("flag=False", "True", "False", "x = -x if flag else x * 3"),
@@ -27,18 +29,38 @@ ARGUMENTS: Mapping[str, Argument] = {
     "nothing": Argument("nothing=None", "None", "0.25", "x = x if nothing is None else x * nothing"),
     "left_out": Argument("left_out=0.25", "", "", "x = x * left_out"),
     "sizes": Argument("sizes=(1, 1)", "(1, 2)", "(1, 3)", "x = x * sizes[1]"),
-    "gain": Argument("gain=None", "torch.rand(n)", "torch.rand(n)", "x = x * gain.reshape(-1, *[1] * (x.dim() - 1))"),
-    "mask": Argument("mask=None", "torch.rand(n) > 0.3", "torch.rand(n) > 0.3", "x = x * mask.reshape(-1, *[1] * (x.dim() - 1))"),
+    "gain": Argument("gain=None", "torch.rand(n)", "torch.rand(n)", "x = x * gain{rows}"),
+    "mask": Argument("mask=None", "torch.rand(n) > 0.3", "torch.rand(n) > 0.3", "x = x * mask{rows}"),
     "scalar": Argument("scalar=None", "torch.rand(())", "torch.rand(())", "x = x * scalar"),
-    "index": Argument("index=None", "torch.randint(0, 4, (n,))", "torch.randint(0, 4, (n,))", "x = x + (index / 4.0).reshape(-1, *[1] * (x.dim() - 1))"),
+    "index": Argument(
+        "index=None",
+        "torch.randint(0, 4, (n,))",
+        "torch.randint(0, 4, (n,))",
+        "x = x + (index / 4.0){rows}",
+    ),
     "shared": Argument("shared=None", "torch.randn({c})", "torch.randn({c})", "x = x + shared{along}"),
     "unread": Argument("unread=None", "torch.randn(n, 2)", "torch.randn(n, 2)", ""),
-    "pair": Argument("pair=None", "[torch.rand(n), torch.rand(n)]", "[torch.rand(n), torch.rand(n)]", "x = x * (pair[0] - pair[1]).reshape(-1, *[1] * (x.dim() - 1))"),
-    "parts": Argument("parts=None", "{{'a': torch.rand(n), 'b': 2.0}}", "{{'a': torch.rand(n), 'b': 3.0}}", "x = x * parts['a'].reshape(-1, *[1] * (x.dim() - 1)) * parts['b']"),
-    "named": Argument("named", "torch.rand(n)", "torch.rand(n)", "x = x + named.reshape(-1, *[1] * (x.dim() - 1))", "keyword"),
+    "pair": Argument(
+        "pair=None",
+        "[torch.rand(n), torch.rand(n)]",
+        "[torch.rand(n), torch.rand(n)]",
+        "x = x * (pair[0] - pair[1]){rows}",
+    ),
+    "parts": Argument(
+        "parts=None",
+        "{{'a': torch.rand(n), 'b': 2.0}}",
+        "{{'a': torch.rand(n), 'b': 3.0}}",
+        "x = x * parts['a']{rows} * parts['b']",
+    ),
+    "named": Argument("named", "torch.rand(n)", "torch.rand(n)", "x = x + named{rows}", "keyword"),
     "named_number": Argument("named_number=2", "3", "4", "x = x / named_number", "keyword"),
-    "input": Argument("input=None", "torch.rand(n)", "torch.rand(n)", "x = x + input.reshape(-1, *[1] * (x.dim() - 1))"),
-    "long": Argument("long=None", "torch.rand(n, 6).double()", "torch.rand(n, 6).double()", "x = x + long.float().mean(1).reshape(-1, *[1] * (x.dim() - 1))"),
+    "input": Argument("input=None", "torch.rand(n)", "torch.rand(n)", "x = x + input{rows}"),
+    "long": Argument(
+        "long=None",
+        "torch.rand(n, 6).double()",
+        "torch.rand(n, 6).double()",
+        "x = x + long.float().mean(1){rows}",
+    ),
 }
 
 GIVEN: Mapping[str, str] = {  # how `x` is made, from what makes it plainly
@@ -51,7 +73,13 @@ GIVEN: Mapping[str, str] = {  # how `x` is made, from what makes it plainly
     "zeros in part": "{}.relu()",
 }
 
-INPLACE: Mapping[str, str] = {"": "", "div": "x.div_(2)", "item": "x[:, :1] = 0", "isub": "x -= 0.5", "relu": "F.relu_(x)"}
+INPLACE: Mapping[str, str] = {
+    "": "",
+    "div": "x.div_(2)",
+    "item": "x[:, :1] = 0",
+    "isub": "x -= 0.5",
+    "relu": "F.relu_(x)",
+}
 
 OUTPUTS: Mapping[str, str] = {
     "tensor": "return x",
@@ -96,7 +124,7 @@ def write_arguments(source: Source, names: list[str]) -> None:
             raise Unfit
         fill = {"c": source.channels, "along": source.along}
         if argument.line:
-            source.line(argument.line.replace("{along}", source.along))
+            source.line(argument.line.replace("{along}", source.along).replace("{rows}", ROWS))
         signature = ("*, " if argument.kind == "keyword" and not _keyword_yet(source) else "") + argument.signature
         source.arguments.append((signature, name, _filled(argument.value, fill), _filled(argument.other, fill)))
 

@@ -17,7 +17,19 @@ def _inner(s: Source, steps: Sequence[Step]) -> list[str]:
     return lines
 
 
-@production(*FLOATS, weight=3, steps=INNER, way=("x = {old} + x", "x += {old}", "x = torch.add({old}, x, alpha=0.5)", "x = x - {old}", "x = x * {old}", "x = {old}.clone().add_(x)"))
+@production(
+    *FLOATS,
+    weight=3,
+    steps=INNER,
+    way=(
+        "x = {old} + x",
+        "x += {old}",
+        "x = torch.add({old}, x, alpha=0.5)",
+        "x = x - {old}",
+        "x = x * {old}",
+        "x = {old}.clone().add_(x)",
+    ),
+)
 def residual(s: Source, steps: Sequence[Step], way: str) -> None:
     old, before = s.fresh(), (s.layout, s.shape)
     s.line(f"{old} = x")
@@ -38,20 +50,57 @@ def twice(s: Source, steps: Sequence[Step]) -> None:
     s.indented("for _ in range(2):", body)
 
 
-@production(*FLOATS, weight=1.5, steps=INNER, way=("with torch.autocast('cpu', enabled=False):", "with torch.no_grad():", "with torch.enable_grad():", "with torch.autocast('cpu', torch.bfloat16):", "with torch.inference_mode():", "with nullcontext():"))
+@production(
+    *FLOATS,
+    weight=1.5,
+    steps=INNER,
+    way=(
+        "with torch.autocast('cpu', enabled=False):",
+        "with torch.no_grad():",
+        "with torch.enable_grad():",
+        "with torch.autocast('cpu', torch.bfloat16):",
+        "with torch.inference_mode():",
+        "with nullcontext():",
+    ),
+)
 def region(s: Source, steps: Sequence[Step], way: str) -> None:
     s.indented(way, _inner(s, steps))
     if "bfloat16" in way:
         s.line("x = x.float()")
 
 
-@production(*FLOATS, weight=1, steps=INNER, way=("checkpoint(part, x, use_reentrant=False)", "checkpoint(part, x, use_reentrant=True)", "part(x)", "torch.utils._pytree.tree_map(part, {'a': x})['a']", "(lambda y: part(y))(x)"))
+@production(
+    *FLOATS,
+    weight=1,
+    steps=INNER,
+    way=(
+        "checkpoint(part, x, use_reentrant=False)",
+        "checkpoint(part, x, use_reentrant=True)",
+        "part(x)",
+        "torch.utils._pytree.tree_map(part, {'a': x})['a']",
+        "(lambda y: part(y))(x)",
+    ),
+)
 def local_function(s: Source, steps: Sequence[Step], way: str) -> None:
     s.indented("def part(x):", [*_inner(s, steps), "return x"])
     s.line(f"x = {way}")
 
 
-@production(*FLOATS, weight=1, steps=INNER, way=("x.sum() > 0", "x.shape[0] > 2", "x.dim() > 1", "self.training", "torch.is_grad_enabled()", "x.dtype == torch.float32", "isinstance(x, nn.Parameter)", "x.requires_grad"))
+@production(
+    *FLOATS,
+    weight=1,
+    steps=INNER,
+    way=(
+        "x.sum() > 0",
+        "x.shape[0] > 2",
+        "x.dim() > 1",
+        "self.training",
+        "torch.is_grad_enabled()",
+        "x.dtype == torch.float32",
+        "isinstance(x, nn.Parameter)",
+        "x.requires_grad",
+    ),
+)
 def branch(s: Source, steps: Sequence[Step], way: str) -> None:
     before = (s.layout, s.shape)
     body = _inner(s, steps)
@@ -80,7 +129,17 @@ def child(s: Source, steps: Sequence[Step]) -> None:
     s.line(f"x = {s.hold(f'{name}()')}(x)")
 
 
-@production(*FLOATS, weight=0.6, way=("lambda x: x * {layer}.weight.mean()", "lambda x: {layer}(x)", "functools.partial({layer})", "{layer}.forward", "types.MethodType(lambda self, x: x + self.training, self)"))
+@production(
+    *FLOATS,
+    weight=0.6,
+    way=(
+        "lambda x: x * {layer}.weight.mean()",
+        "lambda x: {layer}(x)",
+        "functools.partial({layer})",
+        "{layer}.forward",
+        "types.MethodType(lambda self, x: x + self.training, self)",
+    ),
+)
 def closure(s: Source, way: str) -> None:
     """A function held as an attribute, which reads the module."""
     layer = s.hold(f"nn.Linear({s.shape[-1]}, {s.shape[-1]})")
@@ -89,7 +148,11 @@ def closure(s: Source, way: str) -> None:
     s.line(f"x = self.{name}(x)")
 
 
-@production(*FLOATS, weight=0.8, way=("counter", "running", "list", "last", "lazy", "lazy dict", "attribute number", "momentum norm"))
+@production(
+    *FLOATS,
+    weight=0.8,
+    way=("counter", "running", "list", "last", "lazy", "lazy dict", "attribute number", "momentum norm"),
+)
 def state(s: Source, way: str) -> None:
     """Something is kept from one call to the next, or made at the first."""
     name = s.fresh("s")
@@ -106,7 +169,11 @@ def state(s: Source, way: str) -> None:
         s.init(f"self.{name} = None")
         s.lines += [f"self.{name} = x.mean()"]
     elif way == "lazy":
-        s.lines += [f"if not hasattr(self, {name!r}):", f"    self.{name} = torch.arange({s.channels}) / 9.0", f"x = x + self.{name}{s.along}"]
+        s.lines += [
+            f"if not hasattr(self, {name!r}):",
+            f"    self.{name} = torch.arange({s.channels}) / 9.0",
+            f"x = x + self.{name}{s.along}",
+        ]
     elif way == "lazy dict":
         s.init(f"self.{name} = {{}}")
         s.lines += [f"x = x + self.{name}.setdefault(x.shape[1], torch.arange({s.channels}) / 9.0){s.along}"]
@@ -120,7 +187,17 @@ def state(s: Source, way: str) -> None:
         s.lines += [f"self.{name}.train()", f"x = self.{name}(x)"]
 
 
-@production(*FLOATS, weight=0.3, way=("F.dropout(x)", "x + torch.rand_like(x)", "x + torch.randn(1)", "x * random.random()", "torch.bernoulli(x.sigmoid())"))
+@production(
+    *FLOATS,
+    weight=0.3,
+    way=(
+        "F.dropout(x)",
+        "x + torch.rand_like(x)",
+        "x + torch.randn(1)",
+        "x * random.random()",
+        "torch.bernoulli(x.sigmoid())",
+    ),
+)
 def chance(s: Source, way: str) -> None:
     s.line(f"x = {way}")
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from source import FLOATS, Source, Unfit, production
 
 
-@production("vector", "sequence", weight=2, way=("x @ {w}", "F.linear(x, {w}.t())", "torch.matmul(x, {w})", "torch.einsum('...i,ij->...j', x, {w})", "(x.unsqueeze(-1) * {w}).sum(-2)", "F.linear(x, {w}.T.contiguous(), torch.zeros(8))"))
+@production(
+    "vector",
+    "sequence",
+    weight=2,
+    way=(
+        "x @ {w}",
+        "F.linear(x, {w}.t())",
+        "torch.matmul(x, {w})",
+        "torch.einsum('...i,ij->...j', x, {w})",
+        "(x.unsqueeze(-1) * {w}).sum(-2)",
+        "F.linear(x, {w}.T.contiguous(), torch.zeros(8))",
+    ),
+)
 def raw_weight(s: Source, way: str) -> None:
     w = f"self.{s.fresh('w')}"
     s.init(f"{w} = nn.Parameter(torch.randn({s.channels}, 8) / {s.channels} ** 0.5)")
@@ -29,7 +41,22 @@ def raw_conv(s: Source, holder: str) -> None:
     s.becomes("image", 8, *s.shape[1:])
 
 
-@production(*FLOATS, weight=2.5, way=("persistent", "not persistent", "attribute", "list", "dict", "parameter", "frozen", "scalar", "class", "tuple"))
+@production(
+    *FLOATS,
+    weight=2.5,
+    way=(
+        "persistent",
+        "not persistent",
+        "attribute",
+        "list",
+        "dict",
+        "parameter",
+        "frozen",
+        "scalar",
+        "class",
+        "tuple",
+    ),
+)
 def shifted(s: Source, way: str) -> None:
     """A tensor of its own is added to what flows."""
     name, made = s.fresh("b"), f"torch.randn({s.channels}){s.along}"
@@ -48,13 +75,47 @@ def shifted(s: Source, way: str) -> None:
     s.line(f"x = x + {read}")
 
 
-@production(*FLOATS, weight=0.7, what=("nn.Parameter(torch.empty(0))", "nn.Parameter(torch.zeros(0, 4))", "None", "'text'", "{1, 2}", "lambda x: x", "torch.float32", "torch.Size([2])", "nn.ModuleList()", "nn.Linear(3, 3)", "range(3)", "slice(1)", "torch.device('cpu')", "torch.tensor([1, 2])", "float('nan')", "nn.ParameterList([torch.randn(3)])"))
+@production(
+    *FLOATS,
+    weight=0.7,
+    what=(
+        "nn.Parameter(torch.empty(0))",
+        "nn.Parameter(torch.zeros(0, 4))",
+        "None",
+        "'text'",
+        "{1, 2}",
+        "lambda x: x",
+        "torch.float32",
+        "torch.Size([2])",
+        "nn.ModuleList()",
+        "nn.Linear(3, 3)",
+        "range(3)",
+        "slice(1)",
+        "torch.device('cpu')",
+        "torch.tensor([1, 2])",
+        "float('nan')",
+        "nn.ParameterList([torch.randn(3)])",
+    ),
+)
 def unused(s: Source, what: str) -> None:
     """Something that no call reads."""
     s.init(f"self.{s.fresh('u')} = {what}")
 
 
-@production(*FLOATS, weight=0.5, what=("torch.zeros(0)", "torch.tensor(3)", "None", "torch.tensor([True])", "torch.ones(2, dtype=torch.float16)", "torch.ones(2, dtype=torch.complex64)", "torch.eye(3).to_sparse()", "torch.ones(1).expand(5)"))
+@production(
+    *FLOATS,
+    weight=0.5,
+    what=(
+        "torch.zeros(0)",
+        "torch.tensor(3)",
+        "None",
+        "torch.tensor([True])",
+        "torch.ones(2, dtype=torch.float16)",
+        "torch.ones(2, dtype=torch.complex64)",
+        "torch.eye(3).to_sparse()",
+        "torch.ones(1).expand(5)",
+    ),
+)
 def unused_buffer(s: Source, what: str) -> None:
     s.init(f"self.register_buffer({s.fresh('u')!r}, {what})")
 
@@ -84,7 +145,9 @@ def rotated(s: Source) -> None:
         raise Unfit
     name, (t, c) = s.fresh("r"), s.shape
     s.init(f"self.register_buffer({name!r}, torch.polar(torch.ones({t}, {c // 2}), torch.randn({t}, {c // 2})))")
-    s.line(f"x = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * self.{name}).flatten(2)")
+    s.line(
+        f"x = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * self.{name}).flatten(2)"
+    )
 
 
 @production("vector", "sequence", weight=1, dtype=("half", "double", "bfloat16"))
@@ -93,13 +156,23 @@ def other_precision(s: Source, dtype: str) -> None:
     s.wide(8)
 
 
-@production("vector", "sequence", "image", weight=1, way=("overridden", "keyword", "list", "dict", "sequential", "subclassed tensor", "own weight name"))
+@production(
+    "vector",
+    "sequence",
+    "image",
+    weight=1,
+    way=("overridden", "keyword", "list", "dict", "sequential", "subclassed tensor", "own weight name"),
+)
 def wrapped(s: Source, way: str) -> None:
     """A layer that is no plain child called plainly."""
     c = s.channels
     made = f"nn.Conv2d({c}, 8, 1)" if s.layout == "image" else f"nn.Linear({c}, 8)"
     if way == "overridden":
-        call = "F.conv2d(x, self.weight * 2, self.bias)" if s.layout == "image" else "F.linear(x, self.weight * 2, self.bias)"
+        call = (
+            "F.conv2d(x, self.weight * 2, self.bias)"
+            if s.layout == "image"
+            else "F.linear(x, self.weight * 2, self.bias)"
+        )
         name = f"Own{s.fresh('')}"
         s.classes.append(f"class {name}({made.partition('(')[0]}):\n    def forward(self, x):\n        return {call}")
         s.line(f"x = {s.hold(name + '(' + made.partition('(')[2])}(x)")

@@ -14,7 +14,15 @@ def linear(s: Source, width: int, bias: bool) -> None:
     s.wide(width)
 
 
-@production("image", weight=6, width=WIDTHS, kernel=(1, 3), bias=BOTH, padding=(0, 1, "same"), mode=("zeros", "zeros", "reflect", "circular", "replicate"))
+@production(
+    "image",
+    weight=6,
+    width=WIDTHS,
+    kernel=(1, 3),
+    bias=BOTH,
+    padding=(0, 1, "same"),
+    mode=("zeros", "zeros", "reflect", "circular", "replicate"),
+)
 def conv2d(s: Source, width: int, kernel: int, bias: bool, padding: int | str, mode: str) -> None:
     given = f"padding={padding!r}, padding_mode={mode!r}, bias={bias}"
     s.line(f"x = {s.hold(f'nn.Conv2d({s.channels}, {width}, {kernel}, {given})')}(x)")
@@ -42,7 +50,15 @@ def conv_transpose2d(s: Source, width: int, stride: int, groups: int, extra: int
     s.becomes("image", width, *((n - 1) * stride + 1 + extra for n in s.shape[1:]))
 
 
-@production("signal", weight=6, width=WIDTHS, kernel=(1, 3), padding=(0, 1), mode=("zeros", "zeros", "reflect", "circular"), groups=(1, 1, 2))
+@production(
+    "signal",
+    weight=6,
+    width=WIDTHS,
+    kernel=(1, 3),
+    padding=(0, 1),
+    mode=("zeros", "zeros", "reflect", "circular"),
+    groups=(1, 1, 2),
+)
 def conv1d(s: Source, width: int, kernel: int, padding: int, mode: str, groups: int) -> None:
     if s.channels % groups:
         raise Unfit
@@ -75,7 +91,16 @@ def one_hot(s: Source) -> None:
     s.becomes("sequence", *s.shape, 20)
 
 
-@production("sequence", weight=3, kind=("LSTM", "GRU", "RNN"), width=(4, 8), levels=(1, 1, 2), both=BOTH, last=BOTH, first=(True, True, False))
+@production(
+    "sequence",
+    weight=3,
+    kind=("LSTM", "GRU", "RNN"),
+    width=(4, 8),
+    levels=(1, 1, 2),
+    both=BOTH,
+    last=BOTH,
+    first=(True, True, False),
+)
 def recurrent(s: Source, kind: str, width: int, levels: int, both: bool, last: bool, first: bool) -> None:
     given = f"num_layers={levels}, bidirectional={both}, batch_first={first}"
     layer = s.hold(f"nn.{kind}({s.channels}, {width}, {given})", gives_tensor=False)
@@ -137,7 +162,8 @@ def dot_product_attention(s: Source, fused: bool, causal: bool) -> None:
     if c % 2:
         raise Unfit
     if fused:
-        s.line(f"{q}, {k}, {v} = {s.hold(f'nn.Linear({c}, {3 * c})')}(x).unflatten(2, (3, 2, {c // 2})).permute(2, 0, 3, 1, 4)")
+        parts = f"unflatten(2, (3, 2, {c // 2})).permute(2, 0, 3, 1, 4)"
+        s.line(f"{q}, {k}, {v} = {s.hold(f'nn.Linear({c}, {3 * c})')}(x).{parts}")
     else:
         for name in (q, k, v):
             s.line(f"{name} = {s.hold(f'nn.Linear({c}, {c})')}(x).unflatten(2, (2, {c // 2})).transpose(1, 2)")
@@ -172,23 +198,79 @@ def interpolate(s: Source, mode: str) -> None:
     s.becomes("image", s.channels, *(2 * n for n in s.shape[1:]))
 
 
-@production(*FLOATS, weight=5, act=("nn.ReLU()", "nn.ReLU(inplace=True)", "nn.GELU()", "nn.SiLU()", "nn.Hardswish()", "nn.Sigmoid()", "nn.Tanh()", "nn.LeakyReLU(0.1)", "nn.ReLU6()", "nn.PReLU()", "nn.Softplus()", "nn.Dropout()", "nn.Identity()", "nn.ELU()"))
+@production(
+    *FLOATS,
+    weight=5,
+    act=(
+        "nn.ReLU()",
+        "nn.ReLU(inplace=True)",
+        "nn.GELU()",
+        "nn.SiLU()",
+        "nn.Hardswish()",
+        "nn.Sigmoid()",
+        "nn.Tanh()",
+        "nn.LeakyReLU(0.1)",
+        "nn.ReLU6()",
+        "nn.PReLU()",
+        "nn.Softplus()",
+        "nn.Dropout()",
+        "nn.Identity()",
+        "nn.ELU()",
+    ),
+)
 def activation(s: Source, act: str) -> None:
     s.line(f"x = {s.hold(act)}(x)")
 
 
-@production(*FLOATS, weight=3, act=("x.relu()", "F.relu(x, inplace=True)", "x.relu_()", "F.gelu(x)", "x.tanh()", "x.sigmoid() * x", "x.abs()", "x.clamp(-1, 1)", "F.dropout(x, 0.5, self.training)", "x.softmax(-1)", "x.square()", "torch.where(x > 0, x, x * 0.1)", "x / (1 + x.abs())", "F.normalize(x, dim=1)", "x.masked_fill(x < -1, 0.0)"))
+@production(
+    *FLOATS,
+    weight=3,
+    act=(
+        "x.relu()",
+        "F.relu(x, inplace=True)",
+        "x.relu_()",
+        "F.gelu(x)",
+        "x.tanh()",
+        "x.sigmoid() * x",
+        "x.abs()",
+        "x.clamp(-1, 1)",
+        "F.dropout(x, 0.5, self.training)",
+        "x.softmax(-1)",
+        "x.square()",
+        "torch.where(x > 0, x, x * 0.1)",
+        "x / (1 + x.abs())",
+        "F.normalize(x, dim=1)",
+        "x.masked_fill(x < -1, 0.0)",
+    ),
+)
 def functional(s: Source, act: str) -> None:
     s.line(f"x = {act}")
 
 
-@production("image", "signal", "vector", "sequence", weight=1, way=("weight_norm", "parametrized weight_norm", "spectral_norm", "parametrized spectral_norm", "orthogonal", "pruned", "doubled"))
+@production(
+    "image",
+    "signal",
+    "vector",
+    "sequence",
+    weight=1,
+    way=(
+        "weight_norm",
+        "parametrized weight_norm",
+        "spectral_norm",
+        "parametrized spectral_norm",
+        "orthogonal",
+        "pruned",
+        "doubled",
+    ),
+)
 def reparametrized(s: Source, way: str) -> None:
     """A layer whose weight is computed from others."""
     c = s.channels
     if way == "orthogonal" and s.layout in ("image", "signal"):
         raise Unfit
-    layer = s.hold({"image": f"nn.Conv2d({c}, 8, 1)", "signal": f"nn.Conv1d({c}, 8, 1)"}.get(s.layout, f"nn.Linear({c}, 8)"))
+    layer = s.hold(
+        {"image": f"nn.Conv2d({c}, 8, 1)", "signal": f"nn.Conv1d({c}, 8, 1)"}.get(s.layout, f"nn.Linear({c}, 8)")
+    )
     s.init(
         {
             "weight_norm": f"nn.utils.weight_norm({layer})",

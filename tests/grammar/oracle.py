@@ -169,7 +169,7 @@ def _with_the_weights_of(spec: Spec, model: nn.Module) -> nn.Module | None:
         return None
     if any(isinstance(x, Tensor) and x.shape != held[key].shape for key, x in wanted.items()):
         return None
-    twin.load_state_dict(held)
+    twin.load_state_dict(held, assign=True)  # a tensor may be a view that cannot be written to
     return twin
 
 

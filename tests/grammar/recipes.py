@@ -6,17 +6,69 @@ from random import Random
 
 # No VNNI is asked of the machine: weights of 7 bits beside integers that flow, or sums of products may saturate.
 SAFE = "lp.OnnxRuntime(threads=1, safe=True)"
-TARGETS = {SAFE: 12, "lp.OpenVino(threads=1)": 3, "lp.OnnxRuntime(threads=1, profile='tensorrt')": 1,
-           "lp.OnnxRuntime(threads=1, profile='xnnpack')": 1, "lp.OnnxRuntime(threads=1, profile='openvino')": 1}  # fmt: skip
-WEIGHTS = ("Int(7)", "Int(7)", "Int(8)", "Int(4)", "Int(3, group=4)", "Int(8, per='tensor')", "Int(7, symmetric=False)", "Int(4, scale=lp.Float16())",
-           "Levels(16)", "Levels(4, per='channel')", "Log(4)", "Log(5, terms=2)", "NF4()", "MiniFloat()", "MiniFloat('e2m1', group=4)",
-           "Tiles(4, group=4)", "Signs()", "Fixed(1, 6)", "Float16()", "BFloat16()", "MiniFloat('e5m2')", "Sparse(lp.Int(7))")  # fmt: skip
-ACTIVATIONS = ("", "", "", "Int(8)", "Int(8)", "Int(8)", "Int(8, dynamic=True)", "Int(8, dynamic=True)", "Int(4)", "Int(8, symmetric=True)", "Fixed(3, 4)", "Log(4)", "MiniFloat()", "Tiles(4, group=4)")  # fmt: skip
+TARGETS = {
+    SAFE: 12,
+    "lp.OpenVino(threads=1)": 3,
+    "lp.OnnxRuntime(threads=1, safe=True, profile='tensorrt')": 1,
+    "lp.OnnxRuntime(threads=1, safe=True, profile='xnnpack')": 1,
+    "lp.OnnxRuntime(threads=1, safe=True, profile='openvino')": 1,
+}
+WEIGHTS = (
+    "Int(7)",
+    "Int(7)",
+    "Int(8)",
+    "Int(4)",
+    "Int(3, group=4)",
+    "Int(8, per='tensor')",
+    "Int(7, symmetric=False)",
+    "Int(4, scale=lp.Float16())",
+    "Levels(16)",
+    "Levels(4, per='channel')",
+    "Log(4)",
+    "Log(5, terms=2)",
+    "NF4()",
+    "MiniFloat()",
+    "MiniFloat('e2m1', group=4)",
+    "Tiles(4, group=4)",
+    "Signs()",
+    "Fixed(1, 6)",
+    "Float16()",
+    "BFloat16()",
+    "MiniFloat('e5m2')",
+    "Sparse(lp.Int(7))",
+)
+ACTIVATIONS = (
+    "",
+    "",
+    "",
+    "Int(8)",
+    "Int(8)",
+    "Int(8)",
+    "Int(8, dynamic=True)",
+    "Int(8, dynamic=True)",
+    "Int(4)",
+    "Int(8, symmetric=True)",
+    "Fixed(3, 4)",
+    "Log(4)",
+    "MiniFloat()",
+    "Tiles(4, group=4)",
+)
 FITS = ("", "", "", "MinMax()", "Percentile(99.0)", "HQQ()")
 CALIBRATIONS = ("", "", "MinMax()", "Percentile(99.0)", "Entropy()")
 ROUNDINGS = ("", "", "", "", "GPTQ()", "AdaRound(steps=4)", "BRECQ(steps=4, blocks='a*')")
-PRUNES = ("'weights', 0.5", "'weights', 0.5, scope='global'", "'channels', 0.5", "'channels', 0.5, multiple=1", "'channels', parameters=0.6, multiple=1",
-          "'channels', 0.5, scope='global', multiple=1", "'channels', macs=0.6, multiple=1", "'channels', threshold=0.9, multiple=1", "'heads', 0.5", "'layers', 0.5", "'blocks', 0.5")  # fmt: skip
+PRUNES = (
+    "'weights', 0.5",
+    "'weights', 0.5, scope='global'",
+    "'channels', 0.5",
+    "'channels', 0.5, multiple=1",
+    "'channels', parameters=0.6, multiple=1",
+    "'channels', 0.5, scope='global', multiple=1",
+    "'channels', macs=0.6, multiple=1",
+    "'channels', threshold=0.9, multiple=1",
+    "'heads', 0.5",
+    "'layers', 0.5",
+    "'blocks', 0.5",
+)
 EQUALIZES = ("Ranges()", "Smooth()", "AWQ(steps=2)")
 SHARES = ("16", "4, per='channel'", "8, group=4")
 FINE = ("Int(7", "Int(8", "Float16", "BFloat16", "Sparse(lp.Int(7")  # whose rounding is small
@@ -24,7 +76,12 @@ FINE = ("Int(7", "Int(8", "Float16", "BFloat16", "Sparse(lp.Int(7")  # whose rou
 
 def quantize(random: Random) -> str:
     parts = [f"weights=lp.{random.choice(WEIGHTS)}"]
-    for key, choices in (("activations", ACTIVATIONS), ("fit", FITS), ("calibration", CALIBRATIONS), ("rounding", ROUNDINGS)):
+    for key, choices in (
+        ("activations", ACTIVATIONS),
+        ("fit", FITS),
+        ("calibration", CALIBRATIONS),
+        ("rounding", ROUNDINGS),
+    ):
         drawn = random.choice(choices)
         if drawn and (key != "calibration" or "activations" in parts[-1] or len(parts) > 2):
             parts.append(f"{key}=lp.{drawn}")
@@ -35,7 +92,12 @@ def quantize(random: Random) -> str:
 
 def draw_recipe(random: Random) -> list[str]:
     """Steps as text; none: the default of the target."""
-    kind = random.choice(("default",) * 4 + ("quantize",) * 8 + ("prune",) * 4 + ("share", "equalize", "equalize", "finetune", "pair", "pair", "pair"))
+    kind = random.choice(
+        ("default",) * 4
+        + ("quantize",) * 8
+        + ("prune",) * 4
+        + ("share", "equalize", "equalize", "finetune", "pair", "pair", "pair")
+    )
     first = {
         "prune": lambda: f"lp.Prune({random.choice(PRUNES)})",
         "share": lambda: f"lp.Share({random.choice(SHARES)})",
@@ -47,7 +109,10 @@ def draw_recipe(random: Random) -> list[str]:
     if kind == "quantize":
         return [quantize(random)]
     if kind == "pair":
-        return [first[random.choice(("prune", "equalize", "prune"))](), random.choice((quantize, quantize, lambda r: first["finetune"]()))(random)]
+        return [
+            first[random.choice(("prune", "equalize", "prune"))](),
+            random.choice((quantize, quantize, lambda r: first["finetune"]()))(random),
+        ]
     return [first[kind](), *([quantize(random)] if kind == "equalize" else [])]
 
 

@@ -61,7 +61,9 @@ class Source:
         name = self.names.get(str(number), plain)
         plainly = name.isidentifier() and not iskeyword(name) and not name.startswith("__")  # which Python mangles
         read = f"self.{name}" if plainly else f"getattr(self, {name!r})"
-        self.inits.append(f"self.add_module({name!r}, {expression})" if name != plain else f"self.{name} = {expression}")
+        self.inits.append(
+            f"self.add_module({name!r}, {expression})" if name != plain else f"self.{name} = {expression}"
+        )
         if gives_tensor:
             self.layers.append(read)
         return read
@@ -137,7 +139,9 @@ def draw_steps(random: Random, source: Source, least: int, most: int, depth: int
     """Steps that fit one another, written to `source` as they are drawn; the first at the top is a layer."""
     steps: list[Step] = []
     for i in range(random.randint(least, most)):
-        fitting = [p for p in PRODUCTIONS.values() if source.layout in p.takes and (NESTED not in p.choices or depth < 2)]
+        fitting = [
+            p for p in PRODUCTIONS.values() if source.layout in p.takes and (NESTED not in p.choices or depth < 2)
+        ]
         if i == depth == 0:
             fitting = [p for p in fitting if p.name in FIRST]
         (chosen,) = random.choices(fitting, [p.weight for p in fitting])

@@ -36,13 +36,25 @@ HELPERS: Mapping[str, str] = {  # written only where they are named
     "Tagged(": "class Tagged(nn.Parameter):\n    pass\n",
     "Doubled(": "class Doubled(nn.Module):\n    def forward(self, w):\n        return w * 2\n",
     "inferred(": "@torch.inference_mode()\ndef inferred(x):\n    return x * 1\n",
+    "is_float(": "def is_float(x):\n    return isinstance(x, torch.Tensor) and x.is_floating_point()\n",
+    "(doubled, ": (
+        "def doubled(net, args, kwargs):\n    x = kwargs.get('x')\n"
+        "    return (args, {**kwargs, 'x': x * 2}) if x is not None and x.is_floating_point() else None\n"
+    ),
     "one_storage(": (
         "def one_storage(net):\n    held = [p for p in net.parameters() if p.dtype == torch.float32]\n"
         "    flat, at = torch.cat([p.data.flatten() for p in held]), 0\n    for p in held:\n"
         "        p.data, at = flat[at:at + p.numel()].view(p.shape), at + p.numel()\n"
     ),
 }
-AMBIENT = ("torch.no_grad()", "torch.inference_mode()", "torch.autocast('cpu', torch.bfloat16)", "torch.enable_grad()", "torch.device('cpu')", "torch.autograd.set_detect_anomaly(True)")
+AMBIENT = (
+    "torch.no_grad()",
+    "torch.inference_mode()",
+    "torch.autocast('cpu', torch.bfloat16)",
+    "torch.enable_grad()",
+    "torch.device('cpu')",
+    "torch.autograd.set_detect_anomaly(True)",
+)
 _numbers = itertools.count()
 
 
@@ -162,9 +174,12 @@ class Spec:
         steps = f"lp.Recipe([{', '.join(self.recipe)}])" if self.recipe else "None"
         dynamic = "{}" if self.dynamic == "fixed" else "None"
         train = TRAIN if any("Finetune" in step for step in self.recipe) else ""
-        call = f"result = lp.compress(lp.Task(net, calibrate=xs, dynamic={dynamic}{train}), {steps}, target={self.target})"
+        call = (
+            f"result = lp.compress(lp.Task(net, calibrate=xs, dynamic={dynamic}{train}), {steps}, target={self.target})"
+        )
+        batches = ", ".join(f"batch({n})" for n in self.batches)
         return (
-            f"{PRELUDE}{LOSS if train else ''}{self.module()}\nxs = [{', '.join(f'batch({n})' for n in self.batches)}]\n"
+            f"{PRELUDE}{LOSS if train else ''}{self.module()}\nxs = [{batches}]\n"
             + (f"with {self.ambient}:\n    {call}" if self.ambient else call)
             + "\n"
         )

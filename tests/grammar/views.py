@@ -12,7 +12,13 @@ def _size(s: Source) -> int:
     return size
 
 
-@production("image", "signal", "sequence", weight=3, way=("x.flatten(1)", "x.reshape(x.shape[0], -1)", "x.view(len(x), -1)", "nn.Flatten()(x)", "x.reshape(-1, {size})"))
+@production(
+    "image",
+    "signal",
+    "sequence",
+    weight=3,
+    way=("x.flatten(1)", "x.reshape(x.shape[0], -1)", "x.view(len(x), -1)", "nn.Flatten()(x)", "x.reshape(-1, {size})"),
+)
 def flatten(s: Source, way: str) -> None:
     size = _size(s)
     if size > 512:
@@ -21,7 +27,11 @@ def flatten(s: Source, way: str) -> None:
     s.becomes("vector", size)
 
 
-@production("image", weight=3, way=("x.mean((2, 3))", "x.amax((2, 3))", "F.adaptive_avg_pool2d(x, 1).flatten(1)", "x.flatten(2).mean(-1)"))
+@production(
+    "image",
+    weight=3,
+    way=("x.mean((2, 3))", "x.amax((2, 3))", "F.adaptive_avg_pool2d(x, 1).flatten(1)", "x.flatten(2).mean(-1)"),
+)
 def pool_all(s: Source, way: str) -> None:
     s.line(f"x = {way}")
     s.becomes("vector", s.channels)
@@ -33,7 +43,12 @@ def pool_time(s: Source, way: str) -> None:
     s.becomes("vector", s.channels)
 
 
-@production("signal", "sequence", weight=2, way=("x.transpose(1, 2)", "x.mT", "x.permute(0, 2, 1)", "torch.einsum('nab->nba', x)", "x.swapaxes(-1, -2)"))
+@production(
+    "signal",
+    "sequence",
+    weight=2,
+    way=("x.transpose(1, 2)", "x.mT", "x.permute(0, 2, 1)", "torch.einsum('nab->nba', x)", "x.swapaxes(-1, -2)"),
+)
 def transpose(s: Source, way: str) -> None:
     s.line(f"x = {way}")
     s.becomes("sequence" if s.layout == "signal" else "signal", *s.shape[::-1])
@@ -45,7 +60,18 @@ def patches(s: Source, way: str) -> None:
     s.becomes("sequence", s.shape[1] * s.shape[2], s.shape[0])
 
 
-@production("sequence", weight=1, way=("x[:, 0]", "x[:, -1]", "x.select(1, 0)", "x.unbind(1)[0]", "x[:, :1].squeeze(1)", "x.index_select(1, torch.tensor([0])).squeeze(1)"))
+@production(
+    "sequence",
+    weight=1,
+    way=(
+        "x[:, 0]",
+        "x[:, -1]",
+        "x.select(1, 0)",
+        "x.unbind(1)[0]",
+        "x[:, :1].squeeze(1)",
+        "x.index_select(1, torch.tensor([0])).squeeze(1)",
+    ),
+)
 def one_of(s: Source, way: str) -> None:
     s.line(f"x = {way}")
     s.becomes("vector", s.channels)
@@ -74,7 +100,29 @@ def split(s: Source, way: str) -> None:
     s.wide(c if way == "halves exchanged" else c // 2)
 
 
-@production(*FLOATS, weight=1, way=("torch.roll(x, 1, -1)", "x.flip(-1)", "x.cumsum(-1)", "F.pad(x, (1, 1))[..., 1:-1]", "x[..., :]", "x.expand_as(x)", "x.contiguous()", "x.clone()", "x + 0", "x.to(torch.float32)", "x.type_as(x)", "x.view(x.shape)", "x.unsqueeze(0).squeeze(0)", "torch.stack([x, x]).sum(0)", "x.repeat_interleave(2, 0)[::2]", "x.detach()", "torch.nan_to_num(x)"))
+@production(
+    *FLOATS,
+    weight=1,
+    way=(
+        "torch.roll(x, 1, -1)",
+        "x.flip(-1)",
+        "x.cumsum(-1)",
+        "F.pad(x, (1, 1))[..., 1:-1]",
+        "x[..., :]",
+        "x.expand_as(x)",
+        "x.contiguous()",
+        "x.clone()",
+        "x + 0",
+        "x.to(torch.float32)",
+        "x.type_as(x)",
+        "x.view(x.shape)",
+        "x.unsqueeze(0).squeeze(0)",
+        "torch.stack([x, x]).sum(0)",
+        "x.repeat_interleave(2, 0)[::2]",
+        "x.detach()",
+        "torch.nan_to_num(x)",
+    ),
+)
 def moved(s: Source, way: str) -> None:
     s.line(f"x = {way}")
 
