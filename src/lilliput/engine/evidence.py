@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, reason
-from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, mean, paired_difference
+from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, cpu, mean, paired_difference
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
+from lilliput.model.values import value_encodings
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
@@ -70,10 +72,14 @@ def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: 
         so_far.add(driver.example.call(model), driver.example.call(run))
     found = so_far.distance()
     if not found.cosine >= _LEAST_COSINE:
+        overflows = _may_overflow(model)
         raise ExportError(
             f"computes something else than the module (cosine {found.cosine:.4f})",
             where=str(path.name),
-            next="the .lil file holds the module; please report the layers that differ",
+            why="without VNNI, this processor adds products of 8-bit integers in 16 bits, where they overflow"
+            if overflows
+            else "",
+            next="give weights=Int(7)" if overflows else "please report the layers that differ",
         )
     return {
         "largest_error": found.largest_error,
@@ -81,6 +87,12 @@ def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: 
         "sqnr_db": found.sqnr_db,
         "top1_agreement": found.top1_agreement,
     }
+
+
+def _may_overflow(model: nn.Module) -> bool:
+    """Whether integers of eight bits flow, on a processor whose sums of their products may overflow."""
+    flowing = (encoder.encoding for encoder in value_encodings(model).values())
+    return cpu().may_saturate and any(isinstance(x, Uniform) and x.bits == 8 for x in flowing)
 
 
 def _file_digest(path: Path) -> str:

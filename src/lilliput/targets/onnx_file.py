@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ class Loaded:
     inputs: int
     outputs: int
     run: Callable[[Sequence[np.ndarray]], Sequence[Any]]  # the inputs in order -> the outputs in order, as arrays
+
+
+def input_names(built: Path | bytes) -> list[str]:
+    """The inputs that a file declares, in order, whether or not anything reads them."""
+    model = onnx.load_from_string(built) if isinstance(built, bytes) else onnx.load(built, load_external_data=False)
+    return [value.name for value in model.graph.input]
 
 
 @dataclass(frozen=True)

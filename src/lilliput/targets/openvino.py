@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.errors import InputError, nearest, reason
 from lilliput.exporters.profiles import Profile
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.onnx_file import Loaded, OnnxFile
+from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
 from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
@@ -99,12 +101,14 @@ class OpenVino(OnnxFile):
             settings["INFERENCE_PRECISION_HINT"] = self.precision
         given = built if isinstance(built, bytes) else str(built)
         compiled = core.compile_model(core.read_model(given), "CPU", settings)
-        request = compiled.create_infer_request()
-        return Loaded(
-            len(compiled.inputs),
-            len(compiled.outputs),
-            lambda arrays: list(request.infer(list(arrays), share_inputs=True).to_tuple()),
-        )
+        request, names = compiled.create_infer_request(), input_names(built)
+        read = {name for taken in compiled.inputs for name in taken.names}  # OpenVINO may drop what nothing reads
+
+        def run(arrays: Sequence[np.ndarray]) -> list[Any]:
+            given = {name: x for name, x in zip(names, arrays, strict=True) if name in read}
+            return list(request.infer(given, share_inputs=True).to_tuple())
+
+        return Loaded(len(names), len(compiled.outputs), run)
 
 
 def _openvino() -> Any:
