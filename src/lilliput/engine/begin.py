@@ -12,6 +12,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import tensor_held
+from lilliput.model.copies import check_apart
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.values import value_encodings
@@ -42,6 +43,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         progress=progress,
         lessons=Lessons.of(task, task.model),
     )
+    check_apart(task.model, driver.model, example)
     if task.example is not None or driver.calibrate is None:
         _check_runs(driver.model, example, "example")
     if driver.calibrate is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.entropy import Array
+from lilliput.entropy import Array, name_of
 
 _FOREIGN = {  # types that NumPy has from ml_dtypes, and torch does not hand over
     torch.bfloat16: (torch.int16, np.dtype(ml_dtypes.bfloat16)),
@@ -15,6 +15,14 @@ _FOREIGN = {  # types that NumPy has from ml_dtypes, and torch does not hand ove
     torch.float8_e5m2: (torch.uint8, np.dtype(ml_dtypes.float8_e5m2)),
 }
 _FROM = {foreign: (carrier, dtype) for dtype, (carrier, foreign) in _FOREIGN.items()}
+
+
+def storable(dtype: torch.dtype) -> bool:
+    """Whether tensors of this type can be arrays that a file holds."""
+    try:
+        return name_of(to_array(torch.empty(0, dtype=dtype)).dtype) is not None
+    except (TypeError, RuntimeError):  # NumPy has no such type
+        return False
 
 
 def to_array(x: Tensor) -> Array:

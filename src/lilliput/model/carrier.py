@@ -8,7 +8,6 @@ never changed afterwards. Copying, pickling, `state_dict`, `torch.export` and tr
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
+from lilliput.model.duplicate import duplicate
 
 SUFFIX = "_encoded"
 _ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
@@ -82,7 +82,7 @@ class EncodedTensor(nn.Module):
 
     def holding(self, x: Tensor) -> EncodedTensor:
         """Another one like this that holds `x`."""
-        other = copy.deepcopy(self)
+        other = duplicate(self)
         other.write(x)
         return other
 
@@ -329,7 +329,7 @@ def freeze(root: nn.Module) -> nn.Module:
 
 def to_dense(root: nn.Module) -> nn.Module:
     """A copy of `root` in which every tensor is an ordinary parameter, no value encoded, every class the user's own."""
-    dense = copy.deepcopy(root)
+    dense = duplicate(root)
     for module in dense.modules():
         if getattr(type(module), "encodes_values", False):
             del module._modules["value_encodings"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_map
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.capture import Inputs
 from lilliput.model.carrier import freeze, unfreeze
+from lilliput.model.duplicate import duplicate
 from lilliput.modes import eval_mode
 from lilliput.progress import Progress, silent
 from lilliput.task import fingerprint
@@ -103,7 +103,7 @@ class _Trainer:
         self.accelerator = accelerator_for(step)
         self.sharded = step.shard and self.accelerator.num_processes > 1
         self.place = None if self.sharded else place  # parts of the model lie in other processes
-        self.model = unfreeze(copy.deepcopy(model)).to(self.accelerator.device).train()
+        self.model = unfreeze(duplicate(model)).to(self.accelerator.device).train()
         self.watcher = Watcher(self.model, [tap for term in step.distill for tap in term.student_taps])
         self.teachers = self._teachers()
         self.projections = self._projections()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.model.duplicate import duplicate
 from lilliput.task import batch_size
 from lilliput.techniques.finetune import Finetune
 
@@ -57,7 +57,7 @@ def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     """A model of the user's on `device`: itself where it is there already, or else a copy."""
     here = torch.empty(0, device=device).device  # with its index
     elsewhere = any(x.device != here for x in (*model.parameters(), *model.buffers()))
-    return copy.deepcopy(model).to(device) if elsewhere else model
+    return duplicate(model).to(device) if elsewhere else model
 
 
 def shard(model: nn.Module, accelerator: Any) -> None:
