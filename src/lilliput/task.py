@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.capture import Dynamic, Inputs, dynamic_axes
+from lilliput.nested import leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +138,7 @@ def _told(leaf: Any) -> str:
 
 def _leaves(batch: Any) -> list[Any]:
     """What a batch holds; of inputs their tensors, each after its name."""
-    leaves: list[Any] = tree_leaves(list(batch.tensors().items()) if isinstance(batch, Inputs) else batch)
-    return leaves
+    return leaves(list(batch.tensors().items()) if isinstance(batch, Inputs) else batch)
 
 
 def ask(model: Callable[..., Any], inputs: Inputs, where: str) -> Any:

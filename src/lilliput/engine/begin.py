@@ -22,6 +22,8 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, checked_example
+from lilliput.techniques.finetune import Finetune
+from lilliput.training.gradients import check_gradients
 
 
 def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
@@ -72,6 +74,8 @@ def follow(recipe: Recipe, driver: Driver) -> None:
         raise InputError(
             "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
         )
+    if any(isinstance(step, Finetune) for step in recipe.steps):
+        check_gradients(driver.model, driver.example, "example")
     for step in recipe.steps:
         step.apply(driver)
     if not any(isinstance(step.edit, _CHANGES) for step in driver.state.steps):

@@ -18,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from lilliput.errors import CaptureError, InputError, reason
+from lilliput.model.arrays import from_user
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.recurrent import WholeLayers
 from lilliput.model.values import Value, mark, watched
@@ -44,12 +46,12 @@ class Inputs:
     def of(cls, example: Any) -> Inputs:
         if isinstance(example, Inputs):
             return example
-        if isinstance(example, Tensor):
-            return cls((example,), {})
+        if isinstance(example, Tensor | np.ndarray):
+            return cls((from_user(example),), {})
         if isinstance(example, Mapping):
-            return cls((), dict(example))
-        if isinstance(example, tuple | list) and all(isinstance(x, Tensor) for x in example):
-            return cls(tuple(example), {})
+            return cls((), {key: from_user(x) for key, x in example.items()})
+        if isinstance(example, tuple | list) and all(isinstance(x, Tensor | np.ndarray) for x in example):
+            return cls(tuple(map(from_user, example)), {})
         raise InputError(
             f"inputs of type {type(example).__name__}", next="give a tensor, a tuple of tensors or a dict of tensors"
         )
@@ -103,10 +105,10 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
     }
     shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
-    given = shapes.by_parameter(model.forward)
+    axes_by_name = shapes.by_parameter(model.forward)
     with torch.no_grad(), WholeLayers():
         return torch.export.export(
-            model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
+            model, wide.args, dict(wide.kwargs), dynamic_shapes=axes_by_name if dims else None, strict=False
         )
 
 

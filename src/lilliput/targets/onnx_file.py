@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.measure import Latencies, interleaved
+from lilliput.model.arrays import from_user
 from lilliput.model.capture import Inputs
 from lilliput.model.edit import Edit
 from lilliput.model.fold import fold_norms
@@ -32,6 +34,13 @@ class Loaded:
     inputs: int
     outputs: int
     run: Callable[[Sequence[np.ndarray]], Sequence[Any]]  # the inputs in order -> the outputs in order, as arrays
+
+
+def _check_given(arguments: Iterable[Any]) -> None:
+    for x in arguments:
+        numbers = tree_leaves(x) if isinstance(x, list | tuple) else []
+        if numbers and all(isinstance(one, bool | int | float) for one in numbers):
+            raise InputError("called with a list of numbers", next="give a tensor or an array: torch.tensor(…)")
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,12 @@ class OnnxFile(Target):
             raise ExportError("has other inputs or outputs than the module", where=where)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            tensors = signature.arguments(Inputs(args, kwargs))
+            _check_given((*args, *kwargs.values()))
+            tensors = signature.arguments(
+                Inputs(tuple(map(from_user, args)), {key: from_user(x) for key, x in kwargs.items()})
+            )
             try:
-                found = loaded.run([x.detach().numpy() for x in tensors])
+                found = loaded.run([x.detach().cpu().resolve_conj().resolve_neg().numpy() for x in tensors])
             except Exception as error:  # runtimes raise many kinds
                 raise InputError(
                     f"{self.title} fails on this input",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Sparse
 from lilliput.encodings.blocks import Blocked
-from lilliput.errors import EncodingError, RecipeError
+from lilliput.errors import EncodingError, InputError, RecipeError
 from lilliput.plain import short_repr
 from lilliput.techniques.blocks import Entry
 from lilliput.techniques.inputs import Moments, Stop
@@ -196,7 +196,10 @@ class BRECQ(AdaRound):
             if path in entry.block.biased and call.bias:
                 biases[f"{call.value}@2"] = entry.biases[call.bias], x.square().mean().sqrt()
         targets = entry.targets(self.correct)
-        found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
+        try:
+            found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
+        except InputError as error:
+            raise InputError(error.what, where=entry.block.path, why=error.why, next=error.next) from None
         rounded = {path: found[f"{call.value}@1"].to(weights[path].dtype) for path, call in calls.items()}
         return rounded | {str(calls[path].bias): moved[f"{calls[path].value}@2"] for path in entry.block.biased}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.duplicate import duplicate
+from lilliput.nested import mapped
 from lilliput.task import batch_size
 from lilliput.techniques.finetune import Finetune
 
@@ -50,7 +50,7 @@ def share(batch: Any, part: int, parts: int, where: str) -> Any:
         raise InputError(
             f"{size} samples for {parts} processes", where=where, next="give batches that divide, as by drop_last=True"
         )
-    return tree_map(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
+    return mapped(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
