@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.capture import Dynamic, Inputs, dynamic_axes
+from lilliput.model.copies import check_plain
 from lilliput.nested import leaves
 
 
@@ -243,6 +244,7 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
     """The task's example and its open axes, as far as they can be judged without running the model."""
     if not isinstance(task.model, nn.Module):
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
+    check_plain(task.model)
     if task.example is not None:
         example, where = _inputs(task.example, "example"), "example"
     elif task.calibrate is not None:
