@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,32 @@ def eval_mode(model: Callable[..., Any]) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def ordinary_modes() -> Iterator[None]:
+    """Inside, torch computes as where nobody has set anything: with gradients, in float32, outside of inference mode.
+
+    >>> with torch.inference_mode(), ordinary_modes():
+    ...     torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    (False, True)
+    """
+    kind = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+            yield
+    finally:
+        torch.set_default_dtype(kind)
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager

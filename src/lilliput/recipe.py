@@ -45,6 +45,8 @@ class Recipe:
     steps: tuple[Technique, ...]
 
     def __init__(self, steps: Iterable[Technique]) -> None:
+        if not isinstance(steps, Iterable) or isinstance(steps, type):
+            raise RecipeError(f"a recipe of {steps!r}", next="give a list of steps: Recipe([Quantize(weights=Int(8))])")
         object.__setattr__(self, "steps", tuple(steps))
         if not self.steps:
             raise RecipeError("a recipe without steps", next="give at least one, such as Quantize(weights=Int(8))")
@@ -52,6 +54,8 @@ class Recipe:
         for i, step in enumerate(given):
             if not isinstance(step, Technique):
                 known = ", ".join(sorted(TECHNIQUES))
+                if isinstance(step, type) and issubclass(step, Technique):
+                    raise RecipeError(f"step {i + 1} is a class", next=f"make a step of it: {step.__name__}(…)")
                 raise RecipeError(f"step {i + 1} is {step!r}", next=f"known techniques: {known}")
             check_types(step, f"step {i + 1}, {type(step).__name__}")
             _check_order(given[:i], step)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.model.copies import check_plain
 from lilliput.model.inputs import Dynamic, Inputs, dynamic_axes
+from lilliput.nested import leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +139,7 @@ def _told(leaf: Any) -> str:
 
 def _leaves(batch: Any) -> list[Any]:
     """What a batch holds; of inputs all arguments, each after its name."""
-    leaves: list[Any] = tree_leaves(list(batch.named()) if isinstance(batch, Inputs) else batch)
-    return leaves
+    return leaves(list(batch.named()) if isinstance(batch, Inputs) else batch)
 
 
 def ask(model: Callable[..., Any], inputs: Inputs, where: str) -> Any:
@@ -253,6 +253,7 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
     """The task's example and its open axes, as far as they can be judged without running the model."""
     if not isinstance(task.model, nn.Module):
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
+    check_plain(task.model)
     if task.example is not None:
         example, where = _inputs(task.example, "example"), "example"
     elif task.calibrate is not None:

@@ -31,7 +31,7 @@ from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
 from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
-from lilliput.file.lil import lossless_bytes
+from lilliput.file.lil import check_readable, lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import artifact, cpu, environment
 from lilliput.model.copies import private_copy
@@ -39,6 +39,7 @@ from lilliput.model.edits import State
 from lilliput.model.inputs import Dynamic
 from lilliput.model.parameters import rescaled
 from lilliput.model.signature import Signature
+from lilliput.modes import ordinary_modes
 from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
@@ -91,6 +92,7 @@ class Result:
         return str(self.data["sentence"])
 
 
+@ordinary_modes()
 def compress(
     task: Task | nn.Module,
     recipe: Recipe | None = None,
@@ -116,6 +118,8 @@ def compress(
     torch.Size([1, 8])
     """
     task = _checked(task, recipe, calibrate, "compress")
+    for step in () if recipe is None else recipe.steps:
+        check_readable(step, type(step).__name__)
     if folder is not None:
         return _compress(task, recipe, target_called(target), Path(folder), progress)
     place = Path(tempfile.mkdtemp(prefix="lilliput-"))
@@ -128,6 +132,7 @@ def compress(
     return result
 
 
+@ordinary_modes()
 def diagnose(
     task: Task | nn.Module,
     recipe: Recipe | None = None,
@@ -188,6 +193,7 @@ class Trained:
     history: list[dict[str, float]]  # loss, and validation_loss where there are validation batches
 
 
+@ordinary_modes()
 def train(
     task: Task, step: Finetune | None = None, *, folder: str | Path | None = None, progress: Progress = silent
 ) -> Trained:
@@ -311,6 +317,7 @@ def _prove(
     return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
 
 
+@ordinary_modes()
 def save(
     path: str | Path,
     model: nn.Module,
@@ -342,6 +349,7 @@ def save(
         return write_module(path, model, coder=coder, graph=_graph(driver, built), assets=held)
 
 
+@ordinary_modes()
 def export(
     path: str | Path,
     model: nn.Module,
@@ -392,6 +400,7 @@ def open(path: str | Path, *, threads: int | None = None) -> Runner:
     torch.Size([3, 8])
     """
     reader = Reader(path)
+    reader.check_stored()
     built = restored(reader)
     described = reader.header["graph"]
     where = f"{path}: graph"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.engine.run import Driver
 from lilliput.model.carrier import attach, encoded_tensors, owner_of, tensors, to_dense
+from lilliput.model.duplicate import duplicate
 from lilliput.model.edits import EncodeTensor, EncodeValue
 from lilliput.model.structure import Replace
 from lilliput.model.values import Interception, attach_value, value_encodings
@@ -42,7 +42,7 @@ def differs(exact: nn.Module, small: nn.Module, found: Sequence[Place]) -> str:
 
 def with_encodings(exact: nn.Module, small: nn.Module, chosen: Sequence[Place]) -> nn.Module:
     """A copy of `exact` in which the `chosen` places, and no others, are encoded as they are in `small`."""
-    made, weights, encoders = copy.deepcopy(exact), encoded_weights(small), value_encodings(small)
+    made, weights, encoders = duplicate(exact), encoded_weights(small), value_encodings(small)
     for place in chosen:
         for path, x in _biases(small, place).items():
             _parameter(made, path).data = x

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lilliput import __version__
+from lilliput.cli.characters import show_what_can_be_shown
 from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
 from lilliput.cli.diagnose import diagnose_command
@@ -19,6 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 def main() -> None:
     """What the `lilliput` command runs."""
+    show_what_can_be_shown()
     app(prog_name="lilliput")
 
 

@@ -20,6 +20,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import rehearse
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
+from lilliput.modes import ordinary_modes
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 from lilliput.report.data import layers
@@ -98,6 +99,7 @@ def dry_run(asked: Asked) -> bool:
     return True
 
 
+@ordinary_modes()
 def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
     began = perf_counter()
     with shown() as progress:

@@ -15,6 +15,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.carrier import tensor_held
+from lilliput.model.copies import check_apart
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.inputs import Inputs, changed_one_by_one
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
@@ -25,6 +26,8 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, checked_example
+from lilliput.techniques.finetune import Finetune
+from lilliput.training.gradients import check_gradients
 
 
 def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
@@ -46,6 +49,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
         progress=progress,
         lessons=Lessons.of(task, task.model),
     )
+    check_apart(task.model, driver.model, example)
     batches = dict(_named(driver.calibrate, 2))
     asked = {"example": example, **batches} if task.example is not None or not batches else batches
     for where, inputs in asked.items():
@@ -85,6 +89,8 @@ def follow(recipe: Recipe, driver: Driver) -> None:
         raise InputError(
             "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
         )
+    if any(isinstance(step, Finetune) for step in recipe.steps):
+        check_gradients(driver.model, driver.example, "example")
     for step in recipe.steps:
         step.apply(driver)
     if not any(isinstance(step.edit, _CHANGES) for step in driver.state.steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.file.lil import save
 from lilliput.model.carrier import tensors
+from lilliput.model.duplicate import duplicate
 from lilliput.model.inputs import Inputs
 from lilliput.plain import digest
 from lilliput.progress import Progress
@@ -95,7 +95,7 @@ def learn(
                 answers = folder / f"{key}.teachers"
                 _save_teachers(answers, key, step, lessons, feed, progress)
             material = Material(feed, lessons.loss, validate, tuple(lessons.teachers), answers, key)
-            work = copy.deepcopy(model)
+            work = duplicate(model)
             try:
                 history = train(work, step, material, place=place, progress=progress)
             except Derailed as error:

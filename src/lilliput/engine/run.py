@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import Dispensable, blocks, layers, relied_on, repeated, with_configs, without
+from lilliput.model.duplicate import duplicate
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.inputs import Inputs
@@ -177,7 +177,7 @@ class Driver:
         asked = [self.example, *itertools.islice(self.calibrate or (), 1)]
 
         def compute() -> Answer:
-            other = copy.deepcopy(self.model)
+            other = duplicate(self.model)
             for path, x in changed.items():
                 write(other, path, x)
             with torch.no_grad(), exact_products():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding
+from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.entropy import Coder, bound
 from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
@@ -28,9 +29,11 @@ from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain
 from lilliput.model.edit import SAME, Edit
 from lilliput.model.edits import EDITS, edits_of
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
+from lilliput.model.values import value_encodings
 from lilliput.plain import check_types, from_plain, to_plain
 
 Module = TypeVar("Module", bound=nn.Module)
+EXTRA = "_extra_state"  # how torch calls what get_extra_state returns
 
 
 def save(
@@ -53,6 +56,9 @@ def save(
     for paths, tensor in encoded_tensors(model):
         if tensor.latent is not None:
             raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
+        check_readable(tensor.encoding, paths[0])
+    for name, encoder in value_encodings(model).items():
+        check_readable(encoder.encoding, name)
     named, described = _contents(model)
     first, aliases = _once(named)
     arrays = {name: to_array(named[name]) for name in first}
@@ -76,6 +82,23 @@ def save(
     written = write(path, header, [*parts, *held], coder)
     sizes = {entry.name: entry.stored_bytes for entry in written.entries}
     return {**sizes, "": written.bytes - sum(sizes.values())}
+
+
+def check_readable(thing: Any, where: str) -> None:
+    """Refuse an encoding, or anything made with one, of a class that is not Lilliput's: no file of it could be read."""
+    if isinstance(thing, Encoding) and ENCODINGS.get(type(thing).__name__) is not type(thing):
+        raise EncodingError(
+            f"{type(thing).__name__} is no encoding of Lilliput's",
+            where=where,
+            why="a file says by name what its tensors are encoded by, and nothing is imported to read it",
+            next=f"use one of {', '.join(ENCODINGS)}, or lilliput.to_dense(model) to save what it decodes to",
+        )
+    if isinstance(thing, list | tuple):
+        for one in thing:
+            check_readable(one, where)
+    elif is_dataclass(thing):
+        for field in fields(thing):
+            check_readable(getattr(thing, field.name), where)
 
 
 def lossless_bytes(model: nn.Module) -> int:
@@ -231,5 +254,16 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
                 f"{name!r} has shape {tuple(tensor.shape)} in the file and {tuple(held.shape)} in the module",
                 where=where,
             )
-        if held.data_ptr() != tensor.data_ptr():
-            held.data = tensor.to(held.device, copy=True)
+        if name.endswith(EXTRA):  # what is asked for is made anew each time
+            into.get_submodule(name[: -len(EXTRA) - 1]).set_extra_state(tensor.to(held.device, copy=True))
+        elif held.data_ptr() != tensor.data_ptr() or not held.numel():
+            _give(held, tensor.to(held.device, copy=True))
+
+
+def _give(held: Tensor, x: Tensor) -> None:
+    """Let a tensor hold `x`; of one made in inference mode only the content can be changed."""
+    if held.is_inference():
+        with torch.inference_mode():
+            held.copy_(x)
+    else:
+        held.data = x

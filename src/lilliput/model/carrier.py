@@ -24,6 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
+from lilliput.model.duplicate import duplicate
 
 SUFFIX = "_encoded"
 _ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
@@ -85,7 +86,7 @@ class EncodedTensor(nn.Module):
 
     def holding(self, x: Tensor) -> EncodedTensor:
         """Another one like this that holds `x`."""
-        other = copy.deepcopy(self)
+        other = duplicate(self)
         other.write(x)
         return other
 
@@ -411,7 +412,7 @@ def freeze(root: nn.Module) -> nn.Module:
 
 def to_dense(root: nn.Module) -> nn.Module:
     """A copy of `root` in which every tensor is an ordinary parameter, no value encoded, every class the user's own."""
-    dense = copy.deepcopy(root)
+    dense = duplicate(root)
     for module in dense.modules():
         if getattr(type(module), "encodes_values", False):
             del module._modules["value_encodings"]

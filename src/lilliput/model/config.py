@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
+
+from lilliput.model.duplicate import duplicate
 
 OWN = "_lilliput_configs"  # attribute of a root: the configs that it alone holds
 
@@ -26,5 +27,5 @@ def own_configs(root: nn.Module) -> None:
         return
     copies: dict[int, Any] = {}
     for attributes, name, x in held:
-        attributes[name] = copy.deepcopy(x, copies)
+        attributes[name] = duplicate(x, copies)
     vars(root)[OWN] = tuple({id(attributes[name]): attributes[name] for attributes, name, _ in held}.values())

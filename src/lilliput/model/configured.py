@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from lilliput.errors import CaptureError, reason
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
+from lilliput.model.duplicate import duplicate
 from lilliput.model.held import passing_buffers
 from lilliput.model.inputs import Inputs
 from lilliput.model.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
@@ -79,7 +79,7 @@ def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> No
             again.load_state_dict(owner.state_dict(), assign=True)
             again.to(next(x.device for x in owner.parameters()))
             with exact_products():
-                apart = departure(answers(after, inputs), answers(copy.deepcopy(after, {id(owner): again}), inputs))
+                apart = departure(answers(after, inputs), answers(duplicate(after, {id(owner): again}), inputs))
         except Exception as error:  # somebody else's class
             raise Untold(f"made again by it, the network fails ({reason(error)})") from error
         if not apart <= TOLERANCE:

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
+from lilliput.model.arrays import from_user
 
 Dynamic = Mapping[str | int, Mapping[int, str]]
 
@@ -36,12 +38,12 @@ class Inputs:
         """
         if isinstance(example, Inputs):
             return example
-        if isinstance(example, Tensor):
-            return cls((example,), {})
+        if isinstance(example, Tensor | np.ndarray):
+            return cls((from_user(example),), {})
         if isinstance(example, Mapping):
-            inputs = cls((), dict(example))
-        elif isinstance(example, tuple | list) and all(isinstance(x, Tensor) for x in example):
-            inputs = cls(tuple(example), {})
+            inputs = cls((), {key: from_user(x) for key, x in example.items()})
+        elif isinstance(example, tuple | list) and all(isinstance(x, Tensor | np.ndarray) for x in example):
+            inputs = cls(tuple(map(from_user, example)), {})
         else:
             raise InputError(
                 f"inputs of type {type(example).__name__}",

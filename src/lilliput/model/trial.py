@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import reason
+from lilliput.model.duplicate import duplicate
 from lilliput.model.edit import Edit
 from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
@@ -21,7 +21,7 @@ Shapes = list[tuple[int, ...]]
 
 def changed(model: nn.Module, changes: Iterable[Change]) -> nn.Module:
     """A copy with these edits made."""
-    made = copy.deepcopy(model)
+    made = duplicate(model)
     for edit, given in changes:
         edit.apply(made, given)
     return made

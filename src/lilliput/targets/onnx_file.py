@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.measure import Latencies, interleaved
+from lilliput.model.arrays import from_user
 from lilliput.model.edit import Edit
 from lilliput.model.fold import fold_norms
 from lilliput.model.inputs import Inputs
@@ -39,6 +41,13 @@ def input_names(built: Path | bytes) -> list[str]:
     """The inputs that a file declares, in order, whether or not anything reads them."""
     model = onnx.load_from_string(built) if isinstance(built, bytes) else onnx.load(built, load_external_data=False)
     return [value.name for value in model.graph.input]
+
+
+def _check_given(arguments: Iterable[Any]) -> None:
+    for x in arguments:
+        numbers = tree_leaves(x) if isinstance(x, list | tuple) else []
+        if numbers and all(isinstance(one, bool | int | float) for one in numbers):
+            raise InputError("called with a list of numbers", next="give a tensor or an array: torch.tensor(…)")
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,12 @@ class OnnxFile(Target):
             raise ExportError("has other inputs or outputs than the module", where=where)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            tensors = signature.arguments(Inputs(args, kwargs))
+            _check_given((*args, *kwargs.values()))
+            tensors = signature.arguments(
+                Inputs(tuple(map(from_user, args)), {key: from_user(x) for key, x in kwargs.items()})
+            )
             try:
-                found = loaded.run([x.detach().numpy() for x in tensors])
+                found = loaded.run([x.detach().cpu().resolve_conj().resolve_neg().numpy() for x in tensors])
             except Exception as error:  # runtimes raise many kinds
                 raise InputError(
                     f"{self.title} fails on this input",

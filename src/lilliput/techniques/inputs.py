@@ -119,24 +119,30 @@ class Stop(Waiting[Tensor]):
 class Moments:
     """Second moments of what a layer multiplies by its weights, [groups, K, K]; means, [groups, K].
 
-    K are the inputs of one output, in the order of ``weight.flatten(1)``.
+    K are the inputs of one output, in the order of ``weight.flatten(1)``. What varies is held apart from the means:
+    where inputs hardly vary, nothing would be left of it between products of means in float32.
     """
 
-    gram: Tensor  # E[x xᵀ]
-    cross: Tensor  # E[o xᵀ], o being what x was before anything was rounded
+    varying: Tensor  # E[(x - mean)(x - mean)ᵀ]
+    cross_varying: Tensor  # E[(o - its mean)(x - mean)ᵀ], o being what x was before anything was rounded
     mean: Tensor
     original_mean: Tensor
-    folds: tuple[tuple[int, Tensor, Tensor], ...] = ()  # rows, gram and mean of the batches in parts
+    folds: tuple[tuple[int, Tensor, Tensor], ...] = ()  # rows, E[(x - mean)(x - mean)ᵀ] and E[x - mean], in parts
+
+    @property
+    def gram(self) -> Tensor:
+        """E[x xᵀ]."""
+        return self.varying + _product(self.mean, self.mean)
+
+    @property
+    def cross(self) -> Tensor:
+        """E[o xᵀ]."""
+        return self.cross_varying + _product(self.original_mean, self.mean)
 
     def centred(self) -> Moments:
         """Around the means."""
-        away = self.mean[:, None]
-        gram, cross = self.gram - self.mean[..., None] * away, self.cross - self.original_mean[..., None] * away
-        folds = []
-        for rows, part, mean in self.folds:
-            product = mean[..., None] * away
-            folds.append((rows, part - product - product.transpose(1, 2) + self.mean[..., None] * away, mean))
-        return replace(self, gram=gram, cross=cross, folds=tuple(folds))
+        none = torch.zeros_like(self.mean)
+        return replace(self, mean=none, original_mean=none)
 
     def chance(self) -> float:
         """How much of what the inputs have in common may be chance, by how the folds differ: 0 … 1, 0 for one fold.
@@ -149,16 +155,22 @@ class Moments:
         rest = 1 - sum(share**2 for share in shares)
         if rest <= 0:
             return 0.0
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        gram = self.gram
+        diagonal = gram.diagonal(dim1=1, dim2=2)
         alive = diagonal > 1e-6 * diagonal.mean(1, keepdim=True)
-        size = torch.where(alive, diagonal.clamp(min=1e-30).rsqrt(), 0.0)
+        size = torch.where(alive, diagonal.double().rsqrt(), 0.0)
         unit = size[..., None] * size[:, None]
         unit.diagonal(dim1=1, dim2=2).zero_()
-        differ = torch.zeros(())
-        for share, (_, part, _) in zip(shares, self.folds, strict=True):
-            differ = differ + (share * (part - self.gram) * unit).square().sum()
-        common = (self.gram * unit).square().sum()
+        differ = torch.zeros((), dtype=torch.float64)
+        for share, (_, part, aside) in zip(shares, self.folds, strict=True):
+            apart = part - self.varying + _product(aside, self.mean) + _product(self.mean, aside)
+            differ = differ + (share * apart * unit).square().sum()
+        common = (gram * unit).square().sum()
         return float((differ / rest / common.clamp(min=1e-30)).clamp(max=1.0))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:  # [groups, K] twice -> [groups, K, K]
+    return a[..., None] * b[:, None]
 
 
 def moments(pairs: Sequence[tuple[Tensor, Tensor]], call: Call) -> Moments:
@@ -169,17 +181,23 @@ def moments(pairs: Sequence[tuple[Tensor, Tensor]], call: Call) -> Moments:
     Raises InputError for inputs that are NaN or infinite.
     """
     whole, folds = _Sums(), defaultdict[int, _Sums](_Sums)
+    start: list[Tensor] = []  # a point among the inputs, and one among what they were: sums are taken from there
     for i, pair in enumerate(pairs):
-        x, o = (_rows(one, call) for one in pair)
+        both = [_rows(one, call) for one in pair]
+        start = start or [one[:, :1].clone() for one in both]
+        x, o = (one - point for one, point in zip(both, start, strict=True))
         gram, mean = x.mT @ x, x.sum(1)
         whole.add(x.shape[1], gram, o.mT @ x, mean, o.sum(1))
         folds[i * _FOLDS // max(_FOLDS, len(pairs))].add(x.shape[1], gram, mean)
+    gram, cross, mean, before = whole.means(call)
     parts = []
     for fold in (one for one in folds.values() if one.rows):
-        gram, mean = fold.means(call)
-        parts.append((fold.rows, gram, mean))
-    gram, cross, mean, before = whole.means(call)
-    return Moments(gram, cross, mean, before, tuple(parts))
+        part, own = fold.means(call)
+        around = part - _product(own, mean) - _product(mean, own) + _product(mean, mean)
+        parts.append((fold.rows, around, own - mean))
+    point, origin = (one[:, 0] for one in start)
+    varying, crossing = gram - _product(mean, mean), cross - _product(before, mean)
+    return Moments(varying, crossing, point + mean, origin + before, tuple(parts))
 
 
 def gram(inputs: Iterable[Tensor], call: Call) -> Tensor:

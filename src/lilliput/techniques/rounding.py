@@ -16,13 +16,14 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Sparse
 from lilliput.encodings.blocks import Blocked
-from lilliput.errors import EncodingError, RecipeError
+from lilliput.errors import EncodingError, InputError, RecipeError
 from lilliput.plain import short_repr
 from lilliput.techniques.blocks import Entry
-from lilliput.techniques.inputs import Stop
+from lilliput.techniques.inputs import Moments, Stop
 from lilliput.techniques.soft import UpOrDown, decide, reconstruct
 
 Nearest = Callable[[Tensor, int], Tensor]  # values of input number j, [groups, rows] -> the numbers nearest to them
+_CHATTER = 1e-4  # of their size, by which inputs that are meant to be constant may differ
 _COLUMNS = 64  # rounded one by one before the rest of the matrix hears of it
 
 
@@ -51,13 +52,18 @@ class Rounding(ABC):
         seen = stop.moments.centred() if stop.absorbed else stop.moments
         chance = seen.chance() if self.shrink is None else self.shrink
         gram, cross = (shrunk(x.double(), chance) for x in (seen.gram, seen.cross))
-        weights = x.detach().double().reshape(len(gram), -1, gram.shape[-1])
+        exact = weights = x.detach().double().reshape(len(gram), -1, gram.shape[-1])
         kept = weights != 0 if isinstance(encoding, Sparse) else None
-        damped = with_damp(gram, self.damp)
+        grid = Grid(inner, dict(parameters), tuple(x.shape), kept)
+        damped = with_damp(gram, self.damp, chatter(stop.moments))
         if self.correct:
             weights = weights + torch.linalg.solve(damped, weights @ (cross - gram), left=False)
-        rounded, parameters = self.rows(Grid(inner, dict(parameters), tuple(x.shape), kept), weights, damped)
-        return rounded.reshape(x.shape).to(x.dtype), parameters
+        rounded, found = self.rows(grid, weights, damped)
+        plain = grid.plain(exact)
+        best = least_squared(exact, gram, cross if self.correct else gram)
+        if best(rounded) > best(plain):  # where the batches say too little to do better
+            rounded, found = plain, grid.parameters
+        return rounded.reshape(x.shape).to(x.dtype), found
 
     def numbers(self, encoding: Encoding) -> Blocked:
         """What `encoding` offers to choose from; raises EncodingError where it is nothing."""
@@ -88,6 +94,10 @@ class Grid:
         own = self.encoding.of_column(self.parameters, self.shape, j)
         found = self.encoding.nearest(column.reshape(-1, 1).float(), own).reshape(column.shape).to(column.dtype)
         return found if self.kept is None else found * self.kept[..., j]
+
+    def plain(self, weights: Tensor) -> Tensor:
+        """The numbers nearest to all weights, [groups, rows, K]."""
+        return torch.stack([self.nearest(weights[..., j], j) for j in range(weights.shape[-1])], -1)
 
     def brackets(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers next below and next above each of `weights`, [groups, rows, K]."""
@@ -186,7 +196,10 @@ class BRECQ(AdaRound):
             if path in entry.block.biased and call.bias:
                 biases[f"{call.value}@2"] = entry.biases[call.bias], x.square().mean().sqrt()
         targets = entry.targets(self.correct)
-        found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
+        try:
+            found, moved = reconstruct(choices, biases, entry.answer, targets, self.steps, self.lr, self.weight)
+        except InputError as error:
+            raise InputError(error.what, where=entry.block.path, why=error.why, next=error.next) from None
         rounded = {path: found[f"{call.value}@1"].to(weights[path].dtype) for path, call in calls.items()}
         return rounded | {str(calls[path].bias): moved[f"{calls[path].value}@2"] for path in entry.block.biased}
 
@@ -200,12 +213,23 @@ def damage(weights: Tensor, rounded: Tensor, gram: Tensor) -> Tensor:
     return ((error @ gram) * error).sum()
 
 
-def with_damp(gram: Tensor, share: float) -> Tensor:
-    """The matrix with a share of the mean of its diagonal added to that, and inputs that are always 0 set apart."""
+def least_squared(weights: Tensor, gram: Tensor, cross: Tensor) -> Callable[[Tensor], Tensor]:
+    """E|W o - Q x|² as a function of Q, but for what does not depend on it; `cross` is E[o xᵀ]."""
+    wanted = weights @ cross
+    return lambda rounded: (rounded @ gram * rounded).sum() - 2 * (wanted * rounded).sum()
+
+
+def chatter(seen: Moments) -> Tensor:
+    """The variance of inputs that differ by little more than sums in float32 are rounded by, [groups, 1]."""
+    squares = seen.varying.diagonal(dim1=1, dim2=2) + seen.mean.square()
+    return _CHATTER**2 * squares.double().mean(1, keepdim=True)
+
+
+def with_damp(gram: Tensor, share: float, least: Tensor | float = 0.0) -> Tensor:
+    """The matrix with a share of the mean of its diagonal added to that, at `least` so much, or 1 if both are 0."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    added = torch.where(mean > 0, share * mean, 1.0).expand_as(diagonal)
-    return gram + torch.diag_embed(added)
+    added = (share * diagonal.mean(1, keepdim=True)).clamp(min=least)
+    return gram + torch.diag_embed(torch.where(added > 0, added, 1.0).expand_as(diagonal))
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:
@@ -220,7 +244,7 @@ def compensated(weights: Tensor, gram: Tensor, nearest: Nearest, ordered: bool) 
     if ordered and len(gram) == 1:
         order = gram[0].diagonal().argsort(descending=True, stable=True)
     left, gram = weights[..., order].clone(), gram[:, order][..., order]
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(factored(gram)), upper=True)
     rounded = torch.empty_like(left)
     for first in range(0, count, _COLUMNS):
         last = min(first + _COLUMNS, count)
@@ -233,6 +257,17 @@ def compensated(weights: Tensor, gram: Tensor, nearest: Nearest, ordered: bool) 
             block[..., i + 1 :] -= errors[..., i : i + 1] * row[:, None, i + 1 :]
         left[..., last:] -= errors @ factor[:, first:last, last:]
     return rounded[..., order.argsort()]
+
+
+def factored(gram: Tensor) -> Tensor:
+    """The lower factor of a damped matrix, damped further where sums were rounded by more than its damp."""
+    more = gram.diagonal(dim1=1, dim2=2).abs().mean(1, keepdim=True).expand(-1, gram.shape[-1])
+    found, failed = torch.linalg.cholesky_ex(gram)
+    share = 0.01
+    while bool(failed.any()) and share < 1e6:
+        found, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(share * more))
+        share *= 10
+    return found
 
 
 def swept(weights: Tensor, rounded: Tensor, gram: Tensor, nearest: Nearest) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lilliput.errors import InputError
+
 Answer = Callable[[int, Mapping[str, Tensor]], Sequence[Tensor]]  # batch, tensors to compute with -> what comes out
 _ENTER = 0.2  # of the steps, after which choices are driven
 
@@ -62,6 +64,12 @@ def decide(
         if i > _ENTER * steps:
             undecided = torch.stack([one.undecided(i / steps) for one in choices.values()]).sum()
             whole = whole + weight * undecided / count**0.5
+        if not whole.requires_grad:
+            raise InputError(
+                "is computed without gradients, so no rounding can be learnt through it",
+                why="its forward, or one inside, is under torch.no_grad() or inference_mode()",
+                next="take that away, or leave it out of blocks=: its layers are then rounded one by one",
+            )
         gradients = torch.autograd.grad(whole, learnt, allow_unused=True)
         for x, gradient in zip(learnt, gradients, strict=True):
             x.grad = gradient

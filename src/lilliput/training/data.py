@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lilliput.encodings.encoding import tensor_bytes
 from lilliput.errors import InputError
+from lilliput.nested import leaves
 from lilliput.progress import Progress, silent
 from lilliput.task import batch_size, fingerprint, read_batches
 
@@ -109,7 +109,7 @@ def check_apart(validate: Feed, judged: Iterable[Any]) -> None:
 
 def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
     """For each sample of a call what identifies it: 16 bytes of the SHA-256 of its part of every tensor."""
-    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.dim()]
+    tensors = [x for x in leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.dim()]
     size = len(tensors[0]) if tensors else 0
     found = [hashlib.sha256() for _ in range(size)]
     for x in tensors:
@@ -122,7 +122,7 @@ def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
 
 def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The first tensor of a batch as the arguments of a call: labels may follow it."""
-    return tuple(x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim())[:1], {}
+    return tuple(x for x in leaves(batch) if isinstance(x, Tensor) and x.dim())[:1], {}
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -141,10 +141,10 @@ def seed_all(seed: int, epoch: int) -> None:
 
 
 def _check(batch: Any, where: str) -> None:
-    leaves = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
-    if not leaves:
+    tensors = [x for x in leaves(batch) if isinstance(x, Tensor)]
+    if not tensors:
         raise InputError("holds no tensor", where=where, next="give tensors, in tuples or dicts as the loss takes them")
-    if any(x.is_floating_point() and not bool(torch.isfinite(x).all()) for x in leaves):
+    if any(x.is_floating_point() and not bool(torch.isfinite(x).all()) for x in tensors):
         raise InputError("holds NaN or infinity", where=where, next="repair the data")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -14,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.carrier import freeze, unfreeze
+from lilliput.model.duplicate import duplicate
 from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
+from lilliput.nested import mapped
 from lilliput.progress import Progress, silent
 from lilliput.task import fingerprint
 from lilliput.techniques.distill import Seen, check_taps
 from lilliput.techniques.finetune import Finetune
 from lilliput.training import checkpoint
 from lilliput.training.data import Feed, check_classes, labels_of
+from lilliput.training.gradients import without_gradients
 from lilliput.training.memory import enough_memory, starved
 from lilliput.training.optimizers import Average, factor, norm_of, optimizer
 from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, together, whole_state
@@ -103,7 +104,7 @@ class _Trainer:
         self.accelerator = accelerator_for(step)
         self.sharded = step.shard and self.accelerator.num_processes > 1
         self.place = None if self.sharded else place  # parts of the model lie in other processes
-        self.model = unfreeze(copy.deepcopy(model)).to(self.accelerator.device).train()
+        self.model = unfreeze(duplicate(model)).to(self.accelerator.device).train()
         self.watcher = Watcher(self.model, [tap for term in step.distill for tap in term.student_taps])
         self.teachers = self._teachers()
         self.projections = self._projections()
@@ -244,6 +245,8 @@ class _Trainer:
     def _backward(self, batch: Any, count: int) -> None:
         """One of `count` batches that make a step."""
         loss = self._loss(self.wrapped, batch, self.where())
+        if not loss.requires_grad:
+            raise without_gradients("the loss", self.original, self.where())
         self.standing.summed += float(loss.detach())
         self.accelerator.backward(loss / count)
 
@@ -307,7 +310,7 @@ class _Trainer:
         processes, part = self.accelerator.num_processes, self.accelerator.process_index
         own = share(batch, part, processes, where)
         device = self.accelerator.device
-        return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, own)
+        return mapped(lambda x: _to_learn_from(x, device) if isinstance(x, Tensor) else x, own)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -410,6 +413,11 @@ class _Trainer:
 
     def where(self) -> str:
         return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
+
+
+def _to_learn_from(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`; one of inference mode, which no gradient passes, as an ordinary one."""
+    return x.clone().to(device) if x.is_inference() else x.to(device)
 
 
 def _finite(loss: Tensor, where: str) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.model.duplicate import duplicate
+from lilliput.nested import mapped
 from lilliput.task import batch_size
 from lilliput.techniques.finetune import Finetune
 
@@ -50,14 +50,14 @@ def share(batch: Any, part: int, parts: int, where: str) -> Any:
         raise InputError(
             f"{size} samples for {parts} processes", where=where, next="give batches that divide, as by drop_last=True"
         )
-    return tree_map(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
+    return mapped(lambda x: x[part::parts] if isinstance(x, Tensor) and x.dim() and len(x) == size else x, batch)
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     """A model of the user's on `device`: itself where it is there already, or else a copy."""
     here = torch.empty(0, device=device).device  # with its index
     elsewhere = any(x.device != here for x in (*model.parameters(), *model.buffers()))
-    return copy.deepcopy(model).to(device) if elsewhere else model
+    return duplicate(model).to(device) if elsewhere else model
 
 
 def shard(model: nn.Module, accelerator: Any) -> None:

@@ -144,6 +144,8 @@ def _given(
         return [flow.atoms.fixed(n, why) for n in value.shape]
     if encoded(name):
         return [flow.atoms.fixed(n, ENCODED) for n in value.shape]
+    if not node.users:  # training, or another method, may
+        return [flow.atoms.fixed(n, "nothing reads it") for n in value.shape]
     path = first.get(name, name)
     if path not in held:
         held[path] = [flow.atoms.new(n) for n in value.shape]
@@ -210,5 +212,6 @@ def _places(parts: Axis) -> Iterator[tuple[int, Positions, int]]:
     new[1:] = (atoms[1:] != atoms[:-1]) | (rows[1:] != rows[:-1])
     atoms, rows, columns = atoms[new], rows[new], columns[new]
     found, starts = np.unique(atoms, return_index=True)
-    for atom, first, last in zip(found.tolist(), starts, [*starts[1:], len(rows)], strict=True):
+    ends = [*starts[1:], len(rows)] if len(starts) else []  # of an axis without elements there are none
+    for atom, first, last in zip(found.tolist(), starts, ends, strict=True):
         yield atom, rows[first:last], int(columns[first])
