@@ -139,18 +139,21 @@ class _Lowering:
         codes = node.inputs[0]
         if node.op_type == "DecodeFloat":
             return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
-        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET else codes
         kind = ir.DataType.FLOAT if node.op_type == "DecodeInt" else ir.DataType.INT32
-        x = self._new("Cast", [packed], before=before, to=kind)
         shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
         order = [axis, *(i for i in range(len(shape)) if i != axis)]
         channels = _attribute(node, "channels") if node.op_type == "DecodeTiles" else 1
-        if group or channels > 1:
+        if group or channels > 1:  # laid out while they are bytes: the runtime holds every step until all is folded
+            whole = self._whole_bytes(codes, before)
             if axis:
-                x = self._new("Transpose", [x], before=before, perm=order)
+                whole = self._new("Transpose", [whole], before=before, perm=order)
             inputs = math.prod(shape) // shape[axis]
             tiles = (shape[axis] // channels, channels, inputs // (group or inputs), group or inputs)
-            x = self._reshape(x, tiles if channels > 1 else (shape[axis], -1, group), before)
+            whole = self._reshape(whole, tiles if channels > 1 else (shape[axis], -1, group), before)
+            x = self._new("Cast", [whole], before=before, to=kind)
+        else:
+            packed = self._four_bits(codes) if self.opset >= PACKED_OPSET else codes
+            x = self._new("Cast", [packed], before=before, to=kind)
 
         def laid(parameter: np.ndarray) -> np.ndarray:
             if channels > 1:
@@ -205,7 +208,7 @@ class _Lowering:
             factor = self._new("Cast", [factor], before=before, to=ir.DataType.FLOAT)
         return self._new("Mul", [x, factor], before=before)
 
-    def _reshape(self, x: ir.Value, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
+    def _reshape(self, x: ir.Value | None, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
         return self._new("Reshape", [x, self._constant(np.array(shape, np.int64))], before=before)
 
     # weights beside activations of integers
