@@ -230,7 +230,7 @@ def opening(driver: Driver, built: Built) -> Loading | None:
 
 def _held_bytes(held: Any) -> int:
     """Bytes of a tensor as float32, which a runtime may hold it in."""
-    return 4 * math.prod(held.shape)
+    return 4 * int(math.prod(held.shape))
 
 
 def latency(driver: Driver, before: Built, after: Built) -> Latencies:
