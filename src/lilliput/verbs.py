@@ -21,7 +21,7 @@ from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
-from lilliput.engine.evidence import Built, build, closeness, judge, latency
+from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.resume import check_same, conditions
@@ -44,6 +44,7 @@ from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
+from lilliput.report.loading import with_loading
 from lilliput.report.page import page
 from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
@@ -308,6 +309,7 @@ def _prove(
         environment=environment(driver.target.threads_used),
         loses=brief(driver, task.model, evaluate or driver.calibrate, named),
     )
+    data = with_loading(data, opening(driver, first), opening(driver, last))
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:
             file.write(text.encode())

@@ -17,12 +17,15 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, cpu, mean, paired_difference
+from lilliput.measure.loading import RUNTIMES, Loading, loading
+from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
+_LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,33 @@ def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) ->
             next="repair the metric or its data",
         )
     return scores
+
+
+def opening(driver: Driver, built: Built) -> Loading | None:
+    """What loading a built file and one call of it take; None for a small one, or where the target's runtime is not
+    one that is known how to be opened alone.
+    """
+    if driver.target.name not in RUNTIMES or sum(map(_held_bytes, tensors(driver.model).values())) < _LEAST_LOADED:
+        return None
+    question = (
+        *("opening", driver.environment, built.digest),
+        *(fingerprint(driver.example), repr(driver.target)),
+    )
+
+    def compute() -> Answer:
+        driver.progress(f"loading {built.path.name}", 0, 1)
+        inputs = [x.detach().cpu().numpy() for x in built.signature.arguments(driver.example)]
+        found = loading(driver.target.name, built.path, inputs, driver.target.threads_used)
+        driver.progress(f"loading {built.path.name}", 1, 1)
+        return Answer(None if found is None else [found.seconds, found.peak_bytes])
+
+    found = driver.store.answer(question, compute).data
+    return None if found is None else Loading(*found)
+
+
+def _held_bytes(held: Any) -> int:
+    """Bytes of a tensor as float32, which a runtime may hold it in."""
+    return 4 * int(math.prod(held.shape))
 
 
 def latency(driver: Driver, before: Built, after: Built) -> Latencies:

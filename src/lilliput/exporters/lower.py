@@ -51,6 +51,7 @@ class _Lowering:
         self.constants: dict[tuple[object, ...] | None, ir.Value] = {}
         self.projected: dict[tuple[object, ...], ir.Value] = {}
         self.packed: dict[ir.Value | None, ir.Value] = {}
+        self.unpacked: dict[ir.Value | None, ir.Value] = {}
         self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     # tensors
@@ -79,31 +80,57 @@ class _Lowering:
             _give_way(node.outputs[0], out)
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
-        """Rows of codes, then their scales."""
-        if node.op_type not in ("DecodeInt", "DecodeFloat"):
+        """Rows of codes, then what they stand for, then their scales."""
+        rows, kinds = gather.inputs[1], ("DecodeInt", "DecodeFloat", "DecodeGrid", "DecodeLevels")
+        assert rows is not None
+        shared = node.op_type == "DecodeLevels" and _array(node.inputs[1]).ndim == 1  # by all rows: one list of numbers
+        scale = _array(node.inputs[1]) if node.op_type in ("DecodeInt", "DecodeGrid") else np.array(1, np.float32)
+        across = _attribute(node, "axis") != 0 and (scale.ndim > 0 or _attribute(node, "group") > 0)
+        if node.op_type not in kinds or (node.op_type == "DecodeLevels" and not shared) or across:
             gather.replace_input_with(0, self._scaled(node, gather))
             return
-        codes, rows = node.inputs[0], gather.inputs[1]
-        assert rows is not None
-        picked = self._new("Gather", [codes, rows], before=gather, axis=0)
-        decoded = self._new("Cast", [picked], before=gather, to=ir.DataType.FLOAT)
-        if node.op_type == "DecodeInt":
-            scale, offset = node.inputs[1], _offset(node)
-            table = _array(scale)
-            if _attribute(node, "group") or (table.ndim and _attribute(node, "axis") != 0):
-                gather.replace_input_with(0, self._scaled(node, gather))
-                return
-            if offset is not None:
-                decoded = self._new(
-                    "Sub", [decoded, self._rows(_array(offset).astype(np.float32), rows, gather)], before=gather
-                )
-            decoded = self._new("Mul", [decoded, self._rows(table, rows, gather)], before=gather)
+        picked = self._new("Gather", [self._whole_bytes(node.inputs[0], gather), rows], before=gather, axis=0)
+        decoded = self._looked_up(node, picked, gather)
+        if node.op_type in ("DecodeInt", "DecodeGrid"):
+            offset = None if _offset(node) is None else _array(_offset(node)).astype(np.float32)
+            group = _attribute(node, "group") if scale.ndim > 1 else 0
+            if group:
+                decoded = self._reshape(decoded, (-1, group), gather)
+            for op, table in (("Sub", offset), ("Mul", scale)):
+                if table is not None:
+                    decoded = self._new(op, [decoded, self._rows(table, rows, gather)], before=gather)
+            if group:
+                decoded = self._new("Reshape", [decoded, self._new("Shape", [picked], before=gather)], before=gather)
         _give_way(gather.outputs[0], decoded)
 
+    def _looked_up(self, node: ir.Node, codes: ir.Value, before: ir.Node) -> ir.Value:
+        """Codes as the numbers that they stand for, before any scale."""
+        if node.op_type in ("DecodeInt", "DecodeFloat"):
+            return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
+        grid = node.op_type == "DecodeGrid"
+        table = node.attributes["table"].as_floats() if grid else _array(node.inputs[1])
+        place = self._new("Cast", [codes], before=before, to=ir.DataType.INT32)
+        return self._new("Gather", [self._constant(np.array(table, np.float32)), place], before=before, axis=0)
+
     def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node) -> ir.Value:
+        """Scales or offsets of some rows: one each, or one for each of their groups, then below one another."""
         if table.ndim == 0:
             return self._constant(table)
-        return self._new("Gather", [self._constant(table[:, None]), rows], before=before, axis=0)
+        held = _halved(table if table.ndim > 1 else table[:, None])
+        picked = self._new("Gather", [self._constant(held), rows], before=before, axis=0)
+        if held.dtype == np.float16:
+            picked = self._new("Cast", [picked], before=before, to=ir.DataType.FLOAT)
+        return self._reshape(picked, (-1, 1), before) if table.ndim > 1 else picked
+
+    def _whole_bytes(self, codes: ir.Value | None, before: ir.Node) -> ir.Value | None:
+        """Codes as rows are picked from them: where they are stored two to a byte, as the runtime unpacks them once."""
+        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET and _array(codes).dtype.kind in "iu" else codes
+        if packed is codes:
+            return codes
+        if packed not in self.unpacked:
+            kind = ir.DataType.INT8 if _array(codes).dtype == np.int8 else ir.DataType.UINT8
+            self.unpacked[packed] = self._new("Cast", [packed], before=before, to=kind)
+        return self.unpacked[packed]
 
     def _scaled(self, node: ir.Node, before: ir.Node) -> ir.Value:
         """The whole tensor as ``(codes - offset) · scale`` or ``levels[codes] · scale``, folded by the runtime when it
@@ -112,18 +139,21 @@ class _Lowering:
         codes = node.inputs[0]
         if node.op_type == "DecodeFloat":
             return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
-        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET else codes
         kind = ir.DataType.FLOAT if node.op_type == "DecodeInt" else ir.DataType.INT32
-        x = self._new("Cast", [packed], before=before, to=kind)
         shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
         order = [axis, *(i for i in range(len(shape)) if i != axis)]
         channels = _attribute(node, "channels") if node.op_type == "DecodeTiles" else 1
-        if group or channels > 1:
+        if group or channels > 1:  # laid out while they are bytes: the runtime holds every step until all is folded
+            whole = self._whole_bytes(codes, before)
             if axis:
-                x = self._new("Transpose", [x], before=before, perm=order)
+                whole = self._new("Transpose", [whole], before=before, perm=order)
             inputs = math.prod(shape) // shape[axis]
             tiles = (shape[axis] // channels, channels, inputs // (group or inputs), group or inputs)
-            x = self._reshape(x, tiles if channels > 1 else (shape[axis], -1, group), before)
+            whole = self._reshape(whole, tiles if channels > 1 else (shape[axis], -1, group), before)
+            x = self._new("Cast", [whole], before=before, to=kind)
+        else:
+            packed = self._four_bits(codes) if self.opset >= PACKED_OPSET else codes
+            x = self._new("Cast", [packed], before=before, to=kind)
 
         def laid(parameter: np.ndarray) -> np.ndarray:
             if channels > 1:
@@ -172,12 +202,13 @@ class _Lowering:
     def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
         if offset is not None:
             x = self._new("Sub", [x, self._constant(offset.astype(np.float32))], before=before)
-        factor = self._constant(scale)
-        if np.array_equal(scale, scale.astype(np.float16).astype(np.float32)) and scale.ndim:
-            factor = self._new("Cast", [self._constant(scale.astype(np.float16))], before=before, to=ir.DataType.FLOAT)
+        held = _halved(scale) if scale.ndim else scale
+        factor = self._constant(held)
+        if held.dtype == np.float16:
+            factor = self._new("Cast", [factor], before=before, to=ir.DataType.FLOAT)
         return self._new("Mul", [x, factor], before=before)
 
-    def _reshape(self, x: ir.Value, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
+    def _reshape(self, x: ir.Value | None, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
         return self._new("Reshape", [x, self._constant(np.array(shape, np.int64))], before=before)
 
     # weights beside activations of integers
@@ -306,6 +337,13 @@ class _Lowering:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    """Numbers in half precision, where that holds them exactly."""
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)
+    return half if np.array_equal(x, half.astype(np.float32)) else x
 
 
 def _give_way(old: ir.Value, new: ir.Value) -> None:

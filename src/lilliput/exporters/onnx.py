@@ -23,6 +23,7 @@ from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, reason
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
+from lilliput.exporters.simplify import simplify
 from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.model.inputs import Inputs
 from lilliput.model.program import program, quiet
@@ -148,8 +149,16 @@ def export(
         with quiet():
             captured = _copying(program(model, example, dynamic))
             exported = torch.onnx.export(
-                captured, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
+                captured,
+                dynamo=True,
+                opset_version=opset,
+                custom_translation_table=_translations(),
+                optimize=False,
+                verbose=False,
             )
+            assert exported is not None
+            graph = exported.model
+            simplify(graph)
     except Exception as error:  # both steps raise whatever the model's code and the translators raise
         first: BaseException = error
         while first.__cause__ is not None:
@@ -159,8 +168,6 @@ def export(
             why=reason(first),
             next="see which part with lilliput.model.capture, or keep the .lil file",
         ) from error
-    assert exported is not None
-    graph = exported.model
     expand(graph)
     expand_simulated(graph)
     lower(graph, integer_bias=integer_bias, unsigned=unsigned)

@@ -25,7 +25,8 @@ from lilliput.file.graph import Graph, stripped
 from lilliput.file.names import ATTRIBUTE, apart
 from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
-from lilliput.model.carrier import encoded_tensors, fold_parametrizations, plain_class
+from lilliput.model.carrier import encoded_tensors, fold_parametrizations, is_parametrized, plain_class
+from lilliput.model.copies import private_copy
 from lilliput.model.edit import SAME, Edit
 from lilliput.model.edits import EDITS, edits_of
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
@@ -59,6 +60,7 @@ def save(
         check_readable(tensor.encoding, paths[0])
     for name, encoder in value_encodings(model).items():
         check_readable(encoder.encoding, name)
+    model = private_copy(model) if is_parametrized(model) else model  # `load` and the graph have its tensors folded
     named, described = _contents(model)
     first, aliases = _once(named)
     arrays = {name: to_array(named[name]) for name in first}

@@ -448,10 +448,19 @@ def fold_parametrizations(root: nn.Module) -> nn.Module:
     for module in root.modules():
         if parametrize.is_parametrized(module):
             _fold(module)
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                _unhook(module, hook)
+        for hook in _norms(module):
+            _unhook(module, hook)
     return root
+
+
+def is_parametrized(root: nn.Module) -> bool:
+    """Whether some tensor is computed from others, as `fold_parametrizations` undoes it."""
+    return any(parametrize.is_parametrized(module) or _norms(module) for module in root.modules())
+
+
+def _norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
 
 def _unhook(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:

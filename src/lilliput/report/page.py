@@ -56,6 +56,8 @@ def _warnings(data: Data) -> Iterable[Html]:
     verdict, _, reason = data["speed"].partition(": ")
     if verdict.startswith("no speed-up"):
         yield _warning(verdict, reason or "no reason is recorded")
+    if data.get("loading"):
+        yield _warning("costlier to load than before", data["loading"])
     if data["conditions"]["may_saturate"] and any(map(_overflows, data["layers"])):
         yield _warning(
             "answers may differ on this processor",
@@ -186,6 +188,9 @@ def _exactly(data: Data) -> Html:
     pairs = {f".{form} file, bytes": (before, after) for form, _, before, after in _sizes(data)}
     for key, name in {"parameters": "parameters", "macs": "multiply-adds a call"}.items():
         pairs[name] = (data["before"][key], data["after"][key])
+    loaded = [data[side].get("loading") for side in ("before", "after")]
+    if all(one and one["peak_bytes"] for one in loaded):
+        pairs["memory to load and run, bytes"] = tuple(one["peak_bytes"] for one in loaded)
     rows = [[_cell(name), *(_number(f"{count:,}") for count in pair)] for name, pair in pairs.items()]
     return _section("Exact figures", table(("", "#before", "#after"), rows, "Exact figures"))
 
