@@ -18,6 +18,7 @@ from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, mean, paired_difference
 from lilliput.model.capture import Inputs
 from lilliput.model.signature import Signature
+from lilliput.outputs import left_out
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
@@ -32,6 +33,7 @@ class Built:
     signature: Signature
     run: Callable[..., Any]
     departure: Mapping[str, Any]
+    left_out: Mapping[str, str]  # the types of objects in the answer that no runtime gives, by place
 
 
 def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
@@ -58,9 +60,11 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     driver.progress(f"building {path.name}", 1, 1)
     with torch.no_grad():
         expected = driver.example.call(model)
+    for place, kind in (missing := left_out(expected)).items():
+        driver.skip(f"output {place}", f"a {kind} is no tensor: it is neither compared nor in what was built")
     signature = Signature.of(driver.example, expected)
     run = target.open(path, signature)
-    return Built(path, built, signature, run, _departure(driver, model, run, path))
+    return Built(path, built, signature, run, _departure(driver, model, run, path), missing)
 
 
 def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: Path) -> dict[str, Any]:

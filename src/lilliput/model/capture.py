@@ -25,6 +25,7 @@ from torch.fx import Node
 
 from lilliput.errors import CaptureError, InputError, reason
 from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
+from lilliput.model.passed import flat
 from lilliput.model.recurrent import WholeLayers
 from lilliput.model.values import Value, mark, watched
 from lilliput.model.view import CONVOLUTIONS, MULTIPLIES, RECURRENT, Call, Rung, View, Window
@@ -104,7 +105,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     }
     shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
     given = shapes.by_parameter(model.forward)
-    with torch.no_grad(), WholeLayers():
+    with torch.no_grad(), WholeLayers(), flat(model):
         return torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )
