@@ -65,7 +65,9 @@ def leaves(output: object, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, output
         return
     if where.count(".") > DEEPEST:
-        raise MeasureError("outputs within outputs without an end", where=where[:20], next="return fewer within another")
+        raise MeasureError(
+            "outputs within outputs without an end", where=where[:20], next="return fewer within another"
+        )
     for key, value in held.items:
         yield from leaves(value, f"{where}.{key}" if where else str(key))
 

@@ -114,7 +114,8 @@ def test_inputs_and_parameters_that_are_answered_with_pass(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("answer", "where"), [(lambda y: (y, Cache()), "1"), (lambda y: {"y": y, "cache": {"all": [Cache()]}}, "cache.all.0")]
+    ("answer", "where"),
+    [(lambda y: (y, Cache()), "1"), (lambda y: {"y": y, "cache": {"all": [Cache()]}}, "cache.all.0")],
 )
 def test_an_object_nobody_can_compare_is_left_out_and_told(answer: Any, where: str, tmp_path: Path) -> None:
     net, x = Answering(answer), torch.randn(4, 16)

@@ -16,6 +16,7 @@ from lilliput.model.capture import Inputs
 from lilliput.model.passed import given_back, in_graph, is_leaf, passes_as
 from lilliput.outputs import DEEPEST, comparable, parts
 
+
 class Outputs(dict[Any, Any]):
     """Named outputs, by key and as attributes.
 
