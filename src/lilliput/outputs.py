@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lilliput.errors import MeasureError
+
+DEEPEST = 32  # structures within structures
 
 
 @runtime_checkable
@@ -17,28 +20,90 @@ class _Tupled(Protocol):
     def to_tuple(self) -> tuple[object, ...]: ...
 
 
-def flatten_outputs(output: object) -> list[Tensor]:
-    """The tensors of a nested output, in order: tensors, tuples, lists, dicts, and what has `to_tuple()`.
+@dataclass(frozen=True)
+class Parts:
+    """What an output is put together from: a *tuple*, *list* or *dict*, or *named* fields that are a tuple as well."""
 
-    None, numbers and strings are passed over; anything else raises MeasureError.
+    kind: Literal["tuple", "list", "dict", "named"]
+    items: tuple[tuple[Any, Any], ...]  # by index, key or field
+
+
+def parts(output: object) -> Parts | None:
+    """The parts of a nested output; None where it is none.
+
+    >>> parts((1, None))
+    Parts(kind='tuple', items=((0, 1), (1, None)))
+    """
+    if isinstance(output, Mapping):
+        return Parts("dict", tuple(output.items()))
+    if is_dataclass(output) and not isinstance(output, type):
+        return Parts("dict", tuple((field.name, getattr(output, field.name)) for field in fields(output)))
+    names = _field_names(output)
+    if names:
+        return Parts("named", tuple(zip(names, output, strict=True)))  # type: ignore[call-overload]
+    if isinstance(output, list):
+        return Parts("list", tuple(enumerate(output)))
+    if isinstance(output, _Tupled) and not isinstance(output, type):
+        output = output.to_tuple()
+    return Parts("tuple", tuple(enumerate(output))) if isinstance(output, tuple) else None
+
+
+def _field_names(output: object) -> tuple[str, ...]:
+    """Those of a named tuple, or of what `torch.max` and its like answer with."""
+    if not isinstance(output, tuple):
+        return ()
+    names = getattr(output, "_fields", None) or (
+        getattr(output, "__match_args__", ()) if hasattr(output, "n_sequence_fields") else ()
+    )
+    return tuple(names) if len(names) == len(output) else ()
+
+
+def leaves(output: object, where: str = "") -> Iterator[tuple[str, Any]]:
+    """What a nested output holds, from left to right, each with its place: ``past_key_values`` or ``1.0``."""
+    held = parts(output)
+    if held is None:
+        yield where, output
+        return
+    if where.count(".") > DEEPEST:
+        raise MeasureError(
+            "outputs within outputs without an end", where=where[:20], next="return fewer within another"
+        )
+    for key, value in held.items:
+        yield from leaves(value, f"{where}.{key}" if where else str(key))
+
+
+def flatten_outputs(output: object) -> list[Tensor]:
+    """The tensors of a nested output, in order: of tuples, lists, dicts, dataclasses, and what has `to_tuple()`.
+
+    Complex numbers are pairs of real ones. All else is passed over: None, numbers and strings, and objects such as
+    caches (`left_out` names them).
 
     >>> [list(t.shape) for t in flatten_outputs({"logits": torch.ones(2, 3), "kept": (None, torch.ones(1))})]
     [[2, 3], [1]]
     """
-    if isinstance(output, Tensor):
-        return [output.detach()]
-    if output is None or isinstance(output, int | float | str):
-        return []
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in flatten_outputs(value)]
-    if isinstance(output, _Tupled):
-        output = output.to_tuple()
-    if isinstance(output, tuple | list):
-        return [tensor for value in output for tensor in flatten_outputs(value)]
-    raise MeasureError(
-        f"an output of type {type(output).__name__} cannot be compared",
-        next="return tensors, tuples, lists or dicts",
-    )
+    return [_real(value.detach()) for _, value in leaves(output) if isinstance(value, Tensor)]
+
+
+def _real(x: Tensor) -> Tensor:
+    """The same numbers, where they are complex, of eight bits or not laid out in order, in a tensor to compute with."""
+    x = x.dequantize() if x.is_quantized else x if x.layout == torch.strided else x.to_dense()
+    if x.is_complex():
+        return torch.view_as_real(x.resolve_conj())
+    return x.float() if x.is_floating_point() and x.element_size() == 1 else x
+
+
+def left_out(output: object) -> dict[str, str]:
+    """The types of those objects in a nested output that nobody can compare or export, by their places.
+
+    >>> left_out({"logits": torch.ones(2), "sizes": (3, None), "cache": object()})
+    {'cache': 'object'}
+    """
+    return {where: type(value).__name__ for where, value in leaves(output) if not comparable(value)}
+
+
+def comparable(leaf: object) -> bool:
+    """Whether what an output holds is a tensor, or plain data that can be told."""
+    return leaf is None or isinstance(leaf, Tensor | int | float | str | torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 def departure(reference: object, output: object) -> float:

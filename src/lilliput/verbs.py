@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -377,7 +378,10 @@ def _built(
     model: nn.Module, example: Any, dynamic: Dynamic | None, target: str | Target, folder: Path
 ) -> tuple[Driver, Built]:
     driver, _ = begin(Task(model, example=example, dynamic=dynamic), target_called(target), Store(None), silent)
-    return driver, build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.format}")
+    built = build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.format}")
+    for place, kind in built.left_out.items():
+        warnings.warn(f"output {place}: left out of the graph, for a {kind} is no tensor", stacklevel=3)
+    return driver, built
 
 
 def _graph(driver: Driver, built: Built) -> Graph:

@@ -305,7 +305,7 @@ def test_outputs_are_put_together_as_the_module_does(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = result.model(x)
     torch.testing.assert_close(logits, expected[0], atol=1e-4, rtol=1e-5)
-    assert list(named) == ["hidden"] and named.hidden.shape == (4, 32)
+    assert list(named) == ["hidden", "none"] and named.hidden.shape == (4, 32) and named.none is None
     with pytest.raises(AttributeError):
         _ = named.other
 

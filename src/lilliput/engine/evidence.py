@@ -22,6 +22,7 @@ from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
+from lilliput.outputs import left_out
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
@@ -37,6 +38,7 @@ class Built:
     signature: Signature
     run: Callable[..., Any]
     departure: Mapping[str, Any]
+    left_out: Mapping[str, str]  # the types of objects in the answer that no runtime gives, by place
 
 
 def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
@@ -63,9 +65,11 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     driver.progress(f"building {path.name}", 1, 1)
     with torch.no_grad():
         expected = driver.example.call(model)
+    for place, kind in (missing := left_out(expected)).items():
+        driver.skip(f"output {place}", f"a {kind} is no tensor: it is neither compared nor in what was built")
     signature = Signature.of(driver.example, expected, model.forward)
     run = target.open(path, signature)
-    return Built(path, built, signature, run, _departure(driver, model, run, path))
+    return Built(path, built, signature, run, _departure(driver, model, run, path), missing)
 
 
 def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from lilliput.errors import CaptureError, InputError, reason
 from lilliput.model.carrier import EncodedTensor, stored_of, tensors
 from lilliput.model.inputs import Inputs
+from lilliput.model.passed import flat
 from lilliput.model.program import operands, program, quiet, region
 from lilliput.model.values import Value, mark, watched
 from lilliput.model.view import CONVOLUTIONS, MULTIPLIES, RECURRENT, Call, Rung, View, Window
@@ -60,7 +61,8 @@ def _check_answers(model: nn.Module, captured: ExportedProgram, inputs: Inputs, 
     """Refuse a graph that does not follow its inputs: what Python makes of their values is fixed in it."""
     with torch.no_grad(), eval_mode(model), quiet():
         try:
-            expected = inputs.call(model)
+            with flat(model):
+                expected = inputs.call(model)
         except Exception:  # the user's own code, on inputs that may be of our making
             return
         given = inputs.copied()

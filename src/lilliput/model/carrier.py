@@ -25,6 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
 from lilliput.model.duplicate import duplicate
+from lilliput.model.saving import METHOD, saves_itself, saving_dense
 
 SUFFIX = "_encoded"
 _ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
@@ -236,6 +237,8 @@ def encoded_class(
                 return base.forward(self, *args, **kwargs)
 
         members["forward"] = forward
+    if saves_itself(base):
+        members[METHOD] = saving_dense(getattr(base, METHOD), to_dense, _not_in_dense)
     return type(base.__name__, (base,), members)
 
 
@@ -256,12 +259,35 @@ def _new(base: type[nn.Module], names: tuple[str, ...], values: bool, own: bool)
 
 
 def become(module: nn.Module, names: tuple[str, ...], values: bool | None = None) -> None:
-    """Give `module` the class that carries the tensors `names` (and values that flow, where it is a root)."""
+    """Give `module` the class that carries the tensors `names` (and values that flow, where it is a root).
+
+    One that writes its own checkpoints keeps it as long as anything inside is encoded.
+    """
     base = plain_class(module)
     carries = getattr(type(module), "encodes_values", False) if values is None else values
     own = carries and "forward" in vars(module)
     carrying = encoded_class(base, tuple(sorted(names)), carries, own)  # type: ignore[arg-type]
-    module.__class__ = carrying if names or carries else base
+    within = saves_itself(base) and any(isinstance(held, EncodedTensor) for held in module.modules())
+    module.__class__ = carrying if names or carries or within else base
+
+
+def _become_saved(root: nn.Module, path: str) -> None:
+    """Let the modules around the encoded tensor at `path` that write their own checkpoints write what it decodes to."""
+    names = path.split(".")[:-1]
+    for depth in range(len(names) + 1):
+        module = root.get_submodule(".".join(names[:depth]))
+        if saves_itself(type(module)) and plain_class(module) is type(module):
+            become(module, ())
+
+
+def _not_in_dense(model: nn.Module) -> list[str]:
+    """What a dense checkpoint of `model` lacks."""
+    found = []
+    if any(getattr(type(module), "encodes_values", False) for module in model.modules()):
+        found.append("activations are not rounded by what loads this checkpoint, which holds weights alone")
+    if any(tensor.latent is not None for _, tensor in encoded_tensors(model)):
+        found.append("training resumed from this checkpoint goes on from rounded weights")
+    return found
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -299,6 +325,7 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
             become(owner, (*names, name))
         owner.__dict__.pop("_flat_weights", None)
         owner._modules[name + SUFFIX] = child
+        _become_saved(root, path)
 
 
 def _refuse_part_of_tie(root: nn.Module, paths: tuple[str, ...]) -> None:
@@ -422,6 +449,9 @@ def to_dense(root: nn.Module) -> nn.Module:
             parameter = nn.Parameter(tensor().detach().clone(), tensor.requires_grad)
         for path in paths:
             _give_back(*owner_of(dense, path), parameter)
+    for module in dense.modules():
+        if plain_class(module) is not type(module):  # it was one around what was encoded
+            become(module, ())
     return dense
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lilliput.errors import CaptureError, reason
+from lilliput.model.carrier import plain_class
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
 from lilliput.model.duplicate import duplicate
@@ -75,7 +76,7 @@ def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> No
     for path in _owners(before, after):
         owner = after.get_submodule(path)
         try:
-            again = made(type(owner), vars(owner)["config"])
+            again = made(plain_class(owner), vars(owner)["config"])
             again.load_state_dict(owner.state_dict(), assign=True)
             again.to(next(x.device for x in owner.parameters()))
             with exact_products():
@@ -102,7 +103,7 @@ def _owners(before: nn.Module, after: nn.Module) -> list[str]:
         module = before.get_submodule(path)
         config = vars(module).get("config")
         if is_config(config) and path in there and shapes_of(module) != shapes_of(there[path]):
-            if _is_made(type(module), config):
+            if _is_made(plain_class(module), config):
                 found.append(path)
                 continue
             passed.append(path)

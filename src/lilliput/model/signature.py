@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import keyword
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +14,13 @@ from torch import Tensor
 
 from lilliput.errors import ExportError, FormatError, InputError
 from lilliput.model.inputs import Inputs, is_plain
+from lilliput.model.passed import given_back, in_graph, is_leaf, passes_as
+from lilliput.outputs import DEEPEST, comparable, parts
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_DEEPEST = 32  # structures within structures
 
 
-class Outputs(dict[str, Any]):
+class Outputs(dict[Any, Any]):
     """Named outputs, by key and as attributes.
 
     >>> Outputs(logits=1).logits
@@ -35,7 +39,7 @@ class Signature:
     """Which argument each input is (position or keyword), what else is fixed, and how the outputs are put together."""
 
     inputs: tuple[str | int, ...]
-    outputs: Any  # "tensor", {"tuple": […]}, {"list": […]} or {"dict": [[key, …], …]}
+    outputs: Any  # a leaf (`passes_as`), {"tuple": […]}, {"list": […]}, {"dict": [[key, …], …]} or named fields
     parameters: tuple[str, ...] = ()  # that take positions, in order
     constants: Mapping[str, Any] = field(default_factory=dict)  # by parameter: the arguments that are no tensors
     required: tuple[str, ...] = ()  # those of them that the module takes otherwise unless they are given
@@ -116,14 +120,14 @@ class Signature:
         )
 
     def assemble(self, tensors: Sequence[Any]) -> Any:
-        """Outputs, from left to right, put together as the module does."""
+        """Outputs of the graph, from left to right, put together as the module does."""
         left = iter(tensors)
         return _assembled(self.outputs, left)
 
     @property
     def count(self) -> int:
-        """How many tensors the outputs are."""
-        return sum(1 for _ in _leaves(self.outputs))
+        """How many outputs the graph has."""
+        return sum(map(in_graph, _leaves(self.outputs)))
 
 
 def _named(key: str | int, parameters: Sequence[str]) -> str:
@@ -146,49 +150,83 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _described(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return "tensor"
-    if isinstance(out, Mapping):
-        return {"dict": [[str(key), _described(value)] for key, value in out.items() if not _constant(value)]}
-    if isinstance(out, tuple | list):
-        kind = "list" if isinstance(out, list) else "tuple"
-        return {kind: [_described(value) for value in out if not _constant(value)]}
-    raise ExportError(f"outputs of type {type(out).__name__}", next="return tensors, in tuples, lists or dicts")
+    held = parts(out)
+    if held is None:
+        return passes_as(out)
+    name, keys = type(out).__name__, [key for key, _ in held.items]
+    if held.kind == "named" and _names_fields(name, keys):
+        return {"named": [[key, _described(value)] for key, value in held.items], "type": name}
+    if held.kind != "dict":
+        return {"list" if held.kind == "list" else "tuple": [_described(value) for _, value in held.items]}
+    for key in keys:
+        if type(key) not in (str, int):
+            raise ExportError(
+                f"the model answers with a dict that has the key {key!r}",
+                why="a file names outputs by texts and whole numbers",
+                next="give it such keys, or return a tuple",
+            )
+    return {"dict": [[key, _described(value)] for key, value in held.items if parts(value) or comparable(value)]}
 
 
-def _constant(value: Any) -> bool:
-    """Whether an output is none of a graph's."""
-    return value is None or isinstance(value, int | float | str)
+def _inner(structure: Any) -> list[Any] | None:
+    """The structures within one; None for a leaf."""
+    if is_leaf(structure):
+        return None
+    return [
+        item[1] if kind in ("dict", "named") else item
+        for kind, items in structure.items()
+        if kind != "type"
+        for item in items
+    ]
 
 
-def _leaves(structure: Any) -> Iterator[str]:
-    if structure == "tensor":
+def _leaves(structure: Any) -> Iterator[Any]:
+    inner = _inner(structure)
+    if inner is None:
         yield structure
-        return
-    ((kind, items),) = structure.items()
-    for item in items:
-        yield from _leaves(item[1] if kind == "dict" else item)
+    for item in inner or ():
+        yield from _leaves(item)
 
 
 def _assembled(structure: Any, left: Iterator[Any]) -> Any:
-    if structure == "tensor":
-        return next(left)
-    ((kind, items),) = structure.items()
-    if kind == "dict":
-        return Outputs((key, _assembled(inner, left)) for key, inner in items)
-    return (list if kind == "list" else tuple)(_assembled(inner, left) for inner in items)
+    inner = _inner(structure)
+    if inner is None:
+        return given_back(structure, next(left)) if in_graph(structure) else structure["constant"]
+    values = [_assembled(item, left) for item in inner]
+    if "dict" in structure:
+        return Outputs(zip((key for key, _ in structure["dict"]), values, strict=True))
+    if "named" in structure:
+        return _named_tuple(structure["type"], tuple(key for key, _ in structure["named"]))(*values)
+    return values if "list" in structure else tuple(values)
+
+
+@functools.cache
+def _named_tuple(name: str, names: tuple[str, ...]) -> Any:
+    return namedtuple(name, names)  # type: ignore[misc]  # the one that the module has is in its source
 
 
 def sound(structure: Any, depth: int = 0) -> bool:
     """Whether this is the structure of outputs, as a file may hold it."""
-    if structure == "tensor":
+    if is_leaf(structure):
         return True
-    if depth > _DEEPEST or not isinstance(structure, dict) or len(structure) != 1:
+    if depth > DEEPEST or not isinstance(structure, dict):
         return False
-    ((kind, items),) = structure.items()
-    if kind not in ("tuple", "list", "dict") or not isinstance(items, list):
+    if structure.keys() not in ({"tuple"}, {"list"}, {"dict"}, {"named", "type"}):
         return False
-    if kind == "dict":
-        pairs = all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in items)
-        return pairs and all(sound(item[1], depth + 1) for item in items)
-    return all(sound(item, depth + 1) for item in items)
+    items = next(items for kind, items in structure.items() if kind != "type")
+    if not isinstance(items, list):
+        return False
+    if structure.keys() & {"tuple", "list"}:
+        return all(sound(item, depth + 1) for item in items)
+    if not all(isinstance(item, list) and len(item) == 2 and type(item[0]) in (str, int) for item in items):
+        return False
+    if "type" in structure and not _names_fields(structure["type"], [key for key, _ in items]):
+        return False
+    return all(sound(value, depth + 1) for _, value in items)
+
+
+def _names_fields(name: Any, keys: list[Any]) -> bool:
+    """Whether a named tuple can be called so, and have such fields: Python makes its class of them."""
+    names = [name, *keys]
+    proper = all(type(key) is str and key.isidentifier() and not keyword.iskeyword(key) for key in names)
+    return proper and len(set(keys)) == len(keys) and not any(key.startswith("_") for key in keys)
