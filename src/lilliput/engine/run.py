@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +29,11 @@ from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import Dispensable, blocks, layers, relied_on, repeated, with_configs, without
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
+from lilliput.model.origins import children, origins, renamed
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
-from lilliput.model.structure import Resize
+from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.trial import Change, changed, misfit, shapes
+from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
@@ -43,7 +46,7 @@ from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Going, Placement
+from lilliput.techniques.technique import Going, Placed
 
 _BATCHES = 4  # at most, that are asked what a network answers without each of its blocks
 
@@ -68,18 +71,22 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    removed: list[dict[str, Any]] = field(default_factory=list)  # modules that were left out, as they were called first
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
+    _lasting: set[str] = field(default_factory=set)  # of those skipped, which stay so when they are encoded
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
     _shrinks: Shrinking | None = None  # by that
+    _origins: dict[str, str] = field(default_factory=dict)  # modules, with the paths that they had first
     _layers: int = 0  # that multiply or look up, as last captured
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
 
     @classmethod
     def start(cls, model: nn.Module, **rest: Any) -> Driver:
         """A driver over a copy of `model`."""
-        return cls(private_copy(model).eval(), State(model_digest(model)), **rest)
+        copied = private_copy(model).eval()
+        return cls(copied, State(model_digest(model)), _origins=origins(copied, ()), **rest)
 
     def afresh(self, model: nn.Module) -> Driver:
         """Another driver, over `model` as it is given, under the same conditions."""
@@ -171,11 +178,15 @@ class Driver:
                 self.factors[path] = self.factors.get(path, torch.ones(())) * factors[path]
         return found
 
-    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def encoded_value(self, name: str) -> bool:
+        return name in value_encodings(self.model)
+
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         return self.target.place(self.view(), encoding, weights)
 
-    def skip(self, path: str, reason: str) -> None:
+    def skip(self, path: str, reason: str, *, lasting: bool = False) -> None:
         self.skipped[path] = reason
+        (self._lasting.add if lasting else self._lasting.discard)(path)
 
     def note(self, path: str, text: str, *, lasting: bool = False) -> None:
         self._notes.setdefault(path, {})[text] = lasting
@@ -289,9 +300,20 @@ class Driver:
             )
         refused = self.undroppable(gone)
         going = [one for one in gone if one.path not in refused]
+        for one in (one for one in gone if one.path in refused):
+            self.skip(one.path, f"{one.told}, but cannot be left out: {refused[one.path]}")
         made, untold = with_configs(self.model, without(self.model, going), self.example)
+        named = [(one, self._origins.get(one.path, one.path)) for one in going]
+        held = {one.path: tensors(self.model.get_submodule(one.path)).values() for one in going}
         for edit, given in made:
             self._edit(edit, given)
+        left = {id(x) for x in tensors(self.model).values()}
+        for one, path in named:
+            gone_with = {id(x): math.prod(x.shape) for x in held[one.path] if id(x) not in left}
+            left |= gone_with.keys()  # what two of them shared is counted once
+            self.removed.append(
+                {"path": path, "parameters": sum(gone_with.values()), "score": one.change, "told": one.told}
+            )
         self._tell_untold(untold)
         return refused
 
@@ -325,7 +347,8 @@ class Driver:
 
     def _take(self, asked: Asked, told: str, parts: Mapping[str, Tensor]) -> None:
         path = asked.paths[0]
-        self.skipped.pop(path, None)  # an earlier step had no use for it
+        if path not in self._lasting:
+            self.skipped.pop(path, None)  # an earlier step had no use for it
         self._notes[path] = {text: lasting for text, lasting in self._notes.get(path, {}).items() if lasting}
         if told:
             self.note(path, told)
@@ -353,8 +376,21 @@ class Driver:
 
     def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
         step = Step(edit, dict(given))
+        if isinstance(edit, KeepChildren | LeaveOut):
+            self._rename(edit)
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+    def _rename(self, edit: Edit) -> None:
+        """What is known by paths follows modules that are numbered anew; of what goes nothing is told any more."""
+        names = children(self._origins, edit.container) if isinstance(edit, KeepChildren) else ()
+
+        def moved(known: Mapping[str, Any]) -> dict[str, Any]:
+            found = {renamed(path, edit, names): x for path, x in known.items()}
+            return {path: x for path, x in found.items() if path is not None}
+
+        self._origins, self._notes, self.factors = moved(self._origins), moved(self._notes), moved(self.factors)
+        self.skipped, self._lasting = moved(self.skipped), set(moved(dict.fromkeys(self._lasting)))
 
 
 def _all(going: Going) -> list[int]:
