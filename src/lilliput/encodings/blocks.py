@@ -63,7 +63,7 @@ class Blocked(Encoding):
         found = {name: divisor(n, near) for name, (near, n) in asked.items() if n and n % near}
         if not found:
             return self
-        return None if self.fixed else replace(self, **found)  # type: ignore[type-var]
+        return None if self.fixed else replace(self, **found)
 
     def blocks(self, x: Tensor) -> Tensor:
         """`x` as [blocks, elements]: the elements of a row share their parameters."""
