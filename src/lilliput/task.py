@@ -41,6 +41,7 @@ class Task:
     teacher: nn.Module | Sequence[nn.Module] | None = None  # for distillation; None: the model as it is given
     name: str = ""
     assets: Mapping[str, str | Path | bytes] | None = None  # files to travel in the .lil: name there -> path, or bytes
+    baseline: nn.Module | None = None  # what the result is compared with; None: the model as it is given
 
 
 def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:

@@ -35,11 +35,15 @@ from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import check_readable, lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import artifact, cpu, environment
+from lilliput.model.carrier import tensors
 from lilliput.model.copies import private_copy
-from lilliput.model.edits import State
+from lilliput.model.edit import structure
+from lilliput.model.edits import State, edits_of
 from lilliput.model.inputs import Dynamic
+from lilliput.model.origins import of_tensor, origins
 from lilliput.model.parameters import rescaled
 from lilliput.model.signature import Signature
+from lilliput.model.structure import Replace
 from lilliput.modes import ordinary_modes
 from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
@@ -101,13 +105,16 @@ def compress(
     *,
     target: str | Target = "onnxruntime",
     calibrate: Iterable[Any] | None = None,
+    baseline: nn.Module | None = None,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Make a model smaller and faster on a target, and measure what came of it.
 
-    The model is copied and never changed. Without a recipe, the target's own default is taken. With a `folder`, all
-    results are written there, and a killed run is resumed by calling again.
+    The model is copied and never changed. Without a recipe, the target's own default is taken. The result is compared
+    with `baseline`, or else with the model as it is given: give the network as it was at first where the model is
+    itself the result of another run. With a `folder`, all results are written there, and a killed run is resumed by
+    calling again.
 
     Raises LilliputError for bad input, a recipe that cannot work, a model that cannot be captured or exported, and
     when nothing was changed.
@@ -119,7 +126,7 @@ def compress(
     >>> small.model(torch.randn(1, 64)).shape
     torch.Size([1, 8])
     """
-    task = _checked(task, recipe, calibrate, "compress")
+    task = _checked(task, recipe, calibrate, "compress", baseline)
     for step in () if recipe is None else recipe.steps:
         check_readable(step, type(step).__name__)
     if folder is not None:
@@ -175,13 +182,21 @@ def diagnose(
     return full(driver, task.model, evaluate or driver.calibrate, name, samples=samples, worst=worst)
 
 
-def _checked(task: Task | nn.Module, recipe: Recipe | None, calibrate: Iterable[Any] | None, verb: str) -> Task:
+def _checked(
+    task: Task | nn.Module,
+    recipe: Recipe | None,
+    calibrate: Iterable[Any] | None,
+    verb: str,
+    baseline: nn.Module | None = None,
+) -> Task:
     if isinstance(task, nn.Module):
-        task = Task(task, calibrate=calibrate)
+        task = Task(task, calibrate=calibrate, baseline=baseline)
     elif not isinstance(task, Task):
         raise InputError(f"{verb} of a {type(task).__name__}", next="give a torch.nn.Module or a Task")
     elif calibrate is not None:
         raise InputError("calibration batches beside a task", next="give them to the task: Task(…, calibrate=…)")
+    elif baseline is not None:
+        raise InputError("a baseline beside a task", next="give it to the task: Task(…, baseline=…)")
     if not isinstance(recipe, Recipe | None):
         raise InputError(f"a recipe of type {type(recipe).__name__}", next="give lp.Recipe([…])")
     return task
@@ -242,6 +257,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
         {
             "recipe": digest(list(recipe.steps)),
             "model": driver.state.base,
+            "baseline": "" if task.baseline is None else model_digest(task.baseline),
             "calibration data": driver.calibrate.digest if driver.calibrate else "",
             "evaluation data": evaluate.digest if evaluate else "",
             "example": "" if task.example is None else fingerprint(driver.example),
@@ -259,7 +275,7 @@ def _prove(
 ) -> Result:
     """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
     work, ending = place / "work", driver.target.format
-    original = driver.afresh(task.model)
+    original = driver.afresh(task.model if task.baseline is None else task.baseline)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
     last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
     original.settle()
@@ -299,7 +315,7 @@ def _prove(
         judged_on=judged_on,
         judged=judged,
         taken=taken,
-        rows=report_data.layers(driver, exact_tensors(original, driver.factors), stored),
+        rows=report_data.layers(driver, exact_tensors(original, driver), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
             "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
@@ -309,6 +325,7 @@ def _prove(
         },
         environment=environment(driver.target.threads_used),
         loses=brief(driver, task.model, evaluate or driver.calibrate, named),
+        compressed=task.baseline is None and bool(edits_of(task.model)),
     )
     data = with_loading(data, opening(driver, first), opening(driver, last))
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
@@ -428,11 +445,22 @@ def _deliver(source: Path, path: Path) -> None:
     beside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
 
 
-def exact_tensors(original: Driver, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters of the original, prepared and rescaled as those of the compressed model were."""
-    original.prepare()
-    tensors = {path: original.tensor(path) for path in original.shapes()}
-    return {path: rescaled(x, factors[path]) if path in factors else x for path, x in tensors.items()}
+def exact_tensors(original: Driver, driver: Driver) -> dict[str, tuple[str, Tensor]]:
+    """What the parameters of the compressed model were in the original, and called there, by their paths now.
+
+    They are prepared and rescaled as those of the compressed model were; what the original has not is left out.
+    """
+    made = [edit for edit in structure(driver.model) if edit not in structure(original.model)]
+    modules = origins(original.model, made)
+    if any(isinstance(edit, Replace) for edit in made):
+        original.prepare()
+    found, known = dict[str, tuple[str, Tensor]](), {path for paths in tensors(original.model) for path in paths}
+    for path, shape in driver.shapes().items():
+        was = of_tensor(path, modules)
+        if was is not None and was in known:
+            x, factor = original.tensor(was), driver.factors.get(path)
+            found[path] = (was, x if factor is None or tuple(x.shape) != shape else rescaled(x, factor))
+    return found
 
 
 def _copy(source: Path, path: Path) -> Path:

@@ -131,9 +131,7 @@ def test_where_matches_nothing(technique: str, where: Any, task: Tasks, refused:
 @pytest.mark.parametrize(
     ("weights", "what", "remedy"),
     [
-        (lp.Int(4, group=5), "groups of 5 do not divide 72 inputs", 'use group=4, or where="!conv"'),
         (lp.Int(8, axis=9), "axis 9 of a tensor with 4 axes", 'where="!conv"'),
-        (lp.Tiles(4, channels=5, group=None), "tiles of 5 channels do not divide 8", "use channels=4, or where="),
     ],
     ids=repr,
 )

@@ -64,7 +64,7 @@ def test_the_plan_as_json(lilliput: Run, task: Path, tmp_path: Path) -> None:
     done = lilliput("compress", task, "--dry-run", "--json", "--recipe", tmp_path / "recipe.toml")
     plan = json.loads(done.stdout)
     assert plan["recipe"][0]["where"] == "fc"
-    assert {row["path"]: row["bits_per_weight"] for row in plan["layers"]} == {
+    assert {row["path"]: row["nominal_bits"] for row in plan["layers"]} == {
         "conv.weight": 32,
         "fc.weight": 4.125,
     }
@@ -75,10 +75,10 @@ def test_the_plan_as_json(lilliput: Run, task: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nowhere")
 def test_bad_input_is_found(lilliput: Run, task: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text('[[steps]]\nkind = "Quantize"\nweights = {kind = "Int", group = 5}\n')
+    (tmp_path / "recipe.toml").write_text('[[steps]]\nkind = "Quantize"\nweights = {kind = "Int", axis = 9}\n')
     done = lilliput("compress", task, "--dry-run", "--recipe", tmp_path / "recipe.toml")
     assert done.exit_code == 2
-    assert "error: conv.weight: groups of 5 do not divide 72 inputs" in done.stderr
+    assert "error: conv.weight: axis 9 of a tensor with 4 axes" in done.stderr
 
 
 def test_estimates_against_a_real_run(lilliput: Run, task: Path, tmp_path: Path) -> None:

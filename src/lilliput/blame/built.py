@@ -87,7 +87,7 @@ def _left_out(case: Case, place: Place) -> Place:
     wanted = {
         placed.value
         for encoding in {encoder.encoding for encoder in encoders.values() if isinstance(encoder.encoding, Int)}
-        for placed in case.driver.target.place(case.driver.view(), encoding, weights)
+        for placed in case.driver.target.place(case.driver.view(), encoding, weights).values
     }
     return replace(place, weight=None, bias=None, values=tuple(name for name in place.values if name in wanted))
 

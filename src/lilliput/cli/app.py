@@ -12,7 +12,7 @@ from lilliput.cli.characters import show_what_can_be_shown
 from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
 from lilliput.cli.diagnose import diagnose_command
-from lilliput.cli.exits import DONE, NOT_MET, leave
+from lilliput.cli.exits import DONE, OUTCOMES, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -102,13 +102,17 @@ def compress(
       0  done
       2  bad input: the message says what, where, why and what to do
       3  written, but neither smaller nor faster: see the report
+      4  written, but harmed: what the network had learned is lost, as its metric or its answers show
     """
 
     def run() -> int:
         from lilliput.cli import commands
 
         asked = commands.Asked(task, out, recipe, target, command, threads, seconds, json)
-        return DONE if (commands.dry_run(asked) if dry_run else commands.compress(asked)) else NOT_MET
+        if not dry_run:
+            return OUTCOMES[commands.compress(asked)]
+        commands.dry_run(asked)
+        return DONE
 
     leave(run, f"the same command goes on where it was (folder {out})")
 

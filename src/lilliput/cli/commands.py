@@ -54,8 +54,8 @@ class Asked:
         return Device(command=self.command, builds=runtime, **known)  # type: ignore[arg-type]
 
 
-def compress(asked: Asked) -> bool:
-    """Compress, print the result, and tell whether anything was gained."""
+def compress(asked: Asked) -> str:
+    """Compress, print the result, and tell what came of it: ``done``, ``not met`` or ``harmed``."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever the task's code prints
         task = load_task(asked.task)
@@ -66,7 +66,7 @@ def compress(asked: Asked) -> bool:
     else:
         files = [result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")]
         print(result, "", *files, sep="\n")
-    return bool(result.data["outcome"] != "not met")
+    return str(result.data["outcome"])
 
 
 def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, worst: int) -> None:
@@ -87,7 +87,7 @@ def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, 
         table.show_diagnosis(found.to_json())
 
 
-def dry_run(asked: Asked) -> bool:
+def dry_run(asked: Asked) -> None:
     """Rehearse, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):
@@ -96,7 +96,6 @@ def dry_run(asked: Asked) -> bool:
         print(json.dumps(plan, indent=1, allow_nan=False))
     else:
         table.show(plan, asked.out)
-    return True
 
 
 @ordinary_modes()
@@ -116,6 +115,7 @@ def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
         "recipe": to_plain(list(recipe.steps)),
         "target": target.name,
         "layers": _rows(driver),
+        "removed": driver.removed,
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "estimate": {**dataclasses.asdict(estimate), "metric": "not included" if task.metric else "none"},
     }
@@ -123,5 +123,5 @@ def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
 
 def _rows(driver: Driver) -> list[dict[str, Any]]:
     """The report's rows about layers, without what only a written file tells."""
-    told = ("path", "op", "shape", "encoding", "activations", "bits_per_weight", "runs_as", "note")
-    return [{key: row[key] for key in told} for row in layers(driver, {}, {})]
+    told = ("path", "op", "shape", "encoding", "activations", "nominal_bits", "runs_as", "note")
+    return [{key: row[key] for key in told} for row in layers(driver, {}, None)]

@@ -9,7 +9,8 @@ import typer
 
 from lilliput.errors import LilliputError
 
-DONE, BAD_INPUT, NOT_MET, STOPPED = 0, 2, 3, 130
+DONE, BAD_INPUT, NOT_MET, HARMED, STOPPED = 0, 2, 3, 4, 130
+OUTCOMES = {"done": DONE, "not met": NOT_MET, "harmed": HARMED}  # of a report
 
 
 def leave(run: Callable[[], int], stopped: str) -> None:

@@ -21,6 +21,8 @@ def show(plan: Mapping[str, Any], out: Path) -> None:
     if not console.is_terminal:
         console.width = _WIDE
     console.print(_layers(plan["layers"]))
+    for gone in plan["removed"]:
+        console.print(f"removed {gone['path']}: {gone['parameters']:,} parameters, {gone['told']}", soft_wrap=True)
     for skipped in plan["skipped"]:
         console.print(f"skipped {skipped['path']}: {skipped['reason']}", soft_wrap=True)
     console.print(_estimate(plan["estimate"], out), soft_wrap=True)
@@ -41,7 +43,7 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
         shape = "×".join(map(str, row["shape"]))
         if (row.get("shape_before") or row["shape"]) != row["shape"]:
             shape += f" of {'×'.join(map(str, row['shape_before']))}"
-        bits = f"{row['bits_per_weight']:.2f}"
+        bits = f"{row['nominal_bits']:.2f}"
         table.add_row(
             row["path"],
             row["op"],

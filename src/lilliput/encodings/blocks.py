@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import inf, prod
 
 import torch
@@ -48,6 +49,21 @@ class Blocked(Encoding):
     def one_block(self) -> bool:
         """Whether all elements share their parameters."""
         return self.per == "tensor"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the format itself says how long its groups are."""
+        return False
+
+    def dividing(self, shape: tuple[int, ...]) -> Blocked | None:
+        if self.one_block or self.axis >= len(shape):
+            return self
+        rows, inputs = shape[self.axis], prod(shape) // max(1, shape[self.axis])
+        asked = {"group": (self.group or 1, inputs), "channels": (self.channels, rows)}
+        found = {name: divisor(n, near) for name, (near, n) in asked.items() if n and n % near}
+        if not found:
+            return self
+        return None if self.fixed else replace(self, **found)
 
     def blocks(self, x: Tensor) -> Tensor:
         """`x` as [blocks, elements]: the elements of a row share their parameters."""
@@ -189,12 +205,15 @@ def whole(number: object, least: int, most: float = inf) -> bool:
 
 
 def divisor(n: int, near: int) -> int:
-    """The divisor of `n` that lies nearest to `near`.
+    """The divisor of `n` that lies nearest to `near`, of those that are at least half of it; `n` where it is shorter.
 
-    >>> divisor(27, 8)
-    9
+    Smaller ones would cost more than twice as many parameters: of 131 inputs in groups of 64 all share theirs.
+
+    >>> divisor(27, 8), divisor(72, 64), divisor(131, 64), divisor(9, 32)
+    (9, 72, 131, 9)
     """
-    return min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: abs(d - near), default=1)
+    least = min(n, near / 2)
+    return min((d for d in range(1, n + 1) if n % d == 0 and d >= least), key=lambda d: abs(d - near), default=1)
 
 
 def spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int, channels: int = 1) -> Tensor:

@@ -82,6 +82,12 @@ class Encoding(ABC):
         """This encoding with what it leaves open chosen for a weight; `axis` is that of its channels where known."""
         return self
 
+    def dividing(self, shape: tuple[int, ...]) -> Encoding | None:
+        """This encoding with groups that divide a tensor of `shape`, the nearest to its own; None where its format
+        knows no others.
+        """
+        return self
+
     def for_value(self) -> Encoding:
         """This encoding with what it leaves open chosen for a value that flows; EncodingError where it is for none."""
         raise EncodingError(f"values that flow as {self!r}", next="use Int(8), Fixed, a grid or Tiles")

@@ -286,8 +286,12 @@ class MiniFloat(Grid):
             sizes[-1] = math.nan
         return (*sizes, *(-size for size in sizes))
 
+    @property
+    def fixed(self) -> bool:
+        return self == mxfp4(self.axis)
+
     def name(self) -> str:
-        return f"float {self.format}"
+        return "MXFP4" if self.fixed else f"float {self.format}"
 
 
 def mxfp4(axis: int = 0) -> MiniFloat:

@@ -67,6 +67,10 @@ class Sparse(Encoding):
     def for_weight(self, axis: int | None = None) -> Sparse:
         return self if self.values is None else Sparse(self.values.for_weight(axis))
 
+    def dividing(self, shape: tuple[int, ...]) -> Sparse | None:
+        inner = None if self.values is None else self.values.dividing(shape)
+        return self if inner is self.values else None if inner is None else Sparse(inner)
+
     def keeping(self, earlier: Encoding) -> Encoding:
         held = earlier.values if isinstance(earlier, Sparse) else earlier
         return Sparse(held if self.values is None else self.values)

@@ -18,6 +18,7 @@ from lilliput.model.carrier import tensor_held
 from lilliput.model.copies import check_apart
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.inputs import Inputs, changed_one_by_one
+from lilliput.model.signature import Signature
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs
@@ -70,6 +71,8 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
             next="rewrite what fails, or compress the submodule that holds the weights",
         )
     _check_precision(driver)
+    if task.baseline is not None:
+        _check_baseline(task.baseline, driver)
     return driver, checked["evaluate"]
 
 
@@ -77,6 +80,40 @@ def _named(batches: Batches | None, most: int) -> Iterator[tuple[str, Inputs]]:
     """The first batches, with their names."""
     for i, inputs in enumerate(itertools.islice(batches or (), most)):
         yield f"calibrate[{i}]", inputs
+
+
+def _check_baseline(baseline: nn.Module, driver: Driver) -> None:
+    """Refuse what the result cannot be compared with: it must take what the model takes, and answer alike."""
+    if not isinstance(baseline, nn.Module):
+        raise InputError(f"is a {type(baseline).__name__}", where="baseline", next="give a torch.nn.Module")
+    other = driver.afresh(baseline)
+    with torch.no_grad():
+        ours, theirs = (ask(net, driver.example, f"example, asked of the {name}") for net, name in _both(driver, other))
+    shapes = [[(tuple(x.shape), x.dtype) for x in flatten_outputs(out)] for out in (ours, theirs)]
+    if Signature.of(driver.example, ours) != Signature.of(driver.example, theirs) or shapes[0] != shapes[1]:
+        raise InputError(
+            "answers otherwise than the model",
+            where="baseline",
+            why=f"{_outputs(shapes[1])} where the model gives {_outputs(shapes[0])}",
+            next="give the network that the model was made of, or leave baseline= out",
+        )
+    view = other.view()
+    if view.rung != "whole":
+        where, why = next(iter(view.problems.items()))
+        raise InputError(
+            f"could be captured only by {view.rung}, so {driver.target.name} cannot run it",
+            where=f"baseline {where}".strip(),
+            why=why,
+            next="rewrite what fails, or leave baseline= out",
+        )
+
+
+def _both(driver: Driver, other: Driver) -> tuple[tuple[nn.Module, str], tuple[nn.Module, str]]:
+    return (driver.model, "model"), (other.model, "baseline")
+
+
+def _outputs(shapes: list[tuple[tuple[int, ...], torch.dtype]]) -> str:
+    return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in shapes) or "nothing"
 
 
 _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that a recipe is for

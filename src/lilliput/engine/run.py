@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,12 @@ from lilliput.model.duplicate import duplicate
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
 from lilliput.model.inputs import Inputs
+from lilliput.model.origins import children, origins, renamed
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write
 from lilliput.model.snapshot import Snapshot
-from lilliput.model.structure import Resize
+from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.trial import Change, changed, misfit, shapes
+from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
@@ -45,7 +48,7 @@ from lilliput.techniques.choice import NEAREST, Choice, JointChoice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Going, Placement
+from lilliput.techniques.technique import Going, Placed
 
 _BATCHES = 4  # at most, that are asked what a network answers without each of its blocks
 
@@ -72,11 +75,14 @@ class Driver:
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
+    removed: list[dict[str, Any]] = field(default_factory=list)  # modules that were left out, as they were called first
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
+    _lasting: set[str] = field(default_factory=set)  # of those skipped, which stay so when they are encoded
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
     _shrinks: Shrinking | None = None  # by that
+    _origins: dict[str, str] = field(default_factory=dict)  # modules, with the paths that they had first
     _layers: int = 0  # that multiply or look up, as last captured
     _kept: frozenset[str] = frozenset()  # paths of what runs change in the model, which is of no consequence
     _encoded: set[str] = field(default_factory=set)  # paths that the step at work has encoded
@@ -85,7 +91,7 @@ class Driver:
     def start(cls, model: nn.Module, **rest: Any) -> Driver:
         """A driver over a copy of `model`."""
         copied = private_copy(model).eval()
-        return cls(copied, Snapshot(copied), State(model_digest(model)), **rest)
+        return cls(copied, Snapshot(copied), State(model_digest(model)), _origins=origins(copied, ()), **rest)
 
     def afresh(self, model: nn.Module) -> Driver:
         """Another driver, over `model` as it is given, under the same conditions."""
@@ -193,11 +199,15 @@ class Driver:
                 self.factors[path] = self.factors.get(path, torch.ones(())) * factors[path]
         return found
 
-    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def encoded_value(self, name: str) -> bool:
+        return name in value_encodings(self.model)
+
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         return self.target.place(self.view(), encoding, weights)
 
-    def skip(self, path: str, reason: str) -> None:
+    def skip(self, path: str, reason: str, *, lasting: bool = False) -> None:
         self.skipped[path] = reason
+        (self._lasting.add if lasting else self._lasting.discard)(path)
 
     def note(self, path: str, text: str, *, lasting: bool = False) -> None:
         self._notes.setdefault(path, {})[text] = lasting
@@ -311,9 +321,20 @@ class Driver:
             )
         refused = self.undroppable(gone)
         going = [one for one in gone if one.path not in refused]
+        for one in (one for one in gone if one.path in refused):
+            self.skip(one.path, f"{one.told}, but cannot be left out: {refused[one.path]}")
         made, untold = with_configs(self.model, without(self.model, going), self.example)
+        named = [(one, self._origins.get(one.path, one.path)) for one in going]
+        held = {one.path: tensors(self.model.get_submodule(one.path)).values() for one in going}
         for edit, given in made:
             self._edit(edit, given)
+        left = {id(x) for x in tensors(self.model).values()}
+        for one, path in named:
+            gone_with = {id(x): math.prod(x.shape) for x in held[one.path] if id(x) not in left}
+            left |= gone_with.keys()  # what two of them shared is counted once
+            self.removed.append(
+                {"path": path, "parameters": sum(gone_with.values()), "score": one.change, "told": one.told}
+            )
         self._tell_untold(untold)
         return refused
 
@@ -347,7 +368,8 @@ class Driver:
 
     def _take(self, asked: Asked, told: str, parts: Mapping[str, Tensor]) -> None:
         path = asked.paths[0]
-        self.skipped.pop(path, None)  # an earlier step had no use for it
+        if path not in self._lasting:
+            self.skipped.pop(path, None)  # an earlier step had no use for it
         self._notes[path] = {text: lasting for text, lasting in self._notes.get(path, {}).items() if lasting}
         if told:
             self.note(path, told)
@@ -375,8 +397,21 @@ class Driver:
 
     def _edit(self, edit: Edit, given: Mapping[str, Tensor]) -> None:
         step = Step(edit, dict(given))
+        if isinstance(edit, KeepChildren | LeaveOut):
+            self._rename(edit)
         edit.apply(self.model, step.tensors)
         self.state = self.state.after(step)
+
+    def _rename(self, edit: Edit) -> None:
+        """What is known by paths follows modules that are numbered anew; of what goes nothing is told any more."""
+        names = children(self._origins, edit.container) if isinstance(edit, KeepChildren) else ()
+
+        def moved(known: Mapping[str, Any]) -> dict[str, Any]:
+            found = {renamed(path, edit, names): x for path, x in known.items()}
+            return {path: x for path, x in found.items() if path is not None}
+
+        self._origins, self._notes, self.factors = moved(self._origins), moved(self._notes), moved(self.factors)
+        self.skipped, self._lasting = moved(self.skipped), set(moved(dict.fromkeys(self._lasting)))
 
 
 def _all(going: Going) -> list[int]:

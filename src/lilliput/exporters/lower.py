@@ -65,16 +65,19 @@ class _Lowering:
                 self._gather(node, user)
                 continue
             multiply, turned = _multiply(user, position)
-            activation = multiply.inputs[0] if multiply is not None else None
+            reader = user if user.op_type == "ConvTranspose" and position == 1 else multiply
+            activation = reader.inputs[0] if reader is not None else None
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
             whole = _scaled_by_output(node)
             if multiply is not None and source is not None and kind == "ProjectInt" and whole:
                 self._static(node, user, position, multiply, source)
-            elif multiply is not None and source is not None and _takes_dynamic(node, multiply, kind) and whole:
+            elif multiply is not None and source is not None and _takes_dynamic(node, multiply, source) and whole:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
+                if reader is not None and source is not None and kind == "ProjectInt":
+                    reader.replace_input_with(0, self._rounded(source, reader))
         if node.outputs[0].is_graph_output():
             out = self._scaled(node, node)
             _give_way(node.outputs[0], out)
@@ -199,6 +202,14 @@ class _Lowering:
             self.packed[codes] = self._constant(whole.astype(kind))
         return self.packed[codes]
 
+    def _bytes(self, codes: ir.Value | None, before: ir.Node) -> ir.Value | None:
+        """Codes as kernels take them, each a byte; two of four bits lie in one until the runtime loads the file."""
+        held = None if codes is None else codes.const_value
+        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET and held is not None and held.size > 1 else codes
+        if packed is codes or held is None:
+            return codes
+        return self._new("Cast", [packed], before=before, to=ir.DataType(held.dtype))
+
     def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
         if offset is not None:
             x = self._new("Sub", [x, self._constant(offset.astype(np.float32))], before=before)
@@ -234,7 +245,7 @@ class _Lowering:
     ) -> ir.Value:
         whole = _array(codes).dtype  # without a zero point the runtime fuses no Gemm
         zero = np.zeros(scale.shape, whole) if offset is None else _array(offset)
-        inputs = [codes, self._constant(scale), self._constant(zero)]
+        inputs = [self._bytes(codes, before), self._constant(scale), self._constant(zero)]
         attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
         return self._new("DequantizeLinear", inputs, before=before, **attributes)
 
@@ -253,7 +264,7 @@ class _Lowering:
                 if lone
                 else self._new("Transpose", [codes], before=multiply, perm=[1, 0])
             )
-        product = self._new("MatMulInteger", [codes_q, codes, x_zero], before=multiply)
+        product = self._new("MatMulInteger", [codes_q, self._bytes(codes, multiply), x_zero], before=multiply)
         factor = self._new("Mul", [x_scale, self._constant(scale)], before=multiply)
         cast = self._new("Cast", [product], before=multiply, to=ir.DataType.FLOAT)
         out = self._new("Mul", [cast, factor], before=multiply)
@@ -267,7 +278,8 @@ class _Lowering:
         x = node.inputs[0]
         assert x is not None
         if node.op_type == "ProjectIntDynamic":
-            out = x if not node.outputs[0].uses() else self._dynamic_pair(x, node)
+            in_range = self._dynamic_pair if _attribute(node, "bits") == 8 else self._own_range
+            out = x if not node.outputs[0].uses() else in_range(x, node)
         else:
             scale, offset = _array(node.inputs[1]), _array(node.inputs[2])
             key = (x, scale.tobytes(), offset.tobytes())
@@ -289,6 +301,29 @@ class _Lowering:
         parameters = [self._constant(scale), self._constant(offset)]
         codes = self._new("QuantizeLinear", [x, *parameters], before=node)
         return self._new("DequantizeLinear", [codes, *parameters], before=node)
+
+    def _rounded(self, node: ir.Node, before: ir.Node) -> ir.Value:
+        """A value rounded in float: beside Q/DQ the runtime would round weights of another format to int8 itself."""
+        scale, offset = _array(node.inputs[1]), int(_array(node.inputs[2]))
+        ends = [self._constant(np.array(_attribute(node, end) - offset, np.float32)) for end in ("low", "high")]
+        step = self._constant(scale)
+        steps = self._new("Round", [self._new("Div", [node.inputs[0], step], before=before)], before=before)
+        return self._new("Mul", [self._new("Clip", [steps, *ends], before=before), step], before=before)
+
+    def _own_range(self, x: ir.Value, node: ir.Node) -> ir.Value:
+        """Rounded in float to fewer steps, over its own range, than DynamicQuantizeLinear knows."""
+
+        def new(op: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+            return self._new(op, inputs, before=node, **attributes)
+
+        top, zero = (self._constant(np.array(n, np.float32)) for n in (2 ** _attribute(node, "bits") - 1, 0))
+        low = new("Min", new("ReduceMin", x, keepdims=0), zero)
+        high = new("Max", new("ReduceMax", x, keepdims=0), zero)
+        step = new("Div", new("Sub", high, low), top)
+        scale = new("Where", new("Greater", high, low), step, self._constant(np.array(1, np.float32)))
+        offset = new("Clip", new("Round", new("Neg", new("Div", low, scale))), zero, top)
+        codes = new("Clip", new("Add", new("Round", new("Div", x, scale)), offset), zero, top)
+        return new("Mul", new("Sub", codes, offset), scale)
 
     def _dynamic_pair(self, x: ir.Value, node: ir.Node) -> ir.Value:
         return self._new("DequantizeLinear", self._quantized(x, node), before=node)
@@ -390,11 +425,12 @@ def _scaled_by_output(node: ir.Node) -> bool:
     return _attribute(node, "axis") == 0 or _array(node.inputs[1]).ndim == 0
 
 
-def _takes_dynamic(node: ir.Node, multiply: ir.Node, kind: str) -> bool:
-    """Whether a multiplication runs on integers whose range is found at run time: not by codes with an offset, and a
-    convolution would be slower.
+def _takes_dynamic(node: ir.Node, multiply: ir.Node, source: ir.Node) -> bool:
+    """Whether a multiplication runs on integers whose range is found at run time: of 8 bits, not by codes with an
+    offset, and a convolution would be slower.
     """
-    return kind == "ProjectIntDynamic" and multiply.op_type != "Conv" and _offset(node) is None
+    eight = source.op_type == "ProjectIntDynamic" and _attribute(source, "bits") == 8
+    return eight and multiply.op_type != "Conv" and _offset(node) is None
 
 
 def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:

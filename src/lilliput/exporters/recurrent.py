@@ -67,6 +67,7 @@ class _Layer:
         source = x.producer()
         weights = [weight for cell in self.cells for weight in (cell.input, cell.hidden)]
         ranged = source is not None and (source.domain, source.op_type) == (DOMAIN, "ProjectIntDynamic")
+        ranged = ranged and source is not None and source.attributes["bits"].as_int() == 8
         self.on_integers = self.op == "LSTM" and ranged and not self.projected and all(map(integers, weights))
         if self.on_integers and source is not None and source.inputs[0] is not None:
             self.x = source.inputs[0]  # the operator rounds it by itself

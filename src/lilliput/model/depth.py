@@ -32,6 +32,11 @@ class Dispensable:
     change: float
     by: LeaveOut | None = None  # what stands in for it; None: it stands in a list, which gets shorter
 
+    @property
+    def told(self) -> str:
+        """How much it changes, in words."""
+        return f"changes {'its input' if self.by is None else 'the answers'} by {self.change:.3f}"
+
 
 def repeated(model: nn.Module) -> list[str]:
     """Paths of the children of lists and sequences of which there are several of one class."""

@@ -17,6 +17,7 @@ from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
 from lilliput.model.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
+from lilliput.report.outcome import harm
 
 SCHEMA = 1
 LOADED = "lilliput.load"  # what opens the file to store and send
@@ -38,10 +39,13 @@ def side(
     }
 
 
-def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int]) -> list[dict[str, Any]]:
+def layers(
+    driver: Driver, exact: Mapping[str, tuple[str, Tensor]], stored: Mapping[str, int] | None
+) -> list[dict[str, Any]]:
     """One row for each tensor that a layer multiplies by or looks up in.
 
-    `exact` holds the tensors before they were encoded, `stored` the bytes of each tensor in the file.
+    `exact` holds the tensors before they were encoded, with the paths that they had, by those that they have now;
+    `stored` the bytes of each tensor in the file, where there is one.
     """
     view = driver.view()
     values, rows = value_encodings(driver.model), []
@@ -53,20 +57,23 @@ def layers(driver: Driver, exact: Mapping[str, Tensor], stored: Mapping[str, int
         read = values.get(f"{call.value}@0") or _producer(view, call, values)
         with torch.no_grad():
             now = held() if isinstance(held, EncodedTensor) else held
-        parts = (name for name in stored if name == paths[0] or name.startswith(f"{paths[0]}{SUFFIX}."))
+        was, before = exact.get(paths[0], (None, None))
+        count, held_bytes = max(1, math.prod(held.shape)), None if stored is None else _bytes(stored, paths[0])
         rows.append(
             {
                 "path": paths[0],
                 "ties": list(paths[1:]),
                 "op": call.op,
                 "shape": list(held.shape),
-                "shape_before": list(exact[paths[0]].shape) if paths[0] in exact else None,
+                "was": was if was != paths[0] else None,
+                "shape_before": None if before is None else list(before.shape),
                 "encoding": str(held.dtype).removeprefix("torch.") if encoding is None else encoding.label(),
                 "activations": "float32" if read is None else read.encoding.label(),
-                "bits_per_weight": _bits(encoding, held) / max(1, math.prod(held.shape)),
-                "bytes": sum(stored[name] for name in parts),
+                "bits_per_weight": None if held_bytes is None else 8 * held_bytes / count,
+                "nominal_bits": _bits(encoding, held) / count,
+                "bytes": held_bytes,
                 "zeros": float((now == 0).float().mean()),
-                "sqnr_db": _weight_sqnr(exact.get(paths[0]), now),
+                "sqnr_db": _weight_sqnr(before, now),
                 "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),
                 "note": driver.notes.get(paths[0], ""),
             }
@@ -84,8 +91,15 @@ def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:
     """The encoder of the value that the call reads, seen through calls that leave the range alone."""
     source = view.by_id.get(call.reads[0] or "")
     while source is not None and source.value not in values and source.op in ("pad", "dropout", "contiguous"):
+        if f"{source.value}@0" in values:
+            return values[f"{source.value}@0"]
         source = view.by_id.get(source.reads[0] or "")
     return None if source is None else values.get(source.value)
+
+
+def _bytes(stored: Mapping[str, int], path: str) -> int:
+    """What a tensor takes in the file, all parts of it."""
+    return sum(size for name, size in stored.items() if name == path or name.startswith(f"{path}{SUFFIX}."))
 
 
 def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
@@ -119,20 +133,25 @@ def assemble(
     conditions: Mapping[str, Any],
     environment: Mapping[str, Any],
     loses: Mapping[str, Any],
+    compressed: bool,
 ) -> dict[str, Any]:
-    """The whole report."""
+    """The whole report; `compressed`: what it is compared with is itself the result of another run."""
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
     faster = taken.ratio("before", "after")
     target_format = driver.target.format
     smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
     coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == LOADED)
+    harmed = harm(near, judged)
     gained = max(smaller, coded / now[LOADED], faster.low)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
         "name": name,
         "target": driver.target.name,
-        "outcome": "done" if gained >= NO_SPEED_UP else "not met",
-        "sentence": sentence(smaller, stored, faster, near, judged, _runtime(driver, environment), target_format),
+        "outcome": "harmed" if harmed else "done" if gained >= NO_SPEED_UP else "not met",
+        "harm": harmed,
+        "sentence": f"Harmed: {harmed}. " * bool(harmed)
+        + sentence(smaller, stored, faster, near, judged, _runtime(driver, environment), target_format)
+        + " All beside the compressed model that was given." * compressed,
         "speed": _speed(faster, rows),
         "before": before,
         "after": after,
@@ -157,6 +176,7 @@ def assemble(
         "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
         "layers": rows,
         "loses": loses,
+        "removed": driver.removed,
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "recipe": to_plain(list(recipe.steps)),
         "training": list(driver.trainings),

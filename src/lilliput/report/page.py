@@ -24,7 +24,7 @@ _RUNGS = {
 
 def page(data: dict[str, Any]) -> str:
     """The page that shows `data`, the report; nothing is on it that is not in there."""
-    sections = (_top, _figures, _bars, _layers, _blame, _skipped, _training, _checks, _recipe, _environment)
+    sections = (_top, _figures, _bars, _layers, _removed, _blame, _skipped, _training, _checks, _recipe, _environment)
     return document(f"{data['name']} · Lilliput report", *(section(data) for section in sections))
 
 
@@ -47,12 +47,15 @@ def _what_runs(data: Data) -> str:
 
 
 def _top(data: Data) -> Html:
-    badge = el("span", data["outcome"], class_="badge" if data["outcome"] == "done" else "badge bad")
+    looks = {"done": "badge", "harmed": "badge harmed"}.get(data["outcome"], "badge bad")
+    badge = el("span", data["outcome"], class_=looks)
     above = el("p", f"Lilliput report for {data['target']} ", badge, class_="kicker")
     return el("header", above, el("h1", data["name"]), el("p", data["sentence"], class_="lead"), *_warnings(data))
 
 
 def _warnings(data: Data) -> Iterable[Html]:
+    if data.get("harm"):
+        yield _warning("what the network had learned is lost", data["harm"])
     verdict, _, reason = data["speed"].partition(": ")
     if verdict.startswith("no speed-up"):
         yield _warning(verdict, reason or "no reason is recorded")
@@ -214,18 +217,21 @@ def _layers(data: Data) -> Html:
     shown = table(heads.split("|"), (_layer(row, largest) for row in rows), "Layers", class_=many)
     note = (
         "SQNR is the signal of a weight over the noise that encoding it added, batch norms folded in before; "
-        "a dash where nothing differs."
+        "a dash where nothing differs. Bits a weight are those on disk, in the .lil file; nominal are those of the "
+        "format, before anything is coded."
     )
     return _section("Layers", _ways(rows), shown, el("p", _stored(data)), el("p", note))
 
 
 def _layer(row: Data, largest: int) -> Iterable[Html]:
-    yield el("th", dotted(row["path"]), *(el("small", "also ", dotted(tie)) for tie in row["ties"]), scope="row")
+    was = [el("small", "was ", dotted(row["was"]))] if row.get("was") else []
+    also = (el("small", "also ", dotted(tie)) for tie in row["ties"])
+    yield el("th", dotted(row["path"]), *was, *also, scope="row")
     yield _cell(row["op"])
     yield _number(" × ".join(map(str, row["shape"])), *_was(row))
     yield _cell(el("code", row["encoding"]))
     yield _cell(el("code", row["activations"]))
-    yield _number(f"{row['bits_per_weight']:.2f}")
+    yield _number(f"{row['bits_per_weight']:.2f}", el("small", f"{row['nominal_bits']:.2f} nominal"))
     yield _number(el("span", track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
     yield _number(percent(row["zeros"]))
     yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
@@ -265,6 +271,18 @@ def _stored(data: Data) -> str:
         f"the graph and its index. Coding alone, without loss, would bring the original from {size(was['bytes'])} to "
         f"{size(was['coded_bytes'])}."
     )
+
+
+def _removed(data: Data) -> Html:
+    """The layers and blocks that were left out; nothing where none were."""
+    if not data.get("removed"):
+        return joined()
+    rows = (
+        [el("th", dotted(gone["path"]), scope="row"), _number(f"{gone['parameters']:,}"), _cell(gone["told"])]
+        for gone in data["removed"]
+    )
+    note = el("p", "They are called as in the network that was given; 0 is no change at all.")
+    return _section("Removed", table(("module", "#parameters", "score"), rows, "Removed"), note)
 
 
 def _blame(data: Data) -> Html:

@@ -27,7 +27,7 @@ from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.target import Runner, Target
-from lilliput.techniques.technique import Placement
+from lilliput.techniques.technique import Placed
 
 _ROUNDS = 20
 
@@ -80,7 +80,7 @@ class Device(Target):
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return self.builds.prepare(view, root)
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         return self.builds.place(view, encoding, weights)
 
     def remark(

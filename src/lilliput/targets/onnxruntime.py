@@ -18,10 +18,18 @@ from lilliput.measure import cpu
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
-from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
+from lilliput.targets.placing import (
+    INTEGER_CONVOLUTIONS,
+    Placing,
+    at_run_time,
+    beyond_kernels,
+    eight_bits,
+    no_kernel_finds,
+    weights_lack,
+)
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.technique import Placement
+from lilliput.techniques.technique import Placed
 
 SAFE_CODE = 63  # of a weight: two products with codes of 255 sum to 32,130, which 16 bits hold
 
@@ -71,38 +79,39 @@ class OnnxRuntime(OnnxFile):
         others = ("*", *(f"!{path}" for path in lstms))
         return Recipe([replace(dynamic, where=tuple(lstms)), replace(static, where=others)])
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         if not isinstance(encoding, Uniform):
             return operands(view, encoding, weights)
         rules, dynamic = self.required, at_run_time(encoding)
-        if rules is not None and dynamic and not rules.dynamic:
-            return []
         if rules is not None and rules.signed and isinstance(encoding, Int):
             encoding = replace(encoding, symmetric=True)
-        placing = Placing(view, encoding, outputs=True)
-        for call in view.calls:
-            found = [weights.get(path) for path in call.weights]
-            if call.value is None or not found or not all(map(eight_bits, found)):
-                continue
-            if call.op == "linear" or (call.op == "lstm" and dynamic and not _projected(call)):
-                placing.operand(call)
-            elif call.op in INTEGER_CONVOLUTIONS and not dynamic and placing.pays(call):
+        placing = Placing(view, encoding, weights, outputs=True)
+        for call in placing.calls():
+            if rules is not None and dynamic and not rules.dynamic:
+                placing.leave(call, f"{rules.name} does not take ranges found at run time")
+            elif no_kernel_finds(encoding):
+                placing.simulate(call)
+            elif why := _no_kernel(call, encoding) or weights_lack(call, weights) or placing.pays_not(call):
+                placing.lacks(call, why)
+            elif call.op in INTEGER_CONVOLUTIONS:
                 placing.convolution(call)
+            else:
+                placing.operand(call)
         placing.additions()
-        return list(placing.places.values())
+        return placing.placed()
 
     def remark(
         self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
     ) -> str:
         if call.op in RECURRENT:
-            return _recurrent(call, weight, activation is not None and all(map(eight_bits, (weight, *others))))
+            return _recurrent(call, (weight, *others), activation)
         if weight is None and isinstance(activation, Uniform | None):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
-        if activation is not None and not isinstance(activation, Uniform):
+        if activation is not None and beyond_kernels(weight, activation):
             return REMARK
-        if activation is None or not eight_bits(weight):
+        if not isinstance(activation, Uniform) or not eight_bits(weight) or _no_kernel(call, activation):
             return "size only: decoded to float when the runtime loads it"
         rules = self.required
         if rules is not None and rules.signed:
@@ -123,16 +132,38 @@ class OnnxRuntime(OnnxFile):
         )
 
 
+def _no_kernel(call: Call, values: Uniform) -> str:
+    """Why nothing multiplies such integers by the weights of a call; empty where a kernel does."""
+    dynamic = at_run_time(values)
+    if call.op in RECURRENT:
+        if call.op != "lstm" or _projected(call):
+            return f"there is no integer kernel for {call.op.partition('_')[0]}" + " with projections" * _projected(
+                call
+            )
+        return (
+            ""
+            if dynamic
+            else "an lstm runs on integers with ranges found at run time, activations=Int(8, dynamic=True)"
+        )
+    if call.op != "linear" and call.op not in INTEGER_CONVOLUTIONS:
+        return "there is no integer kernel for transposed convolutions"
+    if dynamic and call.op != "linear":
+        return "convolutions run on integers with calibrated ranges, activations=Int(8)"
+    return ""
+
+
 def _projected(call: Call) -> bool:
     """Whether an LSTM has projections: a third weight for each level and direction."""
     levels, directions = int(call.constants[1]), 1 + int(call.constants[2])
     return len(call.weights) > 2 * levels * directions
 
 
-def _recurrent(call: Call, weight: Encoding | None, on_integers: bool) -> str:
-    if weight is None:
+def _recurrent(call: Call, weights: Sequence[Encoding | None], activation: Encoding | None) -> str:
+    if weights[0] is None:
         return "float"
-    if call.op == "lstm" and on_integers:
+    if activation is not None and any(beyond_kernels(weight, activation) for weight in weights):
+        return REMARK
+    if isinstance(activation, Uniform) and all(map(eight_bits, weights)) and not _no_kernel(call, activation):
         return "int8 kernel, ranges of inputs and hidden states found at each run"
     why = "no integer kernel with projections" if call.op == "lstm" and _projected(call) else ""
     why = f"no integer kernel for {call.op.partition('_')[0]}" if call.op != "lstm" else why

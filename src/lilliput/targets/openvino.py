@@ -16,13 +16,21 @@ from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.errors import InputError, nearest, reason
 from lilliput.exporters.profiles import Profile
-from lilliput.model.view import Call, View
+from lilliput.model.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
-from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
+from lilliput.targets.placing import (
+    INTEGER_CONVOLUTIONS,
+    Placing,
+    at_run_time,
+    beyond_kernels,
+    eight_bits,
+    no_kernel_finds,
+    weights_lack,
+)
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.technique import Placement
+from lilliput.techniques.technique import Placed
 
 _PRECISIONS = ("f32", "bf16", "f16")
 _LONG_TAILS = frozenset({"gelu", "silu"})  # what they give has outliers that one range serves badly
@@ -58,20 +66,23 @@ class OpenVino(OnnxFile):
             return Recipe([Quantize(weights=Int(8), activations=Int(8))])
         return Recipe([Quantize(weights=Int(8))])
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         """Of what is dynamic nothing: beside int8 weights alone the runtime itself rounds what a linear layer reads."""
         if not isinstance(encoding, Uniform):
             return operands(view, encoding, weights)
-        placing = Placing(view, encoding, outputs=False)
-        for call in view.calls:
-            found = [weights.get(path) for path in call.weights]
-            if call.value is None or at_run_time(encoding) or not found or not all(map(eight_bits, found)):
-                continue
-            if call.op == "linear" and not _beside_long_tails(view, call):
-                placing.operand(call)
-            elif call.op in INTEGER_CONVOLUTIONS and placing.pays(call):
+        placing = Placing(view, encoding, weights, outputs=False)
+        for call in placing.calls():
+            if no_kernel_finds(encoding):
+                placing.simulate(call)
+            elif at_run_time(encoding):
+                placing.lacks(call, "OpenVINO decides by itself which ranges it finds at run time")
+            elif why := _no_kernel(view, call) or weights_lack(call, weights) or placing.pays_not(call):
+                placing.lacks(call, why)
+            elif call.op in INTEGER_CONVOLUTIONS:
                 placing.convolution(call)
-        return list(placing.places.values())
+            else:
+                placing.operand(call)
+        return placing.placed()
 
     def remark(
         self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
@@ -80,9 +91,9 @@ class OpenVino(OnnxFile):
             return "float"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
-        if activation is not None and not isinstance(activation, Uniform):
+        if activation is not None and beyond_kernels(weight, activation):
             return REMARK
-        if activation is not None and eight_bits(weight):
+        if activation is not None and eight_bits(weight) and (call.op == "linear" or call.op in INTEGER_CONVOLUTIONS):
             return "int8 kernel"
         if call.op == "linear" and activation is None and _whole_rows(weight):
             return "integer weights, decoded in the kernel, or int8 kernel with ranges that the runtime finds"
@@ -119,6 +130,16 @@ def _openvino() -> Any:
             "OpenVINO is not installed", why=reason(error), next="pip install 'lilliput[openvino]'"
         ) from None
     return openvino
+
+
+def _no_kernel(view: View, call: Call) -> str:
+    """Why a layer does not run on integers of calibrated ranges; empty where it does."""
+    if call.op != "linear" and call.op not in INTEGER_CONVOLUTIONS:
+        kind = "recurrent layers" if call.op in RECURRENT else "transposed convolutions"
+        return f"there is no integer kernel for {kind}"
+    if call.op == "linear" and _beside_long_tails(view, call):
+        return "GELU and SiLU have outliers that one range serves badly"
+    return ""
 
 
 def _beside_long_tails(view: View, call: Call) -> bool:

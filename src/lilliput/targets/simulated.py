@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lilliput.encodings import Encoding, Tiles
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
-from lilliput.errors import EncodingError
-from lilliput.model.view import MULTIPLIES, View
-from lilliput.techniques.technique import Placement
+from lilliput.model.view import RECURRENT, Call, View
+from lilliput.targets.placing import hidden, reading
+from lilliput.techniques.technique import Placed, Placement
 
 REMARK = "simulated in float: shows accuracy, gains nothing"
 
 
-def operands(view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+def operands(view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
     """What each layer multiplies its encoded weight by, as that layer alone reads it.
 
-    Groups lie along the channels: axis 1 of a convolution's input, the last of a linear layer's.
+    Groups lie along the channels: axis 1 of a convolution's input, the last of a linear layer's. Where theirs do not
+    divide those, the nearest that do are taken, and told.
     """
-    places = []
-    for call in view.calls:
-        if call.op not in MULTIPLIES or call.value is None or not any(path in weights for path in call.weights):
+    places: list[Placement] = []
+    left: dict[str, str] = {}
+    told: dict[str, str] = {}
+    group = encoding.group if isinstance(encoding, Grid | Tiles) else None
+    for call, paths in reading(view, weights):
+        why = hidden(call) or ("how wide it is is not known before it runs" if group and call.op in RECURRENT else "")
+        if why:
+            left |= dict.fromkeys(paths, f"what it reads stays float: {why}")
             continue
         mine = encoding
-        if isinstance(encoding, Grid | Tiles) and encoding.group:
-            axis = len(call.shape) + 1 - len(call.weight_shape)
-            mine = replace(encoding, axis=axis)
-            _check_groups(view, call.reads[0], axis, call.weight_shape, encoding.group, call.weights[0])
+        if group:
+            assert isinstance(encoding, Grid | Tiles)
+            channels = _channels(call)
+            near = divisor(channels, group) if channels % group else group
+            mine = replace(encoding, axis=len(call.shape) + 1 - len(call.weight_shape), group=near)
+            if near != group:
+                told |= dict.fromkeys(
+                    paths, f"what it reads in groups of {near}: {group} do not divide {channels} channels"
+                )
         places.append(Placement(f"{call.value}@0", mine))
-    return places
+    return Placed(places, left, told)
 
 
-def _check_groups(
-    view: View, source: str | None, axis: int, weight_shape: tuple[int, ...], group: int, path: str
-) -> None:
-    """Refuse groups that do not divide the channels of the value at `source`."""
-    call = view.by_id.get(source or "")
-    channels = call.shape[axis] if call is not None and len(call.shape) > axis else weight_shape[1]
-    if isinstance(channels, int) and channels % group:
-        module = path.rpartition(".")[0] or path
-        raise EncodingError(
-            f"groups of {group} do not divide {channels} channels that flow",
-            where=path,
-            next=f'use group={divisor(channels, group)}, or where="!{module}"',
-        )
+def _channels(call: Call) -> int:
+    """How many channels a convolution or linear layer reads."""
+    if call.op.startswith("conv_transpose"):
+        return call.weight_shape[0]
+    return call.weight_shape[1] * (1 if call.window is None else call.window.groups)

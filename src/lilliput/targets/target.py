@@ -18,7 +18,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
-from lilliput.techniques.technique import Placement
+from lilliput.techniques.technique import Placed
 
 Runner = Callable[..., Any]  # called like the module, answers like the module
 
@@ -51,10 +51,11 @@ class Target(ABC):
         """Edits that change how the model is written but not what it computes, wanted before encoding."""
 
     @abstractmethod
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
-        """The values that must be encoded for the layers with `weights` to run on integers.
+    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
+        """The values to encode beside `weights`: those with which layers run on integers, where that pays.
 
-        Of an encoding that no kernel computes with: `simulated.operands`.
+        Of numbers, or beside weights, that no kernel computes with: what each layer reads (`simulated`, `Placing`).
+        Whatever is then left in float is told with the reason.
         """
 
     @abstractmethod

@@ -35,10 +35,7 @@ def leave_out(run: Run, unit: str, where: Where, amount: Amount) -> None:
         going = [one for one in lowest[:-1] if one.change < amount.threshold]
     else:
         going = first(amount.value)
-    refused |= run.drop(sorted(going, key=meant.index))
     for one in meant:
-        change = f"changes {'its input' if unit == 'layers' else 'the answers'} by {one.change:.3f}"
         if one.path in refused:
-            run.skip(one.path, f"{change}, but cannot be left out: {refused[one.path]}")
-        elif one not in going:
-            run.skip(one.path, f"{change}: {'more than was asked for' if amount.threshold else 'others change less'}")
+            run.skip(one.path, f"{one.told}, but cannot be left out: {refused[one.path]}")
+    run.drop(sorted(going, key=meant.index))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int
+from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings.blocks import Blocked
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.view import Call, View
 from lilliput.techniques.blocks import Block, Entry, blocks
@@ -19,7 +20,7 @@ from lilliput.techniques.inputs import Stop
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Placement, Run, Technique, used_weights
+from lilliput.techniques.technique import Placed, Placement, Run, Technique, used_weights
 from lilliput.techniques.where import check_where, chosen
 
 
@@ -66,8 +67,10 @@ class Quantize(Technique):
     def apply(self, run: Run) -> None:
         run.prepare()
         chosen_weights = self._choose(run)
-        encodings = {path: for_weight(self.weights, calls[0]) for path, calls in chosen_weights.items()}
-        places = [] if self.activations is None else self._places(run, {**_encoded(run), **encodings})
+        encodings = self._fitting(run, chosen_weights)
+        chosen_weights = {path: chosen_weights[path] for path in encodings}
+        placed = Placed() if self.activations is None else self._place(run, encodings)
+        places = placed.values
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
         if self.rounding is None:
@@ -84,6 +87,28 @@ class Quantize(Technique):
                 run.encode_value(place.value, encoding, self.calibration.of_value(held, encoding))
             else:
                 run.encode_value(place.value, place.encoding, place.encoding.given())
+        self._tell(run, encodings, placed)
+
+    def _fitting(self, run: Run, weights: Mapping[str, Sequence[Call]]) -> dict[str, Encoding]:
+        """How each weight is encoded; one that the groups of a format do not divide is left out, and told."""
+        shapes, found = run.shapes(), dict[str, Encoding]()
+        for path, calls in weights.items():
+            encoding = for_weight(self.weights, calls[0], shapes[path])
+            if encoding is None:
+                run.skip(path, f"{self.weights} has groups of one length, which do not divide its inputs")
+            else:
+                found[path] = encoding
+        return found
+
+    def _tell(self, run: Run, encodings: Mapping[str, Encoding], placed: Placed) -> None:
+        """Where something else was done than asked for, or nothing, and why."""
+        for path, encoding in encodings.items():
+            if text := _in_place_of(self.weights, encoding):
+                run.note(path, text)
+        for path, text in placed.told.items():
+            run.note(path, text)
+        for path, why in placed.left.items():
+            run.skip(path, why, lasting=True)
 
     def _statistics(self, run: Run, places: Sequence[Placement], correct: Iterable[Call]) -> Mapping[str, Statistics]:
         wanted = {place.value: Observe() for place in places if place.encoding.calibrated}
@@ -160,9 +185,16 @@ class Quantize(Technique):
             run.skip(path, f"left out by where={self.where!r}")
         return picked
 
-    def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def _place(self, run: Run, encodings: Mapping[str, Encoding]) -> Placed:
+        """What flows into these weights, and into those that an earlier step has encoded by themselves."""
         assert self.activations is not None
-        return run.place(self.activations.for_value(), weights)
+        readers = run.view().weights
+        alone = {
+            path: encoding
+            for path, encoding in _encoded(run).items()
+            if not any(run.encoded_value(f"{call.value}@0") for call in readers[path])
+        }
+        return run.place(self.activations.for_value(), {**alone, **encodings})
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
@@ -181,10 +213,22 @@ class Quantize(Technique):
         }
 
 
-def for_weight(encoding: Encoding | None, call: Call) -> Encoding:
-    """How the weight of `call` is encoded: axes and scales are chosen by use where the user left them open."""
+def for_weight(encoding: Encoding | None, call: Call, shape: tuple[int, ...]) -> Encoding | None:
+    """How the weight of `call`, of `shape`, is encoded: axes, scales and groups as they suit it; None where no groups
+    of the format do.
+    """
     assert encoding is not None
-    return encoding.for_weight(1 if call.op.startswith("conv_transpose") else None)
+    return encoding.for_weight(1 if call.op.startswith("conv_transpose") else None).dividing(shape)
+
+
+def _in_place_of(asked: Encoding | None, used: Encoding) -> str:
+    """What is to be told of groups and tiles that are not those asked for; empty where they are."""
+    one, other = ((x.values if isinstance(x, Sparse) else x) for x in (asked, used))
+    if not isinstance(one, Blocked) or not isinstance(other, Blocked):
+        return ""
+    group = f"groups of {other.group}: {one.group} do not divide its inputs" if one.group != other.group else ""
+    tiles = f"tiles of {other.channels} channels: {one.channels} do not divide them"
+    return "; ".join(filter(None, [group, tiles if one.channels != other.channels else ""]))
 
 
 def _never_reached(value: str) -> InputError:

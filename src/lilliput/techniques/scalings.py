@@ -137,7 +137,10 @@ class AWQ(Scaling):
             if part.call.op != "linear" and part.call.window is None:
                 return f"{part.call.op} has no patches to look at"
             try:
-                for_weight(self.weights, part.call).fit(torch.zeros(part.call.weight_shape))
+                encoding = for_weight(self.weights, part.call, part.call.weight_shape)
+                if encoding is None:
+                    return f"{self.weights} has groups of one length, which do not divide its inputs"
+                encoding.fit(torch.zeros(part.call.weight_shape))
             except EncodingError as error:
                 return str(error)
         return _unseen(pair)
@@ -161,7 +164,8 @@ class AWQ(Scaling):
 
     def _damages(self, weight: Tensor, part: Part, tried: Tensor, stop: Stop) -> Tensor:
         """Of a layer's weights scaled, rounded and scaled back, for each row of `tried`, [steps]."""
-        encoding, gram = for_weight(self.weights, part.call), stop.gram.double()
+        encoding, gram = for_weight(self.weights, part.call, tuple(weight.shape)), stop.gram.double()
+        assert encoding is not None, "refused before"
         found = []
         for s in tried:
             spread = part.spread(s, tuple(weight.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -34,6 +34,18 @@ class Placement:
     value: str
     encoding: Encoding
     like: str = ""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The values that a target wants encoded beside weights, and what becomes of the layers' other inputs.
+
+    Both tables are by the paths of those weights.
+    """
+
+    values: Sequence[Placement] = ()
+    left: Mapping[str, str] = field(default_factory=dict)  # beside which a layer's input stays float -> why
+    told: Mapping[str, str] = field(default_factory=dict)  # whose layer's input is encoded otherwise than asked -> how
 
 
 class Run(Protocol):
@@ -136,15 +148,19 @@ class Run(Protocol):
         ...
 
     def drop(self, gone: Sequence[Dispensable]) -> dict[str, str]:
-        """Leave layers or blocks out; tells by path which cannot be left out, and why."""
+        """Leave layers or blocks out; tells by path which cannot be left out, and why, and reports them as skipped."""
         ...
 
     def remember(self, question: Any, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` gives for the model as it stands and the calibration batches, computed once."""
         ...
 
-    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
-        """The values that the target wants encoded if `weights` are."""
+    def encoded_value(self, name: str) -> bool:
+        """Whether a value that flows, or an operand, is encoded already."""
+        ...
+
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
+        """The values that the target wants encoded if `weights` are: what each of their layers reads, or why not."""
         ...
 
     def train(self, step: Any) -> None:
@@ -158,8 +174,11 @@ class Run(Protocol):
         """
         ...
 
-    def skip(self, path: str, reason: str) -> None:
-        """Report that nothing was done to a layer, and why."""
+    def skip(self, path: str, reason: str, *, lasting: bool = False) -> None:
+        """Report that something wanted was not done to a layer, and why.
+
+        It is told until the layer is encoded; if `lasting`, then too.
+        """
         ...
 
 
