@@ -2,9 +2,9 @@
 
     python scripts/guarded.py COMMAND …
 
-The command gets an empty home and a folder of its own for what is temporary. Every Python in it refuses to look up or
-to reach another machine, or to write at home (guard/sitecustomize.py); where the system allows it, there is no network
-but the loopback for programs that are not Python either. At the end the home must still be empty.
+The command gets an empty home, and a folder of its own for caches and what is temporary. Every Python in it refuses to
+look up or to reach another machine, or to write at home (guard/sitecustomize.py); where the system allows it, there is
+no network but the loopback for programs that are not Python either. At the end the home must still be empty.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def main(command: Sequence[str]) -> int:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Nothing that names another home, or a folder in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    """Another home; what programs keep where the desktop's rules have it, such as caches, goes beside it."""
     scratch = folder / "tmp"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    kept |= {f"XDG_{kind}_HOME": str(scratch) for kind in ("CACHE", "CONFIG", "DATA", "STATE")}
     scratch.mkdir()
     paths = [str(_GUARD), *filter(None, [kept.get("PYTHONPATH")])]
     return {

@@ -42,8 +42,8 @@ TRIED = {
         "home/id",
     ),
     "a folder at home": (
-        "import os\ntry: os.makedirs(os.path.expanduser('~/.cache/x'))\nexcept OSError: pass",
-        "home/.cache",
+        "import os\ntry: os.makedirs(os.path.expanduser('~/.x'))\nexcept OSError: pass",
+        "home/.x",
     ),
     "by another program": ("import os\nos.system('echo me > ~/id')", "written: ~/id"),
 }

@@ -68,6 +68,7 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    batch_s: dict[Finetune, float] = field(default_factory=dict)  # what a batch takes in each training, as it was tried
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
