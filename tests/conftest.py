@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from lilliput.targets import onnx_file
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -33,7 +33,7 @@ class Task:
     calibrate: Iterable[Any] | None = None  # inputs that the model will meet, to find ranges with
     evaluate: Iterable[Any] | None = None  # other inputs, to judge by how far outputs agree with the original's
     clusters: Sequence[Any] | None = None  # for each sample of `evaluate`, its source (photograph, speaker, document)
-    metric: Callable[[Any], Any] | None = None  # metric(model) -> one score a sample
+    metric: Callable[[Any], Any] | None = None  # metric(model) -> one score a sample; tried before any work
     dynamic: Dynamic | None = None  # axes that vary, {input: {axis: name}}; None: axis 0 of every input is "batch"
     train: Iterable[Any] | None = None  # batches, whatever `loss` takes; shuffled by torch's random numbers if at all
     loss: Callable[[Any, Any], Tensor] | None = None  # loss(model, batch) -> the mean over the batch

@@ -25,6 +25,7 @@ from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
+from lilliput.engine.preflight import check_outside_autocast
 from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -175,7 +176,7 @@ def diagnose(
         if type(value) is not int or value < least:
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
-    driver, evaluate = begin(task, target_called(target), Store(work), progress)
+    driver, evaluate = begin(task, target_called(target), Store(work), progress, recipe)
     recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
     name = task.name or type(task.model).__name__
@@ -232,6 +233,7 @@ def train(
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     if not isinstance(step, Finetune | None):
         raise InputError(f"train by a {type(step).__name__}", next="give lp.Finetune(…)")
+    check_outside_autocast()
     model = private_copy(task.model)
     store = Store(None if folder is None else Path(folder))
     done = learn(
@@ -250,7 +252,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
     work = place / "work"
     clear_parts(place, work)
     assets = read_assets(task.assets)
-    driver, evaluate = begin(task, target, Store(work), progress)
+    driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
     recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / "run.json",

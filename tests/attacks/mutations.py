@@ -44,7 +44,7 @@ COUNTS = {"bytes": 96_000, "streams": 70_000, "entries": 20_000, "edits": 4_000,
 TOTAL = sum(COUNTS.values())
 COMPARED = 21  # every so-manieth mutation of chunks and entries is shown to the second decoder as well
 MORE_MEMORY = 1 << 30  # bytes of addresses beyond what the imports take
-LONGEST_S = 5
+LONGEST_S = 5  # of the processor
 
 FILES = {path.name: path.read_bytes() for path in golden.FILES}
 INDEX = {name: len(forge.START) + len(forge.apart(data).body) for name, data in FILES.items()}  # where it begins
@@ -565,7 +565,7 @@ class Trial:
     def one(self, i: int) -> None:
         kind, data = mutation(i)
         steps = [""]
-        signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
         try:
             tried(kind, data, steps.append)
             end = "fine"
@@ -579,7 +579,7 @@ class Trial:
                 told = f"{type(error).__name__}: {str(error)[:200]} at {Path(last.filename).name}:{last.lineno}"
                 self.foreign.append({"number": i, "kind": kind, "step": steps[-1], "error": told})
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         self.ended[f"{kind}: {end}"] += 1
         self.ended[f"reached {steps[-1]}"] += 1
         if kind in ("bytes", "streams", "entries") and i % COMPARED == 0 and (kind != "entries" or len(data) < 4000):
@@ -660,7 +660,7 @@ def main() -> None:
     restored(Reader(FILES[golden.MODULE.name]))
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY,) * 2)
-    signal.signal(signal.SIGALRM, hanging)
+    signal.signal(signal.SIGPROF, hanging)
     gc.freeze()
     trial = Trial()
     with open(f"{place}.at", "w+b") as file:

@@ -18,7 +18,7 @@ import mutations
 import pytest
 
 PROCESSES = 2
-LONGEST_S = 300  # usually a tenth of it
+HANGS_S = 3600  # after which a process is given up; usually a hundredth of it
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory, and asks /proc how much was used")
 
@@ -47,7 +47,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def result(process: subprocess.Popen[str], place: Path) -> dict[str, Any]:
     """What a process tells; when it hangs or dies, the mutation that it was at is kept."""
     try:
-        out, err = process.communicate(timeout=LONGEST_S)
+        out, err = process.communicate(timeout=HANGS_S)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()

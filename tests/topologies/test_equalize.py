@@ -351,8 +351,8 @@ def test_bad_input_is_answered() -> None:
         Recipe([Equalize(lp.MSE())])  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="after Quantize"):
         Recipe([Quantize(activations=Int(8)), Equalize(Smooth())])
-    with pytest.raises(InputError, match=r"needs calibration batches.*use Ranges\(\)"):
-        Equalize(Smooth()).apply(start(Chain(), None, torch.randn(1, 3, 8, 8)))
+    with pytest.raises(InputError, match=r"Equalize needs calibration batches.*use Equalize\(Ranges\(\)\)"):
+        lp.compress(lp.Task(Chain(), example=torch.randn(1, 3, 8, 8)), Recipe([Equalize(Smooth()), Quantize()]))
     with pytest.raises(RecipeError, match="matches no layer"):
         Equalize(Ranges(), where="e*").apply(start(Chain(), None, torch.randn(1, 3, 8, 8)))
     driver = start(Chain(), [torch.randn(1, 3, 8, 8)])

@@ -65,7 +65,11 @@ def compress(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and what it would take; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check what is given, say what would be done and what it would take; search, train, write nothing.",
+        ),
     ] = False,
 ) -> None:
     """Compress the model of TASK.py, and measure what came of it.

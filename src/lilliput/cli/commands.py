@@ -16,8 +16,8 @@ from lilliput.blame.diagnosis import check_ending
 from lilliput.cli import table
 from lilliput.cli.load import load_task
 from lilliput.cli.progress import shown
-from lilliput.engine.begin import begin, follow
-from lilliput.engine.estimate import rehearse
+from lilliput.engine.begin import begin
+from lilliput.engine.estimate import estimated
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.modes import ordinary_modes
@@ -87,8 +87,8 @@ def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, 
         table.show_diagnosis(found.to_json())
 
 
-def dry_run(asked: Asked) -> None:
-    """Rehearse, print what would be done and what it would take; write nothing."""
+def dry_run(asked: Asked) -> bool:
+    """Check and plan, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):
         plan = _plan(load_task(asked.task), recipe, target)
@@ -102,20 +102,18 @@ def dry_run(asked: Asked) -> None:
 def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
     began = perf_counter()
     with shown() as progress:
-        driver, evaluate = begin(task, target, Store(), progress)
+        driver, evaluate = begin(task, target, Store(), progress, recipe, judges=True)
         recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
         judged = evaluate or driver.calibrate
-        estimate = rehearse(
-            driver,
-            lambda: follow(recipe, driver),
-            compared=judged.samples if judged else 1,
-            begun_s=perf_counter() - began,
+        plan, estimate = estimated(
+            recipe, driver, compared=judged.samples if judged else 1, begun_s=perf_counter() - began
         )
     return {
         "recipe": to_plain(list(recipe.steps)),
         "target": target.name,
         "layers": _rows(driver),
         "removed": driver.removed,
+        "undecided": plan.undecided,
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "estimate": {**dataclasses.asdict(estimate), "metric": "not included" if task.metric else "none"},
     }

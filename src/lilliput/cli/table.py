@@ -23,6 +23,8 @@ def show(plan: Mapping[str, Any], out: Path) -> None:
     console.print(_layers(plan["layers"]))
     for gone in plan["removed"]:
         console.print(f"removed {gone['path']}: {gone['parameters']:,} parameters, {gone['told']}", soft_wrap=True)
+    for step, why in plan["undecided"].items():
+        console.print(f"{step}: {why}; the layers are told without it", soft_wrap=True)
     for skipped in plan["skipped"]:
         console.print(f"skipped {skipped['path']}: {skipped['reason']}", soft_wrap=True)
     console.print(_estimate(plan["estimate"], out), soft_wrap=True)
@@ -58,7 +60,9 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
 
 def _estimate(estimate: Mapping[str, Any], out: Path) -> str:
     parts = ", ".join(f"{stage} {_time(seconds)}" for stage, seconds in estimate["stages_s"].items())
-    besides = "; your metric comes on top" if estimate["metric"] == "not included" else ""
+    more = [f"what {step} tries" for step in estimate["apart"]]
+    more += ["your metric"] if estimate["metric"] == "not included" else []
+    besides = f"; {' and '.join(more)} comes on top" if more else ""
     return (
         f"\nEstimates, from one calibration batch, right to about a factor of two:\n"
         f"  time    {_time(estimate['seconds'])} ({parts}{besides})\n"

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lilliput.engine.lessons import Lessons
+from lilliput.engine.preflight import check_given, check_precision, other_floats_told, try_out
 from lilliput.engine.repeatable import check_repeatable
 from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.carrier import tensor_held
 from lilliput.model.copies import check_apart
 from lilliput.model.edits import EncodeTensor, Train
 from lilliput.model.inputs import Inputs, changed_one_by_one
@@ -27,12 +27,16 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, checked_example
-from lilliput.techniques.finetune import Finetune
-from lilliput.training.gradients import check_gradients
 
 
-def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple[Driver, Batches | None]:
-    """Check everything that the user gives, and take a private copy of the model."""
+def begin(
+    task: Task, target: Target, store: Store, progress: Progress, recipe: Recipe | None = None, *, judges: bool = False
+) -> tuple[Driver, Batches | None]:
+    """Check everything that the user gives, and take a private copy of the model.
+
+    With a `recipe`, also what its steps need of the task; if the run `judges`, also the task's metric.
+    """
+    check_given(task, recipe, target)
     example, dynamic = checked_example(task)
     checked = {
         name: None if source is None else Batches.checked(source, name, example, dynamic)
@@ -53,13 +57,15 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
     check_apart(task.model, driver.model, example)
     batches = dict(_named(driver.calibrate, 2))
     asked = {"example": example, **batches} if task.example is not None or not batches else batches
-    for where, inputs in asked.items():
-        _check_runs(driver.model, inputs, where)
+    with other_floats_told(driver, task):
+        for where, inputs in asked.items():
+            _check_runs(driver.model, inputs, where)
     (where, inputs), *others = asked.items()
     varied = [(f"example, input {key!r} changed", one) for key, one in changed_one_by_one(example)]
     between = next((one for _, one in [*others, *varied]), None)
     driver.warm(check_repeatable(driver.model, driver.before, inputs, where, between))
     driver.probes = [*batches.items(), *varied]
+    try_out(driver, recipe, task.metric if judges else None)
     rung = driver.view().rung
     if rung != "whole":
         problems = driver.view().problems
@@ -70,7 +76,7 @@ def begin(task: Task, target: Target, store: Store, progress: Progress) -> tuple
             why=first[1],
             next="rewrite what fails, or compress the submodule that holds the weights",
         )
-    _check_precision(driver)
+    check_precision(driver, task)
     if task.baseline is not None:
         _check_baseline(task.baseline, driver)
     return driver, checked["evaluate"]
@@ -121,15 +127,23 @@ _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that
 
 def follow(recipe: Recipe, driver: Driver) -> None:
     """Apply the steps in order; a recipe that changes no layer is an error."""
+    check_followed(recipe, driver)
+    for step in recipe.steps:
+        step.apply(driver)
+    check_changed(driver)
+
+
+def check_followed(recipe: Recipe, driver: Driver) -> None:
+    """Refuse a recipe that the model leaves nothing to do for, or whose calibration an earlier one cuts."""
     _check_ranges(recipe, driver)
     if not driver.view().weights:
         raise InputError(
             "the model has no convolution, linear or recurrent layer, or embedding", next="compress one that has"
         )
-    if any(isinstance(step, Finetune) for step in recipe.steps):
-        check_gradients(driver.model, driver.example, "example")
-    for step in recipe.steps:
-        step.apply(driver)
+
+
+def check_changed(driver: Driver) -> None:
+    """Refuse a recipe that has changed no layer."""
     if not any(isinstance(step.edit, _CHANGES) for step in driver.state.steps):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
         raise InputError(
@@ -137,19 +151,6 @@ def follow(recipe: Recipe, driver: Driver) -> None:
             why=reasons,
             next="see where= and the layers of the model",
         )
-
-
-def _check_precision(driver: Driver) -> None:
-    """Refuse weights in other floats than those that are fitted, corrected and compared, and that all runtimes take."""
-    for path in driver.view().weights:
-        held = tensor_held(driver.model, path)
-        if held is not None and held.dtype.is_floating_point and held.dtype != torch.float32:
-            raise InputError(
-                f"the model computes in {held.dtype}",
-                where=path,
-                why="weights are fitted, and results compared, in float32",
-                next="give it in float32, as model.float() makes it, with such inputs: the result is as small",
-            )
 
 
 def _check_ranges(recipe: Recipe, driver: Driver) -> None:

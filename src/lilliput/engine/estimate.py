@@ -1,10 +1,10 @@
-"""What a run will take, found by rehearsing it with one calibration batch; nothing is written."""
+"""What a run will take, found by planning it with one calibration batch; nothing is written."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lilliput.engine.planned import Plan, planned
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
 from lilliput.model.carrier import EncodedTensor, tensors
 from lilliput.model.inputs import Inputs
+from lilliput.recipe import Recipe
 from lilliput.task import Batches, batch_size
 
 # seen with ONNX Runtime on EfficientNet-Lite0 and on eight linear layers of 2048 inputs
@@ -28,12 +30,13 @@ _ROUNDS, _ROUND_S, _WARM_S = 20, 0.17, 0.2  # of the timing
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take, each to about a factor of two, without the time of the user's own metric."""
+    """What a run would take, each to about a factor of two, without the user's own metric and what is `apart`."""
 
     seconds: float
     memory_bytes: int  # peak of the process
     disk_bytes: int  # of the folder, what is kept for resuming included
     stages_s: dict[str, float]  # seconds by stage: they add up to `seconds`
+    apart: tuple[str, ...] = ()  # steps that search or round by what flows, which only doing it tells
 
 
 class Timed:
@@ -48,17 +51,15 @@ class Timed:
         self.seconds += perf_counter() - began
 
 
-def rehearse(driver: Driver, work: Callable[[], None], *, compared: int, begun_s: float) -> Estimate:
-    """Do `work` with `driver`, calibrating with its first batch alone, and say what the whole run would take.
+def estimated(recipe: Recipe, driver: Driver, *, compared: int, begun_s: float) -> tuple[Plan, Estimate]:
+    """Plan the recipe with `driver`, calibrating with its first batch alone, and say what the whole run would take.
 
     `compared` samples are to be compared at the end; `begun_s` seconds went by before. The driver is left
-    as compressed.
+    as planned.
     """
     original_bytes = tensor_bytes(driver.model)
     whole, timed = driver.calibrate, _first(driver)
-    began = perf_counter()
-    work()
-    worked_s = perf_counter() - began
+    plan = planned(recipe, driver)
     began = perf_counter()
     driver.view()
     capture_s = perf_counter() - began
@@ -68,17 +69,19 @@ def rehearse(driver: Driver, work: Callable[[], None], *, compared: int, begun_s
     stages = {
         "reading the data, capturing": begun_s,
         "calibrating": calibrating_s,
-        "encoding": worked_s - (0.0 if timed is None else timed.seconds),
+        "encoding": plan.encoding_s,
+        **({"training": plan.training_s} if plan.training_s else {}),
         "building for the target": _BUILD_S + _BUILD_CAPTURES * capture_s,
         "comparing outputs": 2 * forward_s * compared,
         "finding where it loses": _LOOKED * forward_s,
         "timing": min(2 * (_WARM_S + _ROUNDS * max(_ROUND_S, 2 * forward_s)), driver.target.seconds),
     }
-    return Estimate(
+    return plan, Estimate(
         seconds=sum(stages.values()),
         memory_bytes=_peak_bytes() + _BUILD_COPIES * original_bytes,
         disk_bytes=original_bytes + 3 * tensor_bytes(driver.model),
         stages_s=stages,
+        apart=tuple(plan.apart),
     )
 
 

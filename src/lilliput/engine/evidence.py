@@ -168,24 +168,16 @@ class Judged:
 
 def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Built) -> Judged:
     """The metric on both built models, on the same samples."""
-    name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
-    clusters = getattr(metric, "clusters", None)
-    scores = []
+    name, clusters, scores = metric_name(metric), getattr(metric, "clusters", None), []
     for i, built in enumerate((before, after)):
         driver.progress(f"metric {name}", i, 2)
-        scores.append(_scores(metric, name, built.run))
+        scores.append(check_scores(metric, asked_scores(metric, built.run)))
     driver.progress(f"metric {name}", 2, 2)
     if len(scores[0]) != len(scores[1]):
         raise InputError(
             f"gave {len(scores[0])} scores, then {len(scores[1])}",
             where=f"metric {name}",
             next="score the same samples each time",
-        )
-    if clusters is not None and len(clusters) != len(scores[0]):
-        raise InputError(
-            f"has {len(clusters)} cluster labels for {len(scores[0])} scores",
-            where=f"metric {name}",
-            next="give one a sample",
         )
     higher = bool(getattr(metric, "higher_is_better", True))
     first, second = (score.numpy() for score in scores)
@@ -194,19 +186,28 @@ def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Bu
     )
 
 
-def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) -> torch.Tensor:
-    where = f"metric {name}"
+def metric_name(metric: Callable[[Any], Any]) -> str:
+    return str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
+
+
+def asked_scores(metric: Callable[[Any], Any], run: Callable[..., Any]) -> torch.Tensor:
+    """What the metric gives for what is called as `run`, as a tensor of whatever shape."""
     try:
-        scores = torch.as_tensor(metric(run), dtype=torch.float32).detach().cpu()
+        return torch.as_tensor(metric(run), dtype=torch.float32).detach().cpu()
     except LilliputError:
         raise
     except Exception as error:  # the user's own code
         raise InputError(
             "failed",
-            where=where,
+            where=f"metric {metric_name(metric)}",
             why=reason(error),
             next="it is called with a callable that takes what the model takes",
         ) from error
+
+
+def check_scores(metric: Callable[[Any], Any], scores: torch.Tensor) -> torch.Tensor:
+    """Refuse what is not one finite score a sample, with one label each where the metric has labels."""
+    where, clusters = f"metric {metric_name(metric)}", getattr(metric, "clusters", None)
     if scores.dim() != 1 or not len(scores):
         raise InputError(
             f"gave a result of shape {tuple(scores.shape)}",
@@ -218,6 +219,10 @@ def _scores(metric: Callable[[Any], Any], name: str, run: Callable[..., Any]) ->
             f"gave {bad} of {len(scores)} scores that are NaN or infinite",
             where=where,
             next="repair the metric or its data",
+        )
+    if clusters is not None and len(clusters) != len(scores):
+        raise InputError(
+            f"has {len(clusters)} cluster labels for {len(scores)} scores", where=where, next="give one a sample"
         )
     return scores
 

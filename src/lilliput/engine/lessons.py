@@ -22,6 +22,7 @@ from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
+from lilliput.training import rehearsal
 from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
 from lilliput.training.loop import Derailed, Loss, Material, train
@@ -49,6 +50,15 @@ class Lessons:
         named = [task.teacher] if isinstance(task.teacher, nn.Module) else list(task.teacher or ())
         teachers = named or ([] if default is None else [default])
         return cls(task.train, task.loss, task.validate, teachers, task.evaluate)
+
+
+def rehearse(model: nn.Module, step: Finetune, lessons: Lessons) -> float:
+    """Try the training on one batch, without a step; the seconds that a batch takes.
+
+    Raises InputError for what the training would fail by.
+    """
+    teachers = list(lessons.teachers)
+    return rehearsal.rehearse(model, step, lessons.train, lessons.loss, lessons.validate, teachers)
 
 
 @dataclass(frozen=True)

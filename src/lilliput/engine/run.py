@@ -76,6 +76,7 @@ class Driver:
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     removed: list[dict[str, Any]] = field(default_factory=list)  # modules that were left out, as they were called first
+    batch_s: dict[Finetune, float] = field(default_factory=dict)  # what a batch takes in each training, as it was tried
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
     _lasting: set[str] = field(default_factory=set)  # of those skipped, which stay so when they are encoded
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding

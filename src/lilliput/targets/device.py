@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,6 +66,18 @@ class Device(Target):
                 why=reason(error),
                 next="close its quotes, as a shell wants them",
             ) from None
+
+    def check(self) -> None:
+        super().check()
+        self.builds.check()
+        program = shlex.split(self.command)[0]
+        if "{" not in program and shutil.which(program) is None:
+            raise InputError(
+                "the command cannot be started",
+                where=self.command,
+                why=f"there is no program {program}",
+                next="name a program that is there, by its path if need be",
+            )
 
     @property
     def format(self) -> str:  # type: ignore[override]

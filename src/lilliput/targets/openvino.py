@@ -5,7 +5,9 @@ What it runs on integers, and with how many bits it computes the rest, was measu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +34,7 @@ from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Placed
 
+_TRACKER = "openvino_telemetry"
 _PRECISIONS = ("f32", "bf16", "f16")
 _LONG_TAILS = frozenset({"gelu", "silu"})  # what they give has outliers that one range serves badly
 
@@ -54,7 +57,7 @@ class OpenVino(OnnxFile):
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in _PRECISIONS:
             raise InputError(f"precision={self.precision!r}", next=nearest(str(self.precision), _PRECISIONS))
-        _openvino()
+        openvino_package()
 
     @property
     def required(self) -> Profile | None:
@@ -100,7 +103,7 @@ class OpenVino(OnnxFile):
         return "size only: decoded to float when the runtime loads it"
 
     def load(self, built: Path | bytes) -> Loaded:
-        openvino = _openvino()
+        openvino = openvino_package()
         core = openvino.Core()
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -122,14 +125,32 @@ class OpenVino(OnnxFile):
         return Loaded(len(names), len(compiled.outputs), run)
 
 
-def _openvino() -> Any:
+def openvino_package() -> Any:
+    """The package, imported without a report to its maker; raises InputError where it is not installed."""
     try:
-        import openvino
+        with _untracked():
+            import openvino
     except ImportError as error:
         raise InputError(
             "OpenVINO is not installed", why=reason(error), next="pip install 'lilliput[openvino]'"
         ) from None
     return openvino
+
+
+@contextmanager
+def _untracked() -> Iterator[None]:
+    """Inside, OpenVINO does not find its tracker, in place of which it then takes a stub of its own.
+
+    On being imported it would send an event and keep an identity in the user's home, and no variable stops that. A
+    program that imported it earlier has decided for itself, and afterwards the tracker can be imported by others.
+    """
+    held = {name: module for name, module in sys.modules.items() if name == _TRACKER}
+    sys.modules[_TRACKER] = None  # type: ignore[assignment]  # which importing takes for "not installed"
+    try:
+        yield
+    finally:
+        del sys.modules[_TRACKER]
+        sys.modules.update(held)
 
 
 def _no_kernel(view: View, call: Call) -> str:

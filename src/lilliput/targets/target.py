@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
+from lilliput.errors import InputError
 from lilliput.measure import Latencies
 from lilliput.model.edit import Edit
 from lilliput.model.inputs import Inputs
@@ -36,6 +37,14 @@ class Target(ABC):
     @property
     def threads_used(self) -> int:
         return self.threads or os.cpu_count() or 1
+
+    def check(self) -> None:
+        """Refuse, before any work, numbers that make no sense, and what is not there to run or time the result."""
+        seconds, threads = self.seconds, self.threads
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise InputError(f"is {seconds!r}", where="seconds", next="give a number of seconds, such as 20")
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"is {threads!r}", where="threads", next="give a whole number from 1 on, or None")
 
     @property
     def multiple(self) -> int:

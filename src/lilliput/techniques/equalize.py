@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lilliput.encodings import Sparse
-from lilliput.errors import InputError
 from lilliput.model.pairs import Pair, find_pairs
 from lilliput.techniques.scalings import Scaling, factors
 from lilliput.techniques.technique import Run, Technique
@@ -36,13 +35,12 @@ class Equalize(Technique):
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges"})
 
+    @property
+    def needs(self) -> Mapping[str, str]:
+        remedy = "give calibrate=, or use Equalize(Ranges()), which looks at weights alone"
+        return {"calibrate": remedy} if self.by.needs_batches else {}
+
     def apply(self, run: Run) -> None:
-        if self.by.needs_batches and not run.calibrated:
-            raise InputError(
-                f"Equalize by {self.by} needs calibration batches",
-                why="its scales follow from what flows",
-                next="give calibrate=, or use Ranges(), which looks at weights alone",
-            )
         run.prepare()
         pairs, apart = find_pairs(run.view(), run.shapes())
         check_where(self.where, [*apart, *(part.path for pair in pairs for part in pair.multiplied)])

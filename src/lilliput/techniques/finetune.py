@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,6 +64,12 @@ class Finetune(Technique):
             value, known = getattr(self, name), get_args(kinds)
             if value not in known:
                 raise RecipeError(f"Finetune with {name}={value!r}", next=nearest(str(value), known))
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        stops = {} if self.patience is None else {"validate": "give validate= to stop by, or leave patience= out"}
+        loss = {} if self.distill else {"loss": "give loss=, or distill= in Finetune"}
+        return {"train": "give train= and loss=", **loss, **stops}
 
     def apply(self, run: Run) -> None:
         run.train(self)

@@ -64,6 +64,14 @@ class Quantize(Technique):
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges"})
 
+    @property
+    def needs(self) -> Mapping[str, str]:
+        if self.rounding is not None:
+            return {"calibrate": "give calibrate=, or round to the nearest: rounding=None"}
+        if self.activations is not None and self.activations.calibrated:
+            return {"calibrate": "give calibrate=, or ranges at run time, activations=Int(8, dynamic=True), or none"}
+        return {}
+
     def apply(self, run: Run) -> None:
         run.prepare()
         chosen_weights = self._choose(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,10 @@ class Share(Technique):
     @property
     def disturbs(self) -> frozenset[str]:
         return self.quantize().disturbs
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return self.quantize().needs
 
     def apply(self, run: Run) -> None:
         self.quantize().apply(run)

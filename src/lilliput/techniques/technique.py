@@ -204,6 +204,11 @@ class Technique(ABC):
         """What this step makes stale if an earlier one established it."""
         return frozenset()
 
+    @property
+    def needs(self) -> Mapping[str, str]:
+        """Fields of the task without which it cannot be done, each with what to do about it; asked before any step."""
+        return {}
+
     def __repr__(self) -> str:
         return short_repr(self)
 

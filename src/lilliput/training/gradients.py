@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lilliput.errors import InputError
-from lilliput.model.inputs import Inputs
-from lilliput.modes import eval_mode
-from lilliput.nested import leaves
-from lilliput.task import ask
-
-
-def check_gradients(model: nn.Module, inputs: Inputs, where: str) -> None:
-    """Refuse a model that answers `inputs` without gradients though it has parameters to be trained."""
-    if not any(p.requires_grad for p in model.parameters()):
-        return
-    with torch.enable_grad(), eval_mode(model):
-        answers = [x for x in leaves(ask(model, inputs, where)) if isinstance(x, Tensor) and x.is_floating_point()]
-    if answers and not any(x.requires_grad for x in answers):
-        raise without_gradients("what the model answers", model, where)
 
 
 def without_gradients(what: str, model: nn.Module, where: str) -> InputError:

@@ -83,15 +83,22 @@ def train(
     for want of memory.
     """
     with enough_memory(step, material.train, lambda: f"{material.train.field}[0]"):
-        trainer = _Trainer(model, step, material, place, progress)
+        trainer = Trainer(model, step, material, place, progress)
     with enough_memory(step, material.train, trainer.where):
         trainer.run()
     return trainer.standing.history
 
 
-class _Trainer:
+class Trainer:
+    """A model about to be trained; `run` does it."""
+
     def __init__(
-        self, model: nn.Module, step: Finetune, material: Material, place: Path | None, progress: Progress
+        self,
+        model: nn.Module,
+        step: Finetune,
+        material: Material,
+        place: Path | None,
+        progress: Progress = silent,
     ) -> None:
         self.original, self.step, self.material, self.progress = model, step, material, progress
         if material.loss is None and not step.distill:
@@ -141,7 +148,7 @@ class _Trainer:
                 )
             check_taps(self.original, term.student_taps, f"{type(term).__name__}, student")
             check_taps(self.material.teachers[term.teacher], term.teacher_taps, f"{type(term).__name__}, teacher")
-            if self.material.answers is not None and term.teacher_taps:
+            if self.step.save_teacher and term.teacher_taps:
                 raise InputError(
                     f"{type(term).__name__} looks inside the teacher",
                     next="only outputs are saved: leave save_teacher=",
@@ -172,10 +179,22 @@ class _Trainer:
             held.append(term.projection(student, teachers[term.teacher]) or nn.Identity())
         return held.to(self.accelerator.device).train()
 
+    def loss(self, batch: Any, where: str) -> Tensor:
+        """The whole loss on a batch as it is read."""
+        return self._loss(self.wrapped, self._moved(batch, where), where)
+
+    def try_validation(self) -> None:
+        """The loss on the first batch to validate with, which would else fail only after an epoch."""
+        feed = self.material.validate
+        if feed is not None and not self.standing.history:
+            with torch.no_grad(), eval_mode(self.model), checkpoint.random_state_kept(), self.watcher.watching():
+                self.loss(next(feed.epoch(0)), f"{feed.field}[0]")
+
     # the loop
 
     def run(self) -> None:
         self._resume()
+        self.try_validation()
         try:
             with self.watcher.watching():
                 while self.standing.epoch < self.step.epochs and not self._patient():
@@ -321,7 +340,7 @@ class _Trainer:
         with eval_mode(self.model), checkpoint.random_state_kept():
             for i, batch in enumerate(feed.epoch(0)):
                 where = f"{feed.field}[{i}]"
-                total += float(self._loss(self.wrapped, self._moved(batch, where), where))
+                total += float(self.loss(batch, where))
                 done = (standing.epoch - 1) * feed.batches + i + 1
                 self.progress("validating", done, self.step.epochs * feed.batches)
         loss = mean(total / feed.batches, self.accelerator)

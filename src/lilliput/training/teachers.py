@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lilliput.errors import FormatError, InputError
+from lilliput.errors import FormatError, InputError, LilliputError, reason
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
 from lilliput.techniques.distill import Seen, Term, attention_of
 from lilliput.training.data import samples
+from lilliput.training.memory import starved
 
 
 class Watcher:
@@ -85,11 +86,27 @@ class Live:
     def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Seen]:
         """What each shows for these arguments."""
         seen = []
-        for watcher in self.watchers:
+        for i, watcher in enumerate(self.watchers):
             with torch.no_grad(), eval_mode(watcher.model), watcher.watching():
-                watcher.model(*args, **kwargs)
+                _ask(watcher.model, args, kwargs, f"teacher {i}")
             seen.append(watcher.seen("teacher"))
         return seen
+
+
+def _ask(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> None:
+    try:
+        model(*args, **kwargs)
+    except LilliputError:
+        raise
+    except Exception as error:  # the user's own code
+        if starved(error):
+            raise
+        raise InputError(
+            "fails on what the loss calls the model with",
+            where=where,
+            why=reason(error),
+            next="give a teacher that takes what the model takes",
+        ) from error
 
 
 class Saved:
