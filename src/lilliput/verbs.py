@@ -24,6 +24,7 @@ from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
+from lilliput.engine.paying import paying
 from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -33,7 +34,7 @@ from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import lossless_bytes
 from lilliput.file.lil import save as write_module
-from lilliput.measure import artifact, cpu, environment
+from lilliput.measure import Latencies, Measurement, artifact, cpu, environment
 from lilliput.model.capture import Dynamic
 from lilliput.model.copies import private_copy
 from lilliput.model.edits import State
@@ -46,6 +47,7 @@ from lilliput.report import data as report_data
 from lilliput.report.page import page
 from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
+from lilliput.targets.operators import Share, slower_layers
 from lilliput.targets.target import Runner
 from lilliput.task import Batches, Task, fingerprint, read_assets
 from lilliput.techniques.finetune import Finetune
@@ -228,7 +230,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
     clear_parts(place, work)
     assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress)
-    recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
+    given, recipe = recipe, recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / "run.json",
         {
@@ -243,6 +245,8 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
         },
     )
     follow(recipe, driver)
+    if given is None:
+        driver, recipe = paying(task.model, driver, recipe, work)
     return _prove(task, driver, evaluate, recipe, place, assets)
 
 
@@ -281,14 +285,15 @@ def _prove(
         driver=driver,
         recipe=recipe,
         before=report_data.side(
-            original.model, driver, weighed_before, judged.before if judged else None, taken.ms("before")
+            original.model, driver, weighed_before, judged.before if judged else None, _ms(taken, "before")
         ),
-        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, taken.ms("after")),
+        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, _ms(taken, "after")),
         builds=(first, last),
         near=near,
         judged_on=judged_on,
         judged=judged,
         taken=taken,
+        losing=_losing(driver, taken, first, last),
         rows=report_data.layers(driver, exact_tensors(original, driver.factors), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
@@ -306,6 +311,22 @@ def _prove(
     for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
         _deliver(work / name, place / name)
     return Result(driver.model, driver.state, data, place, model_digest(driver.model))
+
+
+def _ms(taken: Latencies, side: str) -> Measurement | None:
+    return taken.ms(side) if taken.known else None
+
+
+def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
+    """The layers that take longer than before, where the whole is no faster."""
+    if not taken.known or taken.ratio("before", "after").value >= report_data.NO_SPEED_UP:
+        return []
+    driver.progress("looking for what takes longer", 0, 1)
+    found = slower_layers(
+        *(driver.target.operators(built.path, built.signature, driver.example) for built in (before, after))
+    )
+    driver.progress("looking for what takes longer", 1, 1)
+    return found
 
 
 def save(

@@ -19,6 +19,7 @@ from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.observe import observed
 from lilliput.engine.store import Answer, Store
+from lilliput.engine.tried import Tried
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
 from lilliput.model.capture import Inputs, capture
@@ -69,6 +70,7 @@ class Driver:
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
+    tried: Tried | None = None  # on the target, in place of its own recipe; None where the recipe is the user's
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.errors import InputError, nearest, reason
@@ -17,6 +19,8 @@ from lilliput.exporters.profiles import Profile
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
+from lilliput.targets.openvino_operators import operators
+from lilliput.targets.operators import Operator, called
 from lilliput.targets.placing import INTEGER_CONVOLUTIONS, Placing, at_run_time, eight_bits
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
@@ -87,24 +91,33 @@ class OpenVino(OnnxFile):
         return "size only: decoded to float when the runtime loads it"
 
     def load(self, built: Path | bytes) -> Loaded:
-        openvino = _openvino()
-        core = openvino.Core()
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": self.threads_used,
-            "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
-        }
-        if self.precision is not None:
-            settings["INFERENCE_PRECISION_HINT"] = self.precision
-        given = built if isinstance(built, bytes) else str(built)
-        compiled = core.compile_model(core.read_model(given), "CPU", settings)
+        compiled = self._compiled(built)
         request = compiled.create_infer_request()
         return Loaded(
             len(compiled.inputs),
             len(compiled.outputs),
             lambda arrays: list(request.infer(list(arrays), share_inputs=True).to_tuple()),
         )
+
+    def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
+        compiled = self._compiled(built, PERF_COUNT=True)
+        request = compiled.create_infer_request()
+        called(lambda: request.infer(list(arrays), share_inputs=True), seconds)
+        return operators(built, compiled)
+
+    def _compiled(self, built: Path | bytes, **more: Any) -> Any:
+        core = _openvino().Core()
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": self.threads_used,
+            "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
+            **more,
+        }
+        if self.precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = self.precision
+        given = built if isinstance(built, bytes) else str(built)
+        return core.compile_model(core.read_model(given), "CPU", settings)
 
 
 def _openvino() -> Any:

@@ -20,7 +20,7 @@ from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Placement, Run, Technique, used_weights
-from lilliput.techniques.where import check_where, chosen
+from lilliput.techniques.where import Where, check_where, chosen
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +44,7 @@ class Quantize(Technique):
     fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how those of activations are found
+    activations_where: Where = "*"  # layers for which activations are encoded; the others have their weights alone
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
@@ -162,7 +163,9 @@ class Quantize(Technique):
 
     def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         assert self.activations is not None
-        return run.place(self.activations.for_value(), weights)
+        check_where(self.activations_where, list(weights))
+        wanted = {path: encoding for path, encoding in weights.items() if chosen(path, self.activations_where)}
+        return run.place(self.activations.for_value(), wanted)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
