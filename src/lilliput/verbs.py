@@ -20,6 +20,7 @@ from lilliput.blame.blame import brief, full
 from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
+from lilliput.engine.budget import check_timed
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency
 from lilliput.engine.identity import model_digest
@@ -163,6 +164,7 @@ def diagnose(
         if type(value) is not int or value < least:
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
+    check_timed(recipe, target_called(target))
     driver, evaluate = begin(task, target_called(target), Store(work), progress)
     recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
@@ -226,6 +228,7 @@ def train(
 
 
 def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
+    check_timed(recipe, target)
     work = place / "work"
     clear_parts(place, work)
     assets = read_assets(task.assets)

@@ -212,7 +212,7 @@ def test_where_it_loses_is_shown_with_causes() -> None:
 
 def test_a_disturbed_timing_is_a_warning_without_an_interval() -> None:
     data = _report()
-    assert "Other work" not in _text(data) and "95 % interval 1.65" in _text(data)
+    assert "Other work kept" not in _text(data) and "95 % interval 1.65" in _text(data)
     data["speed"] = "about 1.67× faster: other work kept 0.8 of 4 cores busy while it was timed"
     data["ratio"]["faster"] |= {"low": None, "high": None}
     text = _text(data)

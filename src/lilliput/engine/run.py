@@ -238,8 +238,12 @@ class Driver:
             identity,
         )
         self.progress(f"finding {what}", 0, 1)
-        found = self.store.answer(question, lambda: Answer(cost.left(what, self.model, changed(self.model, changes))))
-        return float(found.data)
+        left, disturbance = self.store.answer(
+            question, lambda: Answer(list(cost.left(what, self.model, changed(self.model, changes))))
+        ).data
+        if disturbance:
+            self.skip(what, f"the budget was not measured well: {disturbance}")
+        return float(left)
 
     def _changes(self, gone: Going | Sequence[Dispensable]) -> list[Change]:
         return self._shrinking().changes(_all(gone)) if isinstance(gone, Mapping) else without(self.model, gone)

@@ -185,6 +185,11 @@ class Technique(ABC):
         """What this step makes stale if an earlier one established it."""
         return frozenset()
 
+    @property
+    def times(self) -> bool:
+        """Whether it goes by what networks take on the target."""
+        return False
+
     def __repr__(self) -> str:
         return short_repr(self)
 
