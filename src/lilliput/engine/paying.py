@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -21,6 +22,7 @@ from lilliput.recipe import Recipe
 from lilliput.targets.operators import Operator, slower_layers, unpaying
 from lilliput.task import fingerprint
 from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.technique import Technique
 from lilliput.techniques.where import chosen
 
 _LEAST_ROUNDS = 6  # with fewer, order statistics give no interval, and a difference of a tenth is chance
@@ -124,7 +126,7 @@ class _Tries:
         built = build(driver, driver.model, driver.state.digest, self.work / f"net.{driver.target.format}")
         return _Try(what, recipe, reasons, built, latency(driver, before, built))
 
-    @property
+    @cached_property
     def _float(self) -> Built:
         driver = self.driver.afresh(self.original)
         path = self.work / f"original.{driver.target.format}"
@@ -144,11 +146,12 @@ class _Tries:
         """What to try next, by what the last try showed: what it is, the recipe, and why layers are left out."""
         exact, slower = self._operators(self._float), 1 / tries[0].faster.value
         lost = unpaying(exact, self._operators(tries[0].built))
-        if lost and any(path not in lost for path in self._multiplied()):
+        layers = self._multiplied()
+        if lost and any(path not in lost for path in layers):
             told = {path: _stays(times, "int8") for path, times in lost.items()}
-            yield "some layers read floats", _reading_floats(self.recipe, lost), told
+            yield "some layers read floats", _reading_floats(self.recipe, lost, layers), told
         alone = _weights_alone(self.recipe)
-        told = {path: _stays(slower, "int8") for path in self._multiplied()} if alone != self.recipe else {}
+        told = {path: _stays(slower, "int8") for path in layers} if alone != self.recipe else {}
         if alone != self.recipe:
             yield "weights alone", alone, told
         total = sum(one.ms for one in exact)
@@ -175,10 +178,15 @@ def _meant(path: str, recipe: Recipe) -> bool:
     return any(chosen(path, step.where) for step in recipe.steps)
 
 
-def _reading_floats(recipe: Recipe, paths: Collection[str]) -> Recipe:
-    """The recipe with the weights of these alone, not what flows into them."""
-    where = ("*", *_but(paths))
-    steps = (replace(x, activations_where=where) if isinstance(x, Quantize) else x for x in recipe.steps)
+def _reading_floats(recipe: Recipe, paths: Collection[str], layers: Sequence[str]) -> Recipe:
+    """The recipe with the weights of these alone, of all `layers` that it means, not what flows into them."""
+    steps: list[Technique] = []
+    for step in recipe.steps:
+        if isinstance(step, Quantize):
+            some = any(chosen(path, step.where) and path not in paths for path in layers)
+            floats = {"activations_where": ("*", *_but(paths))} if some else {"activations": None}
+            step = replace(step, **floats)  # type: ignore[arg-type]
+        steps.append(step)
     return Recipe(steps)
 
 

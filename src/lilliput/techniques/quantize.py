@@ -163,7 +163,7 @@ class Quantize(Technique):
 
     def _places(self, run: Run, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
         assert self.activations is not None
-        check_where(self.activations_where, list(weights))
+        check_where(self.activations_where, list(weights), "activations_where")
         wanted = {path: encoding for path, encoding in weights.items() if chosen(path, self.activations_where)}
         return run.place(self.activations.for_value(), wanted)
 
