@@ -75,8 +75,8 @@ def told(taken: Latencies) -> dict[str, Any]:
     ratios = (median_ratio(held["before"], held["after"]).value for held in (taken.rounds_ms, taken.processor_ms))
     return {
         "faster": faster and faster.value,
-        "faster_low": faster and not faster.open and faster.low,
-        "faster_high": faster and not faster.open and faster.high,
+        "faster_low": None if faster is None or faster.open else faster.low,
+        "faster_high": None if faster is None or faster.open else faster.high,
         "told": found.told,
         "wall_ratio": next(ratios),
         "processor_ratio": next(ratios),
