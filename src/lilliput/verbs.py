@@ -46,6 +46,7 @@ from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
 from lilliput.report.page import page
+from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
 from lilliput.targets.operators import Share, slower_layers
@@ -322,7 +323,7 @@ def _ms(taken: Latencies, side: str) -> Measurement | None:
 
 def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
     """The layers that take longer than before, where the whole is no faster."""
-    if not taken.known or taken.ratio("before", "after").value >= report_data.NO_SPEED_UP:
+    if not taken.known or taken.ratio("before", "after").value >= NO_SPEED_UP:
         return []
     driver.progress("looking for what takes longer", 0, 1)
     found = slower_layers(

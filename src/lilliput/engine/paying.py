@@ -185,7 +185,7 @@ def _reading_floats(recipe: Recipe, paths: Collection[str], layers: Sequence[str
         if isinstance(step, Quantize):
             some = any(chosen(path, step.where) and path not in paths for path in layers)
             floats = {"activations_where": ("*", *_but(paths))} if some else {"activations": None}
-            step = replace(step, **floats)  # type: ignore[arg-type]
+            step = replace(step, **floats)
         steps.append(step)
     return Recipe(steps)
 
