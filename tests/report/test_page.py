@@ -217,7 +217,7 @@ def test_a_disturbed_timing_is_a_warning_without_an_interval() -> None:
     data["ratio"]["faster"] |= {"low": None, "high": None}
     text = _text(data)
     assert "About 1.67× faster. Other work kept 0.8 of 4 cores busy while it was timed." in text
-    assert "about 1.67× faster" in text and "no interval" in text and "open" not in text
+    assert "about 1.67× faster" in text and "no interval" in text and "to open" not in text
 
 
 def test_a_slower_result_is_called_slower() -> None:

@@ -71,6 +71,7 @@ class Latencies:
     rounds_ms: Mapping[str, tuple[float, ...]]  # that went by
     others_cores: float | None = None  # cores that other processes kept busy meanwhile; None where unknown
     processor_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of all threads of this process
+    processors: float | None = None  # that this process kept at work meanwhile; None where unknown
     threads: int | None = None  # that a call works with; None where unknown
     cores: int = 1
     untimed: str = ""
@@ -92,7 +93,7 @@ class Latencies:
         apart = [self._apart(name) for name in self.rounds_ms]
         if max(apart, default=1.0) > _APART:
             return f"{1 - 1 / max(apart):.0%} of the time no processor worked for it"
-        if min(apart, default=1.0) < 1 / _APART:
+        if self.threads == 1 and (self.processors or 0.0) > _APART:
             return "other threads of this process were at work"
         return ""
 
@@ -188,6 +189,7 @@ def interleaved(
         {name: tuple(timer.wall_ms) for name, timer in timers.items()},
         _most(timer.others_cores for timer in timers.values()),
         {name: tuple(timer.own_ms) for name, timer in timers.items()},
+        max(timer.processors for timer in timers.values()),
         threads,
         clocks.cores,
     )
@@ -208,6 +210,8 @@ class _Timer:
     clocks: Clocks
     wall_ms: list[float] = field(default_factory=list)
     own_ms: list[float] = field(default_factory=list)
+    _called_s: float = 0.0
+    _own_s: float = 0.0
     _spent_s: float = 0.0
     _others_s: float = 0.0
 
@@ -219,8 +223,13 @@ class _Timer:
         own = self.clocks.own() - own_began
         self.wall_ms.append(1e3 * float(np.quantile(taken, _FAST)))
         self.own_ms.append(1e3 * own / len(taken))  # a mean, since some systems count this time in steps of ten ms
+        self._called_s, self._own_s = self._called_s + sum(taken), self._own_s + own
         self._others_s += self.clocks.others() - others_began
         self._spent_s += self.clocks.wall() - began
+
+    @property
+    def processors(self) -> float:
+        return self._own_s / self._called_s if self._called_s else 0.0
 
     @property
     def others_cores(self) -> float:
