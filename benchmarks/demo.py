@@ -7,7 +7,7 @@ import shutil
 import sys
 
 from networks import NETWORKS, OUT
-from table import write
+from table import told, write
 
 import lilliput as lp
 
@@ -21,7 +21,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)  # latency is remembered in a folder; here it is to be measured
             data = lp.compress(task, target=lp.OnnxRuntime(threads=threads), folder=folder).data
             sizes = {artifact["format"]: artifact["bytes"] for artifact in data["after"]["artifacts"]}
-            faster, agreement, change = data["ratio"]["faster"], data["agreement"], data["metric"]
+            faster, agreement, change = told(data["ratio"]["faster"]), data["agreement"], data["metric"]
             rows.append(
                 {
                     "network": name,
@@ -33,8 +33,8 @@ def main() -> None:
                     "faster": faster["value"],
                     "faster_low": faster["low"],
                     "faster_high": faster["high"],
-                    "before_ms": data["before"]["latency_ms"]["value"],
-                    "after_ms": data["after"]["latency_ms"]["value"],
+                    "before_ms": told(data["before"]["latency_ms"])["value"],
+                    "after_ms": told(data["after"]["latency_ms"])["value"],
                     "agreement_kind": agreement["kind"],
                     "agreement": agreement["value"],
                     "agreement_low": agreement["low"],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from networks import NETWORKS, OUT
-from table import write
+from table import told, write
 
 import lilliput as lp
 from lilliput.file.container import Reader
@@ -44,7 +44,7 @@ def main() -> None:
         task, folder = NETWORKS[network](), OUT / f"sizes-{network}-{len(rows)}"
         shutil.rmtree(folder, ignore_errors=True)
         small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=20), folder=folder)
-        agreement, faster = small.data["agreement"], small.data["ratio"]["faster"]
+        agreement, faster = small.data["agreement"], told(small.data["ratio"]["faster"])
         rows.append(
             {
                 "network": network,

@@ -42,6 +42,11 @@ def write(
     return path
 
 
+def told(measured: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A measured figure of a report; without its numbers where other work left none to tell."""
+    return measured or dict.fromkeys(("value", "low", "high"))
+
+
 def _kept(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> list[Mapping[str, str]]:
     if not path.exists():
         return []

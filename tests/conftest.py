@@ -6,9 +6,11 @@ import functools
 import gc
 import os
 from collections.abc import Iterator
+from time import perf_counter
 
 import pytest
 
+from lilliput.measure import Clocks
 from lilliput.targets import onnx_file
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
@@ -16,9 +18,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it 
 
 @pytest.fixture(autouse=True, scope="session")
 def _short_timings() -> Iterator[None]:
-    """Latencies are taken as ever, but from few calls: what they are is looked at in tests/measure alone."""
+    """Latencies are taken as ever, but from few calls, and as if nobody else were at work: what they are, and what is
+    told where somebody is, is looked at with clocks of their own in tests/measure and tests/reports alone.
+    """
     interleaved = onnx_file.interleaved
-    short = functools.partial(interleaved, rounds=3, warmup_s=0.0, settle_s=0.0, round_s=0.01)
+    quiet = Clocks(perf_counter, perf_counter, lambda: 0.0)
+    short = functools.partial(interleaved, rounds=3, warmup_s=0.0, settle_s=0.0, round_s=0.01, clocks=quiet)
     onnx_file.interleaved = short  # type: ignore[assignment]
     yield
     onnx_file.interleaved = interleaved

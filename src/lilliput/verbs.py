@@ -21,10 +21,12 @@ from lilliput.blame.blame import brief, full
 from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
+from lilliput.engine.budget import check_timed
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
+from lilliput.engine.paying import paying
 from lilliput.engine.preflight import check_outside_autocast
 from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver
@@ -35,7 +37,7 @@ from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import check_readable, lossless_bytes
 from lilliput.file.lil import save as write_module
-from lilliput.measure import artifact, cpu, environment
+from lilliput.measure import Latencies, Measurement, artifact, cpu, environment
 from lilliput.model.carrier import tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.edit import structure
@@ -52,8 +54,10 @@ from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
 from lilliput.report.loading import with_loading
 from lilliput.report.page import page
+from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
+from lilliput.targets.operators import Share, slower_layers
 from lilliput.targets.target import Runner
 from lilliput.task import Batches, Task, fingerprint, read_assets
 from lilliput.techniques.finetune import Finetune
@@ -176,6 +180,7 @@ def diagnose(
         if type(value) is not int or value < least:
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
+    check_timed(recipe, target_called(target))
     driver, evaluate = begin(task, target_called(target), Store(work), progress, recipe)
     recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
@@ -249,11 +254,12 @@ def train(
 
 
 def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
+    check_timed(recipe, target)
     work = place / "work"
     clear_parts(place, work)
     assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
-    recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
+    given, recipe = recipe, recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / "run.json",
         {
@@ -269,6 +275,8 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
         },
     )
     follow(recipe, driver)
+    if given is None:
+        driver, recipe = paying(task.model, driver, recipe, work)
     return _prove(task, driver, evaluate, recipe, place, assets)
 
 
@@ -309,14 +317,15 @@ def _prove(
         driver=driver,
         recipe=recipe,
         before=report_data.side(
-            original.model, driver, weighed_before, judged.before if judged else None, taken.ms("before")
+            original.model, driver, weighed_before, judged.before if judged else None, _ms(taken, "before")
         ),
-        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, taken.ms("after")),
+        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, _ms(taken, "after")),
         builds=(first, last),
         near=near,
         judged_on=judged_on,
         judged=judged,
         taken=taken,
+        losing=_losing(driver, taken, first, last),
         rows=report_data.layers(driver, exact_tensors(original, driver), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
@@ -337,6 +346,22 @@ def _prove(
         _deliver(work / name, place / name)
     driver.settle()
     return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
+
+
+def _ms(taken: Latencies, side: str) -> Measurement | None:
+    return taken.ms(side) if taken.known else None
+
+
+def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
+    """The layers that take longer than before, where the whole is no faster."""
+    if not taken.known or taken.ratio("before", "after").value >= NO_SPEED_UP:
+        return []
+    driver.progress("looking for what takes longer", 0, 1)
+    found = slower_layers(
+        *(driver.target.operators(built.path, built.signature, driver.example) for built in (before, after))
+    )
+    driver.progress("looking for what takes longer", 1, 1)
+    return found
 
 
 @ordinary_modes()

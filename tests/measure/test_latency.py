@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
 from lilliput.errors import MeasureError
-from lilliput.measure import Latencies, interleaved, latency
+from lilliput.measure import Clocks, Latencies, interleaved
 
 
 class Clock:
@@ -27,39 +26,36 @@ class Clock:
 
         return work
 
+    @property
+    def clocks(self) -> Clocks:
+        """All of this process' time is of its processor, and nobody else works."""
+        return Clocks(lambda: self.now, lambda: self.now, lambda: 0.0, cores=2)
+
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(latency, "perf_counter", lambda: clock.now)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
-def test_sleeps_of_two_and_one_ms_have_a_ratio_of_two() -> None:
-    taken = interleaved(
-        {"two": lambda: time.sleep(0.002), "one": lambda: time.sleep(0.001)},
-        rounds=8,
-        warmup_s=0.01,
-        settle_s=0.0,
-        round_s=0.03,
-    )
+def test_calls_of_two_and_one_ms_have_a_ratio_of_two(clock: Clock) -> None:
+    subjects = {"two": clock.subject("two", 0.002), "one": clock.subject("one", 0.001)}
+    taken = interleaved(subjects, rounds=8, warmup_s=0.01, settle_s=0.0, round_s=0.03, clocks=clock.clocks)
     ratio = taken.ratio("two", "one")
-    assert 1.6 < ratio.value < 2.1
-    assert ratio.low <= ratio.value <= ratio.high
-    assert taken.ms("one").value == pytest.approx(1.1, abs=0.3)
+    assert (ratio.low, ratio.value, ratio.high) == (pytest.approx(2.0),) * 3
+    assert taken.ms("one").value == pytest.approx(1.0)
     assert (taken.ms("one").unit, taken.ms("one").samples) == ("ms", 8)
 
 
 def test_a_cold_start_after_the_other_subject_does_not_count(clock: Clock) -> None:
     subjects = {"a": clock.subject("a", 0.02), "b": clock.subject("b", 0.01)}
-    taken = interleaved(subjects, rounds=5, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9)
+    taken = interleaved(subjects, rounds=5, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9, clocks=clock.clocks)
     assert taken.ms("a").high == pytest.approx(20.0)
     assert taken.ms("b").high == pytest.approx(10.0)
 
 
 def test_a_machine_that_slows_down_does_not_move_the_ratio(clock: Clock) -> None:
     subjects = {"a": clock.subject("a", 0.02, drift=1.006), "b": clock.subject("b", 0.01, drift=1.003)}
-    taken = interleaved(subjects, rounds=20, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9)
+    taken = interleaved(subjects, rounds=20, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9, clocks=clock.clocks)
     assert taken.rounds_ms["a"][-1] > 1.5 * taken.rounds_ms["a"][0]
     assert taken.ratio("a", "b").value == pytest.approx(2.0, rel=0.03)
 
@@ -67,7 +63,7 @@ def test_a_machine_that_slows_down_does_not_move_the_ratio(clock: Clock) -> None
 def test_each_subject_goes_first_equally_often(clock: Clock) -> None:
     names = ("a", "b", "c")
     subjects = {name: clock.subject(name, 0.01) for name in names}
-    interleaved(subjects, rounds=6, warmup_s=0, settle_s=0, round_s=0, budget_s=1e9)
+    interleaved(subjects, rounds=6, warmup_s=0, settle_s=0, round_s=0, budget_s=1e9, clocks=clock.clocks)
     measured = clock.calls[3::2]  # after one warm-up each: one call to settle, one measured
     firsts = measured[::3]
     assert sorted(firsts) == ["a", "a", "b", "b", "c", "c"]
@@ -76,14 +72,14 @@ def test_each_subject_goes_first_equally_often(clock: Clock) -> None:
 
 def test_the_budget_bounds_the_whole(clock: Clock) -> None:
     subjects = {"a": clock.subject("a", 1.0), "b": clock.subject("b", 1.0)}
-    taken = interleaved(subjects, rounds=1000, warmup_s=0, settle_s=0, round_s=0, budget_s=60)
+    taken = interleaved(subjects, rounds=1000, warmup_s=0, settle_s=0, round_s=0, budget_s=60, clocks=clock.clocks)
     assert clock.now <= 60
     assert 4 <= taken.ms("a").samples < 10
 
 
 def test_a_budget_too_small_for_one_round_says_so(clock: Clock) -> None:
     with pytest.raises(MeasureError, match=r"no round of timing fits in 5 s.*give it more seconds"):
-        interleaved({"a": clock.subject("a", 10.0)}, budget_s=5)
+        interleaved({"a": clock.subject("a", 10.0)}, budget_s=5, clocks=clock.clocks)
 
 
 def test_a_failing_subject_is_named() -> None:
@@ -101,10 +97,9 @@ def test_no_subjects_and_unknown_names_are_refused() -> None:
         Latencies({"int8": (1.0,)}).ms("int_8")
 
 
-def test_other_work_on_the_machine_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter((100.0, 103.0))
-    monkeypatch.setattr(latency, "_others_seconds", lambda: next(used))
-    clock = Clock()
-    monkeypatch.setattr(latency, "perf_counter", lambda: clock.now)
-    taken = interleaved({"a": clock.subject("a", 1.0)}, rounds=2, warmup_s=0, settle_s=0, round_s=0)
-    assert taken.others_cores == pytest.approx(3.0 / clock.now)
+def test_other_work_on_the_machine_is_seen(clock: Clock) -> None:
+    others = Clocks(lambda: clock.now, lambda: clock.now, lambda: 0.75 * clock.now, cores=2)
+    quick = {"rounds": 2, "warmup_s": 0.0, "settle_s": 0.0, "round_s": 0.0}
+    taken = interleaved({"a": clock.subject("a", 1.0)}, clocks=others, **quick)  # type: ignore[arg-type]
+    assert taken.others_cores == pytest.approx(0.75)
+    assert taken.disturbance == "other work kept 0.8 of 2 cores busy"

@@ -15,7 +15,7 @@ from lilliput.measure import Measurement
         (0.98312, 0.98310, 0.98315, "0.983120 [0.983100, 0.983150]"),
         (12345.6, 12000.0, 13000.0, "12346 [12000, 13000]"),
         (0.0, 0.0, 0.0, "0 [0, 0]"),
-        (2.0, -math.inf, math.inf, "2.00 [-inf, inf]"),
+        (2.0, -math.inf, math.inf, "about 2.00"),
     ],
 )
 def test_text_shows_the_figure_and_the_width_of_its_interval(value: float, low: float, high: float, text: str) -> None:

@@ -217,11 +217,39 @@ def test_where_it_loses_is_shown_with_causes() -> None:
     assert "Where it losesnot found: ValueErrorS" in _text({**_report(), "loses": nothing})
 
 
-def test_a_disturbed_timing_is_a_warning() -> None:
+def test_a_disturbed_timing_is_a_warning_without_an_interval() -> None:
     data = _report()
-    for cores, warned in ((0.2, False), (0.83, True), (None, False)):
-        data["environment"]["others_cores"] = cores
-        assert ("Other work disturbed the timing" in _text(data)) is warned
+    assert "Other work kept" not in _text(data) and "95 % interval 1.65" in _text(data)
+    data["speed"] = "about 1.67× faster: other work kept 0.8 of 4 cores busy while it was timed"
+    data["ratio"]["faster"] |= {"low": None, "high": None}
+    text = _text(data)
+    assert "About 1.67× faster. Other work kept 0.8 of 4 cores busy while it was timed." in text
+    assert "about 1.67× faster" in text and "no interval" in text and "to open" not in text
+
+
+def test_a_slower_result_is_called_slower() -> None:
+    data = {**_report(), "speed": "1.25× slower: longer than before take head (1 → 2 ms: Gemm)"}
+    data["ratio"]["faster"] = _measured(0.8, 0.78, 0.82)
+    text = _text(data)
+    assert "1.25× slower" in text and "95 % interval 1.22 to 1.28" in text and "head (1 → 2 ms: Gemm)." in text
+
+
+def test_a_result_that_was_not_timed_has_a_page() -> None:
+    data = {**_report(), "speed": "not timed: seconds=0"}
+    data["ratio"]["faster"] = data["before"]["latency_ms"] = data["after"]["latency_ms"] = None
+    text = _text(data)
+    assert "– not timed" in text and "Not timed. Seconds=0." in text and "None" not in text
+
+
+def test_what_was_tried_is_shown() -> None:
+    rows = [{"what": "the target's own recipe", "faster": _measured(0.84, 0.8, 0.9)}]
+    tried = {"why_not": "", "rows": rows, "chosen": "weights alone", "recipe": "", "reasons": {}}
+    assert "chosen: weights alone" in _text({**_report(), "tried": tried}) and "0.84×" in _text(
+        {**_report(), "tried": tried}
+    )
+    untried = {**tried, "why_not": "seconds=0", "rows": []}
+    assert "was not tried: seconds=0." in _text({**_report(), "tried": untried})
+    assert "tried" not in _text(_report())
 
 
 def test_what_could_not_be_captured_is_shown() -> None:

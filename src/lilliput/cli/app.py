@@ -61,7 +61,7 @@ def compress(
         typer.Option(min=1, help="Threads of the runtime while it is measured; default: all cores."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="At most so long for timing; less means wider intervals.")
+        float | None, typer.Option(min=0, help="At most so long for timing; less means wider intervals, 0 no timing.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
     dry_run: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import nn
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
-from lilliput.errors import ExportError, InputError, LilliputError, reason
+from lilliput.errors import ExportError, InputError, LilliputError, MeasureError, reason
 from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, cpu, mean, paired_difference
 from lilliput.measure.loading import RUNTIMES, Loading, loading
 from lilliput.model.carrier import tensors
@@ -255,7 +256,12 @@ def _held_bytes(held: Any) -> int:
 
 
 def latency(driver: Driver, before: Built, after: Built) -> Latencies:
-    """Milliseconds of both on the example, taken in turns; remembered, not repeated, when a run is resumed."""
+    """Milliseconds of both on the example, taken in turns; remembered when a run is resumed, unless it was disturbed.
+
+    What is not timed has no rounds, and says why: no work is lost to a timing that fails.
+    """
+    if not driver.target.times:
+        return Latencies({}, untimed=NOT_ASKED)
     question = (
         "latency",
         driver.environment,
@@ -269,9 +275,25 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
         driver.progress("timing", 0, 1)
         taken = driver.target.latencies({"before": before.run, "after": after.run}, driver.example)
         driver.progress("timing", 1, 1)
-        return Answer(
-            {"rounds_ms": {name: list(ms) for name, ms in taken.rounds_ms.items()}, "others_cores": taken.others_cores}
-        )
+        return Answer(_plain(taken))
 
-    found = driver.store.answer(question, compute).data
-    return Latencies({name: tuple(ms) for name, ms in found["rounds_ms"].items()}, found["others_cores"])
+    try:
+        return _latencies(driver.store.answer(question, compute, lasting=_undisturbed).data)
+    except MeasureError as error:
+        return Latencies({}, untimed=str(error))
+
+
+NOT_ASKED = "seconds=0"
+
+
+def _plain(taken: Latencies) -> dict[str, Any]:
+    return dataclasses.asdict(taken)
+
+
+def _latencies(found: Mapping[str, Any]) -> Latencies:
+    rounds, processor = ({name: tuple(ms) for name, ms in found[key].items()} for key in ("rounds_ms", "processor_ms"))
+    return Latencies(**{**found, "rounds_ms": rounds, "processor_ms": processor})
+
+
+def _undisturbed(answer: Answer) -> bool:
+    return not _latencies(answer.data).disturbance

@@ -19,6 +19,7 @@ from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.observe import observed
 from lilliput.engine.store import Answer, Store
+from lilliput.engine.tried import Tried
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
 from lilliput.model.capture import capture
@@ -79,6 +80,7 @@ class Driver:
     batch_s: dict[Finetune, float] = field(default_factory=dict)  # what a batch takes in each training, as it was tried
     proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
     _lasting: set[str] = field(default_factory=set)  # of those skipped, which stay so when they are encoded
+    tried: Tried | None = None  # on the target, in place of its own recipe; None where the recipe is the user's
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
     _views: dict[str, View] = field(default_factory=dict)
     _coupled: tuple[str, Coupling] | None = None  # of which state
@@ -269,8 +271,12 @@ class Driver:
             identity,
         )
         self.progress(f"finding {what}", 0, 1)
-        found = self.store.answer(question, lambda: Answer(cost.left(what, self.model, changed(self.model, changes))))
-        return float(found.data)
+        left, disturbance = self.store.answer(
+            question, lambda: Answer(list(cost.left(what, self.model, changed(self.model, changes))))
+        ).data
+        if disturbance:
+            self.skip(what, f"the budget was not measured well: {disturbance}")
+        return float(left)
 
     def _changes(self, gone: Going | Sequence[Dispensable]) -> list[Change]:
         return self._shrinking().changes(_all(gone)) if isinstance(gone, Mapping) else without(self.model, gone)

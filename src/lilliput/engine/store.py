@@ -34,13 +34,21 @@ class Store:
         self.folder = folder
         self.memory: dict[str, Answer] = {}
 
-    def answer(self, question: tuple[Any, ...], compute: Callable[[], Answer]) -> Answer:
-        """The remembered answer to `question` (plain data), or what `compute` finds, from now on remembered."""
+    def answer(
+        self,
+        question: tuple[Any, ...],
+        compute: Callable[[], Answer],
+        lasting: Callable[[Answer], bool] = lambda found: True,
+    ) -> Answer:
+        """The remembered answer to `question` (plain data), or what `compute` finds, from now on remembered.
+
+        In memory alone where it is not `lasting`: another run is to ask again.
+        """
         key = digest(*question)
         found = self.memory.get(key) or self._from_disk(key)
         if found is None:
             found = compute()
-            if self.folder is not None:
+            if self.folder is not None and lasting(found):
                 parts = [Part.of(name, to_array(tensor)) for name, tensor in found.tensors.items()]
                 header = {"kind": "answer", "data": json.dumps(found.data)}
                 write(self.folder / f"{key}.answer", header, parts, "fast")

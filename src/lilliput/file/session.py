@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 
-def session(built: Path | bytes, threads: int | None = None) -> Any:
+def session(
+    built: Path | bytes, threads: int | None = None, *, optimized: Path | None = None, profile: Path | None = None
+) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU; raises whatever onnxruntime raises.
+
+    The graph that it makes of the file is written to `optimized`, and what its nodes take to a file that begins with
+    `profile`.
 
     On being imported, ONNX Runtime 1.31 begins to note events for its maker, unless the variable is set by then.
     """
@@ -20,5 +25,9 @@ def session(built: Path | bytes, threads: int | None = None) -> Any:
     options.log_severity_level = 4  # what fails comes as an error, and is reported as one
     # threads that spin on after a run would steal time from the session that it is compared with
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     given = built if isinstance(built, bytes) else str(built)
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])

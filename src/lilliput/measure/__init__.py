@@ -4,12 +4,13 @@ from lilliput.measure.cost import Cost, macs, parameters
 from lilliput.measure.distance import Distance, DistanceSoFar
 from lilliput.measure.environment import Cpu, cpu, environment
 from lilliput.measure.files import artifact
-from lilliput.measure.latency import Latencies, interleaved
+from lilliput.measure.latency import Clocks, Latencies, interleaved
 from lilliput.measure.measurement import Measurement
 from lilliput.measure.noise import Noise, decibels
 from lilliput.measure.statistics import mean, median, median_ratio, paired_difference
 
 __all__ = [
+    "Clocks",
     "Cost",
     "Cpu",
     "Distance",

@@ -1,11 +1,16 @@
-"""Latencies of several subjects, taken in turns so that a drifting machine favours none."""
+"""Latencies of several subjects, taken in turns so that a drifting machine favours none.
+
+Other work on the machine makes calls longer, and long calls more so than short ones, so a ratio is off as well. Three
+things stand against that: of the calls of a round a fast one counts; beside the time that went by stands the time that
+the processor worked for us; and the processor time that others used tells when neither can be trusted.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -15,34 +20,124 @@ from lilliput.errors import MeasureError, nearest
 from lilliput.measure.measurement import Measurement
 from lilliput.measure.statistics import median, median_ratio
 
+_FAST = 0.25  # quantile of the calls of a round that stands for it: what disturbs makes calls longer, never shorter
+_BUSY_CORES, _BUSY_SHARE = 0.2, 0.02  # of other processes, in cores and of all of them: up to the larger is no matter
+_APART = 1.1  # the time that went by over the processor's, on one thread: with more, calls waited
+_CROWDED_CORES = 0.5  # of other processes beyond those left over: the threads of a call then wait for one another
+
+
+def _others_seconds() -> float:
+    """Processor seconds that all but this process have used since the machine started; NaN where unknown.
+
+    What a host of virtual machines gave to others instead (steal) counts with them.
+    """
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return math.nan
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, statistics.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - process_time()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What tells seconds: those that went by, those of processors in this process, and those in all others."""
+
+    wall: Callable[[], float] = perf_counter
+    own: Callable[[], float] = process_time
+    others: Callable[[], float] = _others_seconds  # NaN where unknown
+    cores: int = field(default_factory=_cores)
+
 
 @dataclass(frozen=True)
 class Latencies:
-    """What each subject took in each round, in ms a call.
+    """What each subject took in each round, in ms a call, and what is known of the conditions.
 
-    `others_cores` well above 0 warns that other work disturbed the figures: one other busy process, on 2
-    cores with 2 threads, was seen to turn a ratio of 0.82 into 1.5.
+    `disturbance` says what makes the figures doubtful: then they have no interval, and where not even the figures can
+    be right, `known` is false. Without rounds nothing was timed, and `untimed` says why.
 
     >>> taken = Latencies({"fp32": (2.0, 4.0, 2.2), "int8": (1.0, 2.0, 1.1)})
     >>> taken.ms("fp32").value, taken.ratio("fp32", "int8").value
     (2.2, 2.0)
+    >>> busy = Latencies({"fp32": (2.0, 4.0, 2.2), "int8": (1.0, 2.0, 1.1)}, others_cores=1.5, cores=2)
+    >>> busy.disturbance, busy.known
+    ('other work kept 1.5 of 2 cores busy', False)
     """
 
-    rounds_ms: Mapping[str, tuple[float, ...]]
+    rounds_ms: Mapping[str, tuple[float, ...]]  # that went by
     others_cores: float | None = None  # cores that other processes kept busy meanwhile; None where unknown
+    processor_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of all threads of this process
+    processors: float | None = None  # that this process kept at work meanwhile; None where unknown
+    threads: int | None = None  # that a call works with; None where unknown
+    cores: int = 1
+    untimed: str = ""
+
+    @property
+    def timed(self) -> bool:
+        return bool(self.rounds_ms) and all(self.rounds_ms.values())
+
+    @property
+    def rounds(self) -> int:
+        return min(map(len, self.rounds_ms.values()), default=0)
+
+    @property
+    def disturbance(self) -> str:
+        """What disturbed the timing, in words; empty where nothing is known to have."""
+        busy = self.others_cores or 0.0
+        if busy > max(_BUSY_CORES, _BUSY_SHARE * self.cores):
+            return f"other work kept {busy:.1f} of {self.cores} cores busy"
+        apart = [self._apart(name) for name in self.rounds_ms]
+        if max(apart, default=1.0) > _APART:
+            return f"{1 - 1 / max(apart):.0%} of the time no processor worked for it"
+        if self.threads == 1 and (self.processors or 0.0) > _APART:
+            return "other threads of this process were at work"
+        return ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the figures can be told at all.
+
+        On one thread the processor's time stands for a call that others held up. Of several threads, each waits for
+        the last, and some spin while they wait: there is nothing to go by once others want their cores.
+        """
+        if not self.timed:
+            return False
+        left = self.cores - (self.threads or self.cores)
+        return self.threads == 1 or (self.others_cores or 0.0) <= left + _CROWDED_CORES
 
     def ms(self, name: str) -> Measurement:
         """The median over rounds, in ms a call."""
-        return replace(median(self._of(name)), unit="ms")
+        return replace(self._sure(median(self._of(name))), unit="ms")
 
     def ratio(self, slow: str, fast: str) -> Measurement:
         """How many times faster `fast` is than `slow`: the median over rounds of their ratio in one round."""
-        return median_ratio(self._of(slow), self._of(fast))
+        return self._sure(median_ratio(self._of(slow), self._of(fast)))
 
-    def _of(self, name: str) -> tuple[float, ...]:
+    def _sure(self, found: Measurement) -> Measurement:
+        """Without its interval, which would lie, where something disturbed the timing."""
+        return replace(found, low=-math.inf, high=math.inf) if self.disturbance else found
+
+    def _of(self, name: str) -> Sequence[float]:
+        """A figure for each round: both kinds of time are too long where something disturbs, so the shorter."""
         if name not in self.rounds_ms:
             raise MeasureError(f"no subject {name!r} was timed", next=nearest(name, self.rounds_ms))
-        return self.rounds_ms[name]
+        went_by = self.rounds_ms[name]
+        if not (self.disturbance and self._one_thread(name)):
+            return went_by
+        return [min(both) for both in zip(went_by, self.processor_ms[name], strict=True)]
+
+    def _one_thread(self, name: str) -> bool:
+        return self.threads == 1 and all(ms > 0 for ms in self.processor_ms.get(name, (0.0,)))
+
+    def _apart(self, name: str) -> float:
+        """How many times longer calls took than a processor worked for them; 1 where that tells nothing."""
+        if not self._one_thread(name):
+            return 1.0
+        return median_ratio(self.rounds_ms[name], self.processor_ms[name]).value
 
 
 def interleaved(
@@ -53,13 +148,16 @@ def interleaved(
     settle_s: float = 0.07,
     round_s: float = 0.1,
     budget_s: float = 60.0,
+    threads: int | None = None,
+    clocks: Clocks | None = None,
 ) -> Latencies:
     """Time `subjects` in turns: in each round each is called for `settle_s` unmeasured, then for `round_s`.
 
-    A subject's figure in a round is its median call. The unmeasured calls (one at least) let caches warm
-    and the other's threads stop spinning: after ONNX Runtime, torch's mean call was seen doubled for 60 ms.
+    A subject's figure in a round is the lower quartile of its calls. The unmeasured calls (one at least) let caches
+    warm and the other's threads stop spinning: after ONNX Runtime, torch's mean call was seen doubled for 60 ms.
     The order changes from round to round. No round starts that would end after `budget_s`, going by the
-    one before. A subject must return when its work is done: synchronise a GPU inside it.
+    one before. A subject must return when its work is done: synchronise a GPU inside it. `threads`: that a call works
+    with; only of one thread is the processor's time compared with the time that went by.
 
     Raises MeasureError naming the subject that failed, or when no round fits the budget.
 
@@ -69,36 +167,87 @@ def interleaved(
     """
     if not subjects:
         raise MeasureError("there is nothing to time: no subjects")
-    began, others_began = perf_counter(), _others_seconds()
-    warm = {name: _calls_ms(name, call, warmup_s) for name, call in subjects.items()}
-    pace_s = sum(max(2 * calls[-1] / 1e3, settle_s + round_s) for calls in warm.values())
-    figures: dict[str, list[float]] = {name: [] for name in subjects}
+    clocks = clocks or Clocks()
+    timers = {name: _Timer(name, call, clocks) for name, call in subjects.items()}
+    began = clocks.wall()
+    warm = {name: timer.calls_s(warmup_s) for name, timer in timers.items()}
+    pace_s = sum(max(2 * calls[-1], settle_s + round_s) for calls in warm.values())
     for index in range(rounds):
-        round_began = perf_counter()
+        round_began = clocks.wall()
         if round_began - began + pace_s > budget_s:
             break
-        for name in _order(list(subjects), index):
-            _calls_ms(name, subjects[name], settle_s)
-            figures[name].append(float(np.median(_calls_ms(name, subjects[name], round_s))))
-        pace_s = perf_counter() - round_began
-    if not all(figures.values()):
+        for name in _order(list(timers), index):
+            timers[name].round(settle_s, round_s)
+        pace_s = clocks.wall() - round_began
+    if not all(timer.wall_ms for timer in timers.values()):
         raise MeasureError(
             f"no round of timing fits in {budget_s:g} s",
             why=f"warming up took {round_began - began:.2g} s, and a round would take about {pace_s:.2g} s",
             next="give it more seconds, or a smaller example",
         )
-    others_s = _others_seconds() - others_began
-    others_cores = max(others_s / (perf_counter() - began), 0.0) if math.isfinite(others_s) else None
-    return Latencies({name: tuple(taken) for name, taken in figures.items()}, others_cores)
+    return Latencies(
+        {name: tuple(timer.wall_ms) for name, timer in timers.items()},
+        _most(timer.others_cores for timer in timers.values()),
+        {name: tuple(timer.own_ms) for name, timer in timers.items()},
+        max(timer.processors for timer in timers.values()),
+        threads,
+        clocks.cores,
+    )
 
 
-def _others_seconds() -> float:
-    """Processor seconds that all but this process have used since the machine started; NaN where unknown."""
-    statistics = Path("/proc/stat")
-    if not statistics.exists():
-        return math.nan
-    user, nice, system, _idle, _wait, irq, softirq = map(int, statistics.read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - process_time()
+def _most(cores: Iterable[float]) -> float | None:
+    """What the subject had beside it that had most: others may have worked beside one alone."""
+    most = max(cores)
+    return most if math.isfinite(most) else None
+
+
+@dataclass
+class _Timer:
+    """One subject, and what its rounds took."""
+
+    name: str
+    call: Callable[[], object]
+    clocks: Clocks
+    wall_ms: list[float] = field(default_factory=list)
+    own_ms: list[float] = field(default_factory=list)
+    _called_s: float = 0.0
+    _own_s: float = 0.0
+    _spent_s: float = 0.0
+    _others_s: float = 0.0
+
+    def round(self, settle_s: float, round_s: float) -> None:
+        began, others_began = self.clocks.wall(), self.clocks.others()
+        self.calls_s(settle_s)
+        own_began = self.clocks.own()
+        taken = self.calls_s(round_s)
+        own = self.clocks.own() - own_began
+        self.wall_ms.append(1e3 * float(np.quantile(taken, _FAST)))
+        self.own_ms.append(1e3 * own / len(taken))  # a mean, since some systems count this time in steps of ten ms
+        self._called_s, self._own_s = self._called_s + sum(taken), self._own_s + own
+        self._others_s += self.clocks.others() - others_began
+        self._spent_s += self.clocks.wall() - began
+
+    @property
+    def processors(self) -> float:
+        return self._own_s / self._called_s if self._called_s else 0.0
+
+    @property
+    def others_cores(self) -> float:
+        return max(self._others_s / self._spent_s, 0.0) if self._spent_s else math.nan
+
+    def calls_s(self, seconds: float) -> list[float]:
+        """Seconds of each call, called again until `seconds` are over, and once at least."""
+        taken: list[float] = []
+        began = last = self.clocks.wall()
+        while not taken or last - began < seconds:
+            try:
+                self.call()
+            except Exception as error:
+                raise MeasureError(f"a timed call failed: {type(error).__name__}: {error}", where=self.name) from error
+            now = self.clocks.wall()
+            taken.append(now - last)
+            last = now
+        return taken
 
 
 def _order(names: list[str], index: int) -> list[str]:
@@ -106,18 +255,3 @@ def _order(names: list[str], index: int) -> list[str]:
     turn, start = divmod(index, len(names))
     rotated = names[start:] + names[:start]
     return rotated[::-1] if turn % 2 else rotated
-
-
-def _calls_ms(name: str, call: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of each call, called again until `seconds` are over, and once at least."""
-    taken: list[float] = []
-    began = last = perf_counter()
-    while not taken or last - began < seconds:
-        try:
-            call()
-        except Exception as error:
-            raise MeasureError(f"a timed call failed: {type(error).__name__}: {error}", where=name) from error
-        now = perf_counter()
-        taken.append((now - last) * 1e3)
-        last = now
-    return taken

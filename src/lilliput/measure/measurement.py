@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 class Measurement:
     """A figure with its interval and the number of samples behind it.
 
-    An endpoint is infinite where the samples say nothing about it; JSON, without infinity, has null there.
+    An endpoint is infinite where the samples say nothing about it: text then says "open" there, or "about" for both,
+    and JSON, without infinity, has null.
 
     >>> print(Measurement(1.92, 1.85, 2.01, samples=20, unit="ms"))
     1.92 [1.85, 2.01] ms
+    >>> print(Measurement(1.92, -math.inf, math.inf, samples=1, unit="ms"))
+    about 1.92 ms
     >>> Measurement(1.92, 1.85, 2.01, samples=20).to_json()
     {'value': 1.92, 'low': 1.85, 'high': 2.01, 'samples': 20}
     """
@@ -30,10 +34,26 @@ class Measurement:
         finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
         return {**finite, "samples": self.samples, **({"unit": self.unit} if self.unit else {})}
 
+    @property
+    def open(self) -> bool:
+        """Whether nothing is known about how sure it is."""
+        return not (math.isfinite(self.low) or math.isfinite(self.high))
+
+    def interval(self, form: Callable[[float], str], between: str = " to ") -> str:
+        """Both endpoints in words; empty where both are open.
+
+        >>> Measurement(1.92, 1.85, math.inf, samples=20).interval("{:.1f}".format)
+        '1.9 to open'
+        """
+        if self.open:
+            return ""
+        return between.join(form(end) if math.isfinite(end) else "open" for end in (self.low, self.high))
+
     def __str__(self) -> str:
         places = self._places()
-        value, low, high = (f"{figure:.{places}f}" for figure in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]" + (f" {self.unit}" if self.unit else "")
+        interval = self.interval(lambda x: f"{x:.{places}f}", ", ")
+        value = f"{self.value:.{places}f}"
+        return (f"{value} [{interval}]" if interval else f"about {value}") + (f" {self.unit}" if self.unit else "")
 
     def _places(self) -> int:
         """Decimals that show three digits of the figure, and two of the interval's width."""

@@ -88,6 +88,8 @@ def median(values: ArrayLike, confidence: float = 0.95) -> Measurement:
 def median_ratio(numerators: ArrayLike, denominators: ArrayLike, confidence: float = 0.95) -> Measurement:
     """The median of `numerators / denominators` of paired rounds, so that what slows both does not count.
 
+    Its interval is that of `median`; of few rounds, Student's t on logarithms, so that no ratio is below 0.
+
     >>> median_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).value
     2.0
     """
@@ -96,7 +98,17 @@ def median_ratio(numerators: ArrayLike, denominators: ArrayLike, confidence: flo
         raise MeasureError(f"{above.size} numerators and {below.size} denominators cannot be paired")
     if (below == 0).any():
         raise MeasureError("a denominator is 0, so there is no ratio")
-    return median(above / below, confidence)
+    ratios = above / below
+    found = median(ratios, confidence)
+    if found.low >= ratios.min() or not (ratios > 0).all() or ratios.size == 1:
+        return found
+    logs = median(np.log(ratios), confidence)  # too few for order statistics: Student's t, where nothing is below 0
+    return Measurement(found.value, min(_exp(logs.low), found.value), max(_exp(logs.high), found.value), found.samples)
+
+
+def _exp(log: float) -> float:
+    """e to that power; infinity where it is too large for a float."""
+    return math.exp(log) if log < 700 else math.inf
 
 
 @dataclass(frozen=True, eq=False)

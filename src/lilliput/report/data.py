@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,21 +19,29 @@ from lilliput.model.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 from lilliput.report.outcome import harm
+from lilliput.report.speed import NO_SPEED_UP, Speed, speed
+from lilliput.targets.operators import Share
 
 SCHEMA = 1
 LOADED = "lilliput.load"  # what opens the file to store and send
-NO_SPEED_UP = 1.05  # less than this many times faster counts as none
 
 
 def side(
-    model: nn.Module, driver: Driver, weighed: Sequence[Mapping[str, Any]], metric: Measurement | None, ms: Measurement
+    model: nn.Module,
+    driver: Driver,
+    weighed: Sequence[Mapping[str, Any]],
+    metric: Measurement | None,
+    ms: Measurement | None,
 ) -> dict[str, Any]:
-    """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes."""
+    """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes.
+
+    `ms`: of a call; None where it was not timed, or is not known.
+    """
     given = driver.example.copied()
     cost = macs(model, given.args, given.kwargs)
     return {
         "metric": None if metric is None else metric.to_json(),
-        "latency_ms": ms.to_json(),
+        "latency_ms": None if ms is None else ms.to_json(),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors(model).values()),
         "macs": cost.total,
         "artifacts": list(weighed),
@@ -129,6 +138,7 @@ def assemble(
     judged_on: str,
     judged: Judged | None,
     taken: Latencies,
+    losing: Sequence[Share],
     rows: list[dict[str, Any]],
     conditions: Mapping[str, Any],
     environment: Mapping[str, Any],
@@ -137,12 +147,12 @@ def assemble(
 ) -> dict[str, Any]:
     """The whole report; `compressed`: what it is compared with is itself the result of another run."""
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
-    faster = taken.ratio("before", "after")
+    fast = speed(taken, rows, losing, driver.tried.why_not if driver.tried else "")
     target_format = driver.target.format
     smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
     coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == LOADED)
     harmed = harm(near, judged)
-    gained = max(smaller, coded / now[LOADED], faster.low)  # what coding alone would give is not the recipe's
+    gained = max(smaller, coded / now[LOADED], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
         "name": name,
@@ -150,12 +160,14 @@ def assemble(
         "outcome": "harmed" if harmed else "done" if gained >= NO_SPEED_UP else "not met",
         "harm": harmed,
         "sentence": f"Harmed: {harmed}. " * bool(harmed)
-        + sentence(smaller, stored, faster, near, judged, _runtime(driver, environment), target_format)
+        + sentence(smaller, stored, fast, near, judged, _runtime(driver, environment), target_format)
         + " All beside the compressed model that was given." * compressed,
-        "speed": _speed(faster, rows),
+        "speed": fast.told,
+        "slower": [dataclasses.asdict(share) for share in losing],
+        "tried": driver.tried and driver.tried.to_json(),
         "before": before,
         "after": after,
-        "ratio": {"smaller": smaller, "smaller_file": stored, "faster": faster.to_json()},
+        "ratio": {"smaller": smaller, "smaller_file": stored, "faster": fast.faster and fast.faster.to_json()},
         "metric": None
         if judged is None
         else {
@@ -189,27 +201,25 @@ def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sentence(
-    smaller: float, stored: float, faster: Measurement, near: Closeness, judged: Judged | None, target: str, ending: str
+    smaller: float, stored: float, fast: Speed, near: Closeness, judged: Judged | None, target: str, ending: str
 ) -> str:
     """The result in one sentence."""
-    interval = f"{faster.value:.2f}×, {faster.low:.2f} to {faster.high:.2f}"
-    speed = f"runs faster ({interval})" if faster.low >= NO_SPEED_UP else f"runs with no speed-up ({interval})"
     share = 100 * near.agreement.value
     agreed = (
         f"{min(share, 99.9) if share < 100 else 100:.1f} % of samples get the same answer"
         if near.kind == "top1"
         else f"outputs keep a cosine of {near.agreement.value:.4f}"
     )
-    change = judged and judged.change
-    moved = (
-        f"; {judged.name} changes by {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
-        if judged and change
-        else ""
-    )
+    moved = f"; {judged.name} changes by {_change(judged.change)}" if judged else ""
     return (
-        f"In {target}, the .{ending} file is {times(smaller)} and {speed}; "
+        f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}; "
         f"the .lil file is {times(stored)}; {agreed}{moved}."
     )
+
+
+def _change(change: Measurement) -> str:
+    interval = change.interval("{:+.4f}".format)
+    return f"{change.value:+.4f} ({interval or 'from one source, so nothing is known of its spread'})"
 
 
 def _runtime(driver: Driver, environment: Mapping[str, Any]) -> str:
@@ -225,14 +235,3 @@ def times(ratio: float) -> str:
     ('4.00× smaller', '2.00× larger')
     """
     return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
-
-
-def _speed(faster: Measurement, rows: list[dict[str, Any]]) -> str:
-    """Why there is a speed-up or none."""
-    if faster.low >= NO_SPEED_UP:
-        return f"{faster.value:.2f}× faster"
-    integer = sum("int8 kernel" in row["runs_as"] for row in rows)
-    if not integer:
-        return "no speed-up: no layer runs on integers, the runtime decodes the weights to float when it loads them"
-    share = f"{integer} of {len(rows)} layers run on integers"
-    return f"no speed-up: {share}, which saves less here than encoding and decoding the values costs"

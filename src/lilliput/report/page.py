@@ -13,7 +13,6 @@ from lilliput.report.markup import Html, document, dotted, el, joined, table, tr
 
 Data = Mapping[str, Any]
 
-_BUSY_CORES = 0.2  # of other processes while timing; above it the figures are called disturbed
 _MANY = 24  # rows; a longer table scrolls under its heading
 _RUNGS = {
     "whole": "The whole model was captured as one graph.",
@@ -57,8 +56,8 @@ def _warnings(data: Data) -> Iterable[Html]:
     if data.get("harm"):
         yield _warning("what the network had learned is lost", data["harm"])
     verdict, _, reason = data["speed"].partition(": ")
-    if verdict.startswith("no speed-up"):
-        yield _warning(verdict, reason or "no reason is recorded")
+    if reason:
+        yield _warning(verdict, reason)
     if data.get("loading"):
         yield _warning("costlier to load than before", data["loading"])
     if data["conditions"]["may_saturate"] and any(map(_overflows, data["layers"])):
@@ -66,9 +65,6 @@ def _warnings(data: Data) -> Iterable[Html]:
             "answers may differ on this processor",
             "without VNNI, sums of u8 × s8 products can saturate; weights as Int(7) or OnnxRuntime(safe=True) avoid it",
         )
-    busy = data["environment"].get("others_cores")
-    if busy is not None and busy > _BUSY_CORES:
-        yield _warning("other work disturbed the timing", f"it kept {busy:.1f} cores busy meanwhile")
 
 
 def _overflows(row: Data) -> bool:
@@ -105,16 +101,27 @@ def _size_tiles(data: Data) -> Iterable[Html]:
 
 
 def _speed_tile(data: Data) -> Html:
-    faster, none = data["ratio"]["faster"], data["speed"].startswith("no speed-up")
+    verdict, label = data["speed"].partition(": ")[0], f"Speed of {_what_runs(data)}"
+    faster = data["ratio"]["faster"]
+    if faster is None:
+        return _tile(label, "–", verdict, class_="tile bad")
+    slower, good = verdict.endswith("slower"), verdict.endswith("faster")
     before, after = (digits(data[side]["latency_ms"]["value"]) for side in ("before", "after"))
+    shown = _inverted(faster) if slower else faster
+    known = faster["low"] is not None or faster["high"] is not None
     return _tile(
-        f"Speed of {_what_runs(data)}",
-        f"{faster['value']:.2f}×",
-        "no speed-up" if none else "faster",
+        label,
+        f"{'' if known else 'about '}{shown['value']:.2f}×",
+        "slower" if slower else "faster" if good else "no speed-up",
         f"{before} → {after} ms a call",
-        interval(faster, lambda x: f"{x:.2f}"),
-        class_="tile bad" if none else "tile",
+        interval(shown, lambda x: f"{x:.2f}") if known else "no interval",
+        class_="tile" if good else "tile bad",
     )
+
+
+def _inverted(ratio: Data) -> Data:
+    low, value, high = (ratio[end] and 1 / ratio[end] for end in ("high", "value", "low"))
+    return {"low": low, "value": value, "high": high}
 
 
 def _agreement_tile(near: Data) -> Html:
@@ -172,14 +179,17 @@ def _size_bars(data: Data) -> Iterable[Html]:
 
 def _latency_bars(data: Data) -> Iterable[Html]:
     times = {side: data[side]["latency_ms"] for side in ("before", "after")}
+    if None in times.values():
+        yield el("p", f"{data['speed'].partition(': ')[0].capitalize()}.")
+        return
     slowest = max(time[end] or 0 for time in times.values() for end in ("value", "high"))
     yield el("h4", _what_runs(data))
     for side, time in times.items():
         low, high = (time[end] and time[end] / slowest for end in ("low", "high"))
         yield _bar(side, time["value"] / slowest, f"{digits(time['value'])} ms", low, high)
     rounds, threads = times["after"]["samples"], data["environment"]["threads"]
-    how = f"Medians of {rounds} rounds, taken in turns, on {threads} threads; whiskers are 95 % intervals."
-    yield el("p", how)
+    whiskers = "; whiskers are 95 % intervals" if times["after"]["low"] is not None else ""
+    yield el("p", f"Medians of {rounds} rounds, taken in turns, on {threads} threads{whiskers}.")
 
 
 def _bar(side: str, share: float, figure: str, low: float | None = None, high: float | None = None) -> Html:
@@ -363,7 +373,20 @@ def _departure(what: str, found: Data, on: str) -> Iterable[Html]:
 def _recipe(data: Data) -> Html:
     tables = (["[[steps]]", *(f"{key} = {_toml(x)}" for key, x in step.items())] for step in data["recipe"])
     text = "\n\n".join("\n".join(lines) for lines in tables)
-    return _section("Recipe", el("pre", text), el("p", "What is not written here is at its default."))
+    note = el("p", "What is not written here is at its default.")
+    return _section("Recipe", el("pre", text), note, *_tried(data.get("tried")))
+
+
+def _tried(tried: Data | None) -> Iterable[Html]:
+    """What was tried on the target to find the recipe, where it was the target's to choose."""
+    if not tried:
+        return
+    if tried["why_not"]:
+        yield el("p", f"Whether float is faster somewhere was not tried: {tried['why_not']}.")
+    if tried["rows"]:
+        rows = ([_cell(row["what"]), _number(f"{row['faster']['value']:.2f}×")] for row in tried["rows"])
+        yield el("p", f"Tried on the target, and chosen: {tried['chosen']}.")
+        yield table(("tried", "#as fast as float"), rows, "Tried")
 
 
 def _toml(value: Any) -> str:

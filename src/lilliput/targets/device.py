@@ -27,6 +27,7 @@ from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnxruntime import OnnxRuntime
+from lilliput.targets.operators import Operator
 from lilliput.targets.target import Runner, Target
 from lilliput.techniques.technique import Placed
 
@@ -112,6 +113,10 @@ class Device(Target):
             raise InputError("a device opens files", where="graph")
         here = None if "{outputs}" in self.command else self.builds.open(built, signature)
         return _OnDevice(self, built, signature, here)
+
+    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
+        """None: a command tells of the whole alone."""
+        return ()
 
     def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
         """The command's own figures, taken in turns; each run of it is one sample."""

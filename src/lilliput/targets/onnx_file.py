@@ -25,7 +25,10 @@ from lilliput.model.fold import fold_norms
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import View
+from lilliput.targets.operators import Operator
 from lilliput.targets.target import Runner, Target
+
+_ACCOUNT_S = 2.0  # of calls, to tell what each operator takes
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,18 @@ class OnnxFile(Target):
 
     def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
         subjects = {name: functools.partial(example.call, run) for name, run in runs.items()}
-        return interleaved(subjects, budget_s=self.seconds)
+        return interleaved(subjects, budget_s=self.seconds, threads=self.threads_used)
+
+    @abstractmethod
+    def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
+        """The operators of the file, timed for about so many seconds; raises whatever the runtime raises."""
+
+    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
+        arrays = [x.detach().numpy() for x in signature.arguments(example)]
+        try:
+            return self.accounts(built, arrays, min(_ACCOUNT_S, self.seconds))
+        except Exception:  # runtimes raise many kinds; what they would tell explains a figure, and changes none
+            return ()
 
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
         where = "graph" if isinstance(built, bytes) else str(built)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from lilliput.encodings import Encoding, Fixed, Int
 from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import Profile, profile
@@ -18,6 +20,8 @@ from lilliput.measure import cpu
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile
+from lilliput.targets.onnxruntime_operators import operators
+from lilliput.targets.operators import Operator
 from lilliput.targets.placing import (
     INTEGER_CONVOLUTIONS,
     Placing,
@@ -121,6 +125,9 @@ class OnnxRuntime(OnnxFile):
         if isinstance(activation, Fixed) or (isinstance(activation, Int) and activation.symmetric):
             return "int8 kernel, but in float where a ReLU follows"
         return "int8 kernel, range found at each run" if at_run_time(activation) else "int8 kernel"
+
+    def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
+        return operators(built, arrays, self.threads_used, seconds)
 
     def load(self, built: Path | bytes) -> Loaded:
         held = session(built, self.threads_used)

@@ -21,6 +21,8 @@ from lilliput.exporters.profiles import Profile
 from lilliput.model.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
+from lilliput.targets.openvino_operators import operators
+from lilliput.targets.operators import Operator, called
 from lilliput.targets.placing import (
     INTEGER_CONVOLUTIONS,
     Placing,
@@ -103,18 +105,7 @@ class OpenVino(OnnxFile):
         return "size only: decoded to float when the runtime loads it"
 
     def load(self, built: Path | bytes) -> Loaded:
-        openvino = openvino_package()
-        core = openvino.Core()
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": self.threads_used,
-            "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
-        }
-        if self.precision is not None:
-            settings["INFERENCE_PRECISION_HINT"] = self.precision
-        given = built if isinstance(built, bytes) else str(built)
-        compiled = core.compile_model(core.read_model(given), "CPU", settings)
+        compiled = self._compiled(built)
         request, names = compiled.create_infer_request(), input_names(built)
         read = {name for taken in compiled.inputs for name in taken.names}  # OpenVINO may drop what nothing reads
 
@@ -123,6 +114,26 @@ class OpenVino(OnnxFile):
             return list(request.infer(given, share_inputs=True).to_tuple())
 
         return Loaded(len(names), len(compiled.outputs), run)
+
+    def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
+        compiled = self._compiled(built, PERF_COUNT=True)
+        request = compiled.create_infer_request()
+        called(lambda: request.infer(list(arrays), share_inputs=True), seconds)
+        return operators(built, compiled)
+
+    def _compiled(self, built: Path | bytes, **more: Any) -> Any:
+        core = openvino_package().Core()
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": self.threads_used,
+            "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
+            **more,
+        }
+        if self.precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = self.precision
+        given = built if isinstance(built, bytes) else str(built)
+        return core.compile_model(core.read_model(given), "CPU", settings)
 
 
 def openvino_package() -> Any:

@@ -19,6 +19,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
+from lilliput.targets.operators import Operator
 from lilliput.techniques.technique import Placed
 
 Runner = Callable[..., Any]  # called like the module, answers like the module
@@ -29,7 +30,7 @@ class Target(ABC):
     """A runtime. What it prefers reaches techniques as data: placements, and remarks on encodings."""
 
     threads: int | None = None  # of the runtime while it is measured; None: as many as there are cores
-    seconds: float = 60.0  # at most, for timing before and after; fewer give fewer rounds and a wider interval
+    seconds: float = 60.0  # at most, for timing before and after; fewer give wider intervals, 0 no timing at all
 
     name: ClassVar[str]
     format: ClassVar[str]  # ending of the file that it runs
@@ -45,6 +46,11 @@ class Target(ABC):
             raise InputError(f"is {seconds!r}", where="seconds", next="give a number of seconds, such as 20")
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"is {threads!r}", where="threads", next="give a whole number from 1 on, or None")
+
+    @property
+    def times(self) -> bool:
+        """Whether it is to time at all."""
+        return self.seconds > 0
 
     @property
     def multiple(self) -> int:
@@ -91,6 +97,10 @@ class Target(ABC):
     @abstractmethod
     def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
         """What each of `runs`, opened by this target, takes on the example, in turns, in at most `seconds`."""
+
+    @abstractmethod
+    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
+        """What the runtime makes of the file, each operator timed on the example; empty where it does not tell."""
 
     @abstractmethod
     def open(self, built: Path | bytes, signature: Signature) -> Runner:

@@ -84,6 +84,10 @@ class Prune(Technique):
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges", "widths"} if self.unit in ("layers", "blocks") else {"ranges"})
 
+    @property
+    def times(self) -> bool:
+        return self.latency is not None
+
     def apply(self, run: Run) -> None:
         if self.unit == "weights":
             self._zeros(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Placed, Placement, Run, Technique, used_weights
-from lilliput.techniques.where import check_where, chosen
+from lilliput.techniques.where import Where, check_where, chosen
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +45,7 @@ class Quantize(Technique):
     fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how those of activations are found
+    activations_where: Where = "*"  # layers for which activations are encoded; the others have their weights alone
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
@@ -202,7 +203,12 @@ class Quantize(Technique):
             for path, encoding in _encoded(run).items()
             if not any(run.encoded_value(f"{call.value}@0") for call in readers[path])
         }
-        return run.place(self.activations.for_value(), {**alone, **encodings})
+        weights = {**alone, **encodings}
+        check_where(self.activations_where, list(weights), "activations_where")
+        wanted = {path: encoding for path, encoding in weights.items() if chosen(path, self.activations_where)}
+        placed = run.place(self.activations.for_value(), wanted)
+        left = {path: "what it reads is left out by activations_where" for path in encodings if path not in wanted}
+        return replace(placed, told={**left, **placed.told})
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.

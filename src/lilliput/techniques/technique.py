@@ -209,6 +209,11 @@ class Technique(ABC):
         """Fields of the task without which it cannot be done, each with what to do about it; asked before any step."""
         return {}
 
+    @property
+    def times(self) -> bool:
+        """Whether it goes by what networks take on the target."""
+        return False
+
     def __repr__(self) -> str:
         return short_repr(self)
 

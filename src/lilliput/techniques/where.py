@@ -36,11 +36,11 @@ def names_of(path: str) -> tuple[str, str]:
     return path, path.rpartition(".")[0]
 
 
-def check_where(where: Where, paths: Sequence[str]) -> None:
-    """Refuse a `where` that means no tensor at all."""
+def check_where(where: Where, paths: Sequence[str], field: str = "where") -> None:
+    """Refuse a `where`, or another field of its kind, that means no tensor at all."""
     if not any(chosen(path, where) for path in paths):
         listing = ", ".join(sorted({path.rpartition(".")[0] for path in paths})[:8])
-        raise RecipeError(f"where={where!r} matches no layer", next=f"layers are called {listing} …")
+        raise RecipeError(f"{field}={where!r} matches no layer", next=f"layers are called {listing} …")
 
 
 def _met(patterns: Iterable[str], names: Sequence[str]) -> bool:
