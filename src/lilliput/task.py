@@ -95,10 +95,10 @@ class Batches:
             raise _unsteady(self.field)
 
 
-def first_sample(batches: Iterable[Any], field: str) -> Inputs:
-    """The first sample of the first batch, as a batch of one."""
+def first_sample(batches: Iterable[Any], field: str, dynamic: Dynamic | None = None) -> Inputs:
+    """The first sample of the first batch, as a batch of one; where the first axis is not open, the batch as it is."""
     for inputs in _read(batches, field):
-        return inputs.map(lambda key, x: x[:1] if x.dim() else x)
+        return inputs.map(lambda key, x: x[:1] if x.dim() and (dynamic is None or 0 in dynamic.get(key, {})) else x)
     raise _empty(field)
 
 
@@ -255,10 +255,11 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
     if not isinstance(task.model, nn.Module):
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     check_plain(task.model)
+    _check_dynamic(task.dynamic)
     if task.example is not None:
         example, where = _inputs(task.example, "example"), "example"
     elif task.calibrate is not None:
-        example, where = first_sample(task.calibrate, "calibrate"), "calibrate[0]"
+        example, where = first_sample(task.calibrate, "calibrate", task.dynamic), "calibrate[0]"
     else:
         raise InputError("a task needs an example", next="give example= or calibrate=")
     try:
@@ -270,7 +271,6 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
             why=str(error),
             next="give the inputs alone, without labels: [x for x, _ in batches]",
         ) from None
-    _check_dynamic(task.dynamic)
     return example, dynamic_axes(example, task.dynamic)
 
 

@@ -28,6 +28,7 @@ from lilliput.targets.placing import (
     at_run_time,
     beyond_kernels,
     eight_bits,
+    exact_here,
     no_kernel_finds,
     weights_lack,
 )
@@ -73,7 +74,8 @@ class OnnxRuntime(OnnxFile):
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""
         convolutional, rules = any(call.op in CONVOLUTIONS for call in view.calls), self.required
-        weights, run_time = Int(7 if self.safe else 8), rules is None or rules.dynamic
+        weights = Int(7) if self.safe else exact_here() if self.profile is None else Int(8)
+        run_time = rules is None or rules.dynamic
         static, dynamic = (Quantize(weights=weights, activations=Int(8, dynamic=at_run)) for at_run in (False, True))
         if not (calibrated and (convolutional or not run_time)):
             return Recipe([dynamic if run_time else Quantize(weights=weights)])

@@ -29,6 +29,7 @@ from lilliput.targets.placing import (
     at_run_time,
     beyond_kernels,
     eight_bits,
+    exact_here,
     no_kernel_finds,
     weights_lack,
 )
@@ -68,8 +69,8 @@ class OpenVino(OnnxFile):
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Ranges from calibration; without batches, weights alone, beside which it finds those of linear layers."""
         if calibrated:
-            return Recipe([Quantize(weights=Int(8), activations=Int(8))])
-        return Recipe([Quantize(weights=Int(8))])
+            return Recipe([Quantize(weights=exact_here(), activations=Int(8))])
+        return Recipe([Quantize(weights=exact_here())])
 
     def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         """Of what is dynamic nothing: beside int8 weights alone the runtime itself rounds what a linear layer reads."""

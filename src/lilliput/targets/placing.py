@@ -7,6 +7,7 @@ from math import prod
 
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.integer import Uniform
+from lilliput.measure import cpu
 from lilliput.model.view import Call, View
 from lilliput.techniques.technique import Placed, Placement
 
@@ -34,6 +35,11 @@ def eight_bits(encoding: Encoding | None) -> bool:
     """Whether integer kernels take a weight so encoded: with a scale for each output, or one for all."""
     inner = encoding.values if isinstance(encoding, Sparse) else encoding
     return integers(inner) and isinstance(inner, Uniform) and (inner.axis == 0 or inner.per == "tensor")
+
+
+def exact_here() -> Int:
+    """Weights whose products this processor sums without overflow: of 8 bits, or of 7 on x86 without VNNI."""
+    return Int(7 if cpu().may_saturate else 8)
 
 
 def at_run_time(encoding: Encoding) -> bool:
