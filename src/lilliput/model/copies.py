@@ -121,7 +121,7 @@ class _Uses(TorchDispatchMode):
     """Notes every operation on memory that is known by a name."""
 
     def __init__(self, storages: Mapping[int, str], found: dict[str, None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.storages, self.found = storages, found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -204,7 +204,8 @@ def strange_tensor(x: Tensor) -> tuple[str, str]:
     """Why a tensor can be neither encoded nor stored, and the remedy; empty where it can."""
     if is_lazy(x):
         return "has no shape yet", "call the model once, on an example"
-    if is_traceable_wrapper_subclass(x):
+    known: Any = x
+    if is_traceable_wrapper_subclass(known):
         return f"is a {type(x).__name__}, a tensor of a kind of its own", "give a model of plain tensors"
     if x.is_meta:
         return "holds no numbers: it is on the meta device", "load the weights first"

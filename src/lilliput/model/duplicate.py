@@ -201,7 +201,8 @@ def _held_by(x: Any) -> Iterator[Any]:
 def _exchange(x: Any, change: Callable[[Any], Any]) -> None:
     """Put ``change(held)`` in the place of all that `x` holds: in a list, a dict, a set, a partial or attributes."""
     if isinstance(x, functools.partial):
-        function, args, named, attributes = x.__reduce__()[2]  # type: ignore[misc]
+        state: Any = x.__reduce__()[2]
+        function, args, named, attributes = state
         told = (change(function), tuple(map(change, args)), {k: change(v) for k, v in named.items()}, attributes)
         if told[0] is not function or any(a is not b for a, b in zip(told[1], args, strict=True)):
             x.__setstate__(told)  # type: ignore[attr-defined]

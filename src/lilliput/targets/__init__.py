@@ -1,5 +1,7 @@
 """Runtimes that run the result: one file each."""
 
+from typing import Any
+
 from lilliput.errors import InputError, nearest
 from lilliput.targets.device import Device
 from lilliput.targets.onnxruntime import OnnxRuntime
@@ -13,10 +15,11 @@ def target(name: str | Target) -> Target:
     """A target by its name, or as it is given."""
     if isinstance(name, Target):
         return name
-    if isinstance(name, type) and issubclass(name, Target):
-        raise InputError(f"the class {name.__name__} for a target", next=f"make one of it: {name.__name__}()")
-    if not isinstance(name, str):
-        raise InputError(f"a target of type {type(name).__name__}", next=f"known: {', '.join(TARGETS)}")
+    given: Any = name
+    if isinstance(given, type) and issubclass(given, Target):
+        raise InputError(f"the class {given.__name__} for a target", next=f"make one of it: {given.__name__}()")
+    if not isinstance(given, str):
+        raise InputError(f"a target of type {type(given).__name__}", next=f"known: {', '.join(TARGETS)}")
     if name not in TARGETS:
         raise InputError(f"unknown target {name!r}", next=nearest(name, TARGETS))
     return TARGETS[name]()

@@ -262,6 +262,7 @@ def compensated(weights: Tensor, gram: Tensor, nearest: Nearest, ordered: bool) 
 def factored(gram: Tensor) -> Tensor:
     """The lower factor of a damped matrix, damped further where sums were rounded by more than its damp."""
     more = gram.diagonal(dim1=1, dim2=2).abs().mean(1, keepdim=True).expand(-1, gram.shape[-1])
+    found: Tensor
     found, failed = torch.linalg.cholesky_ex(gram)
     share = 0.01
     while bool(failed.any()) and share < 1e6:
