@@ -52,7 +52,7 @@ def _field_names(output: object) -> tuple[str, ...]:
     """Those of a named tuple, or of what `torch.max` and its like answer with."""
     if not isinstance(output, tuple):
         return ()
-    names = getattr(output, "_fields", None) or (
+    names: Any = getattr(output, "_fields", None) or (
         getattr(output, "__match_args__", ()) if hasattr(output, "n_sequence_fields") else ()
     )
     return tuple(names) if len(names) == len(output) else ()

@@ -108,11 +108,11 @@ SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attenti
 HUGGING: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "bert": (lambda: BertModel(BertConfig(vocab_size=64, **SMALL)), text),
     "gpt2, tied": (
-        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, use_cache=False)),
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
         text,
     ),
     "llama, rotary": (
-        lambda: LlamaForCausalLM(LlamaConfig(vocab_size=64, use_cache=False, num_key_value_heads=2, **SMALL)),
+        lambda: LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **SMALL)),
         text,
     ),
     "vit": (

@@ -194,7 +194,7 @@ def test_the_trainer_saves_what_the_class_loads(tmp_path: Path) -> None:
 
 
 def test_codes_do_not_pass_for_weights_elsewhere(tmp_path: Path) -> None:
-    """`state_dict` lists the codes, for training and files: a plain class refuses them, its compressed kind does not."""
+    """`state_dict` lists the codes, for training and files: a plain class refuses them, a compressed one does not."""
     net, inputs = made("bert")
     small = encoded(net)
     with pytest.raises(RuntimeError, match="Missing key"):

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import MeasureError
 from lilliput.measure import Latencies
-from lilliput.model.inputs import Inputs
 from lilliput.model.carrier import EncodedTensor, tensor_held
+from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.targets.operators import Operator, Owners, regions, unpaying

@@ -31,14 +31,13 @@ class Answer(nn.Module):
     `takes`: the names of its arguments in the library; `gives`: the outputs to answer with, a tensor if it is one.
     """
 
-    def __init__(self, model: nn.Module, takes: str, gives: str, caches: bool = False) -> None:
+    def __init__(self, model: nn.Module, takes: str, gives: str) -> None:
         super().__init__()
         self.model, self.takes, self.gives = model, takes.split(), gives.split()
-        self.given = {"use_cache": False} if caches else {}
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         taken = dict(zip(self.takes, (first, second), strict=False))
-        told = self.model(**taken, **self.given, return_dict=True)
+        told = self.model(**taken, return_dict=True)
         answers = tuple(getattr(told, name) for name in self.gives)
         return answers[0] if len(answers) == 1 else answers
 
@@ -59,7 +58,7 @@ def words(name: str, gives: str = "logits", head: str = "ForSequenceClassificati
 
 def decoder(name: str, head: str = "ForCausalLM", **config: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
     model = _model(name, head, **ENDS, **config)
-    return Answer(model, "input_ids", "logits", caches=True), (torch.randint(3, 97, (3, 10)),)
+    return Answer(model, "input_ids", "logits"), (torch.randint(3, 97, (3, 10)),)
 
 
 def _model(name: str, head: str, **config: Any) -> nn.Module:
@@ -238,14 +237,14 @@ def t5() -> Any:
     sizes = {"vocab_size": 97, "d_model": 48, "d_kv": 14, "d_ff": 80, "num_layers": 2, "num_heads": 4}
     model = _model("T5", "ForConditionalGeneration", **sizes, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
     tokens = torch.randint(3, 97, (2, 10)), torch.randint(3, 97, (2, 7))
-    return Answer(model, "input_ids decoder_input_ids", "logits", caches=True), tokens
+    return Answer(model, "input_ids decoder_input_ids", "logits"), tokens
 
 
 def bart() -> Any:
     sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in BART.items()}
     model = _model("Bart", "ForConditionalGeneration", vocab_size=97, d_model=48, max_position_embeddings=20, **sizes)
     tokens = torch.randint(3, 97, (2, 10)), torch.randint(3, 97, (2, 7))
-    return Answer(model, "input_ids decoder_input_ids", "logits", caches=True), tokens
+    return Answer(model, "input_ids decoder_input_ids", "logits"), tokens
 
 
 BART = {"layers": 1, "attention_heads": 4, "ffn_dim": 80}
@@ -265,7 +264,7 @@ def whisper() -> Any:
         decoder_start_token_id=1,
     )
     given = torch.randn(2, 18, 52), torch.randint(3, 97, (2, 7))
-    return Answer(model, "input_features decoder_input_ids", "logits", caches=True), given
+    return Answer(model, "input_features decoder_input_ids", "logits"), given
 
 
 def wav2vec2() -> Any:

@@ -23,7 +23,7 @@ from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
-from lilliput.outputs import left_out
+from lilliput.outputs import flatten_outputs, left_out
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
@@ -77,9 +77,11 @@ def _departure(driver: Driver, model: nn.Module, run: Callable[..., Any], path: 
     """Largest error, cosine and top-1 agreement of what was built and the module; too far apart is an error."""
     so_far = DistanceSoFar()
     with torch.no_grad():
-        so_far.add(driver.example.call(model), driver.example.call(run))
+        expected = driver.example.call(model)
+        so_far.add(expected, driver.example.call(run))
     found = so_far.distance()
     if not found.cosine >= _LEAST_COSINE:
+        _check_precise(expected)
         overflows = _may_overflow(model)
         raise ExportError(
             f"computes something else than the module (cosine {found.cosine:.4f})",
@@ -101,6 +103,19 @@ def _may_overflow(model: nn.Module) -> bool:
     """Whether integers of eight bits flow, on a processor whose sums of their products may overflow."""
     flowing = (encoder.encoding for encoder in value_encodings(model).values())
     return cpu().may_saturate and any(isinstance(x, Uniform) and x.bits == 8 for x in flowing)
+
+
+def _check_precise(expected: Any) -> None:
+    """Refuse answers that lie below what their type holds to its full precision: any order of sums gives others."""
+    found = [x for x in flatten_outputs(expected) if x.is_floating_point() and x.numel()]
+    largest = max((float(x.abs().max()) for x in found), default=0.0)
+    least = max((torch.finfo(x.dtype).tiny for x in found), default=0.0)
+    if 0 < largest < least:
+        raise InputError(
+            f"the model answers with numbers of {largest:.1g} at most",
+            why=f"under {least:.1g} a float has only some bits left, so that no runtime gives the same",
+            next="give it its trained weights: fresh ones, and norms that saw no data, shrink what flows",
+        )
 
 
 def _file_digest(path: Path) -> str:

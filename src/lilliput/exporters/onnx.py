@@ -43,6 +43,7 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
 }
 _LAID_OUT = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
 _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
+_SMOOTHED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 _TABLES = ("table", "tables", "levels")  # attributes that are lists of numbers
 _RECURRENT = {  # op in torch -> its node until it is written out, and how many outputs it has
     "lstm": ("LSTM", 3),
@@ -148,6 +149,7 @@ def export(
     try:
         with quiet():
             captured = _copying(program(model, example, dynamic))
+            _refuse_wrong(captured)
             exported = torch.onnx.export(
                 captured,
                 dynamo=True,
@@ -159,6 +161,8 @@ def export(
             assert exported is not None
             graph = exported.model
             simplify(graph)
+    except ExportError:
+        raise
     except Exception as error:  # both steps raise whatever the model's code and the translators raise
         first: BaseException = error
         while first.__cause__ is not None:
@@ -178,6 +182,19 @@ def export(
         raise ExportError("an ONNX file of over 2 GB", where=str(path), next="keep the .lil file")
     with whole_file(path) as file:
         file.write(data)
+
+
+def _refuse_wrong(captured: ExportedProgram) -> None:
+    """Refuse what torch's exporter is known to write as something else (found by comparing operators one by one)."""
+    for node in captured.graph.nodes:
+        name = getattr(node.target, "_opname", "")
+        if name in _SMOOTHED and len(node.args) > 2 and node.args[2]:
+            raise ExportError(
+                "images resized with antialias=True and align_corners=True",
+                where=node.name,
+                why="runtimes weigh the pixels of such a filter otherwise than torch",
+                next="resize with align_corners=False, where they agree",
+            )
 
 
 def _has_four_bits(model: nn.Module) -> bool:
