@@ -88,7 +88,7 @@ def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, 
         table.show_diagnosis(found.to_json())
 
 
-def dry_run(asked: Asked) -> bool:
+def dry_run(asked: Asked) -> None:
     """Check and plan, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):

@@ -24,7 +24,7 @@ from lilliput.techniques.choice import NEAREST, Choice, Fit, JointChoice
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Going, Placement
+from lilliput.techniques.technique import Going, Placed
 
 _SAMPLE = 1 << 16  # elements of a tensor by which it is told what fitting all of it takes
 
@@ -112,14 +112,17 @@ class _Planned:
     def coupling(self) -> Coupling:
         return self.driver.coupling()
 
-    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Sequence[Placement]:
+    def place(self, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
         return self.driver.place(encoding, weights)
+
+    def encoded_value(self, name: str) -> bool:
+        return self.driver.encoded_value(name)
 
     def note(self, path: str, text: str, *, lasting: bool = False) -> None:
         self.driver.note(path, text, lasting=lasting)
 
-    def skip(self, path: str, reason: str) -> None:
-        self.driver.skip(path, reason)
+    def skip(self, path: str, reason: str, *, lasting: bool = False) -> None:
+        self.driver.skip(path, reason, lasting=lasting)
 
     # the nearest for what is chosen
 

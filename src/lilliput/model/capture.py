@@ -207,7 +207,7 @@ def _calls_of_region(node: Node, inner: Graph, sources: dict[Node, str | None], 
     yield from _calls_of(inner, sources, path, f"{ids}{node.name}/")
     (output,) = (held for held in inner.nodes if held.op == "output")
     answers: Any = output.args[0]
-    sources |= {user: sources.get(answers[user.args[1]]) for user in node.users}  # type: ignore[index]
+    sources |= {user: sources.get(answers[user.args[1]]) for user in node.users}
 
 
 def _arguments(node: Node) -> list[Any]:

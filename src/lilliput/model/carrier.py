@@ -243,7 +243,8 @@ def encoded_class(
 
 
 def _deepcopied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    made, arguments, state = module.__reduce_ex__(4)
+    reduced: Any = module.__reduce_ex__(4)
+    made, arguments, state = reduced
     memo[id(module)] = copied = made(*arguments)
     copied.__setstate__(copy.deepcopy(state, memo))
     return copied  # type: ignore[no-any-return]

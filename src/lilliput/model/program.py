@@ -104,7 +104,7 @@ def _inline(graph: Graph, call: Node, inner: GraphModule) -> None:
     (output,) = (node for node in inner.graph.nodes if node.op == "output")
     answers = output.args[0]
     for user in list(call.users):  # a region answers with a tuple, of which each part is looked up
-        answer = answers[user.args[1]]  # type: ignore[index]
+        answer = answers[user.args[1]]
         user.replace_all_uses_with(known[answer] if isinstance(answer, Node) else answer)
         graph.erase_node(user)
     body = _body(call)
