@@ -5,13 +5,13 @@ from __future__ import annotations
 from random import Random
 
 # No VNNI is asked of the machine: weights of 7 bits beside integers that flow, or sums of products may saturate.
-SAFE = "lp.OnnxRuntime(threads=1, safe=True)"
+SAFE = "lp.OnnxRuntime(threads=1, seconds=0, safe=True)"
 TARGETS = {
     SAFE: 12,
-    "lp.OpenVino(threads=1)": 3,
-    "lp.OnnxRuntime(threads=1, safe=True, profile='tensorrt')": 1,
-    "lp.OnnxRuntime(threads=1, safe=True, profile='xnnpack')": 1,
-    "lp.OnnxRuntime(threads=1, safe=True, profile='openvino')": 1,
+    "lp.OpenVino(threads=1, seconds=0)": 3,
+    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='tensorrt')": 1,
+    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='xnnpack')": 1,
+    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='openvino')": 1,
 }
 WEIGHTS = (
     "Int(7)",
