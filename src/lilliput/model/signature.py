@@ -122,7 +122,7 @@ def _assembled(structure: Any, left: Iterator[Any]) -> Any:
 
 @functools.cache
 def _named_tuple(name: str, names: tuple[str, ...]) -> Any:
-    return namedtuple(name, names)  # type: ignore[misc]  # the one that the module has is in its source
+    return namedtuple(name, names)  # the one that the module has is in its source
 
 
 def sound(structure: Any, depth: int = 0) -> bool:
