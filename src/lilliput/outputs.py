@@ -52,10 +52,9 @@ def _field_names(output: object) -> tuple[str, ...]:
     """Those of a named tuple, or of what `torch.max` and its like answer with."""
     if not isinstance(output, tuple):
         return ()
-    names: Any = getattr(output, "_fields", None) or (
-        getattr(output, "__match_args__", ()) if hasattr(output, "n_sequence_fields") else ()
-    )
-    return tuple(names) if len(names) == len(output) else ()
+    attribute = "__match_args__" if hasattr(output, "n_sequence_fields") else "_fields"
+    names: tuple[str, ...] = tuple(getattr(output, attribute, ()))
+    return names if len(names) == len(output) else ()
 
 
 def leaves(output: object, where: str = "") -> Iterator[tuple[str, Any]]:
