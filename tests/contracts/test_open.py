@@ -32,6 +32,7 @@ from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import restored
 from lilliput.progress import silent
+from lilliput.targets.placing import exact_here
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 
@@ -179,7 +180,7 @@ def small() -> lp.Result:
     net = cnn().train()
     for x in images(4):
         net(x)
-    recipe = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8))])
+    recipe = lp.Recipe([lp.Quantize(weights=exact_here(), activations=lp.Int(8))])
     return lp.compress(lp.Task(net.eval(), calibrate=images(4), assets={"a.txt": b"hello"}), recipe, target=QUICK)
 
 
@@ -221,7 +222,7 @@ def test_integer_kernels_answer_alike(small: lp.Result, tmp_path: Path) -> None:
 
 def test_a_last_layer_on_integers_leaves_an_output_with_a_type(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, recipe = nn.Linear(32, 8), lp.Recipe([lp.Quantize(activations=lp.Int(8, dynamic=True))])
+    net, recipe = nn.Linear(32, 8), lp.Recipe([lp.Quantize(weights=exact_here(), activations=lp.Int(8, dynamic=True))])
     small = lp.compress(net, recipe, calibrate=[torch.randn(4, 32)], target=QUICK)
     (out,) = onnx.load(small.export(tmp_path / "net.onnx")).graph.output
     assert out.type.tensor_type.elem_type == onnx.TensorProto.FLOAT

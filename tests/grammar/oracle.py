@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from answers import apart, sqnr
-from quick import translators_kept
 from recipes import floats_flow, is_fine, weights_alone
 from spec import Spec
 from torch import Tensor, nn
@@ -55,7 +54,7 @@ def judge(spec: Spec) -> Outcome:
     """Compress, save, load, open and export the draw, and hold everything against everything."""
     state = torch.random.get_rng_state()
     try:
-        with warnings.catch_warnings(), translators_kept(), tempfile.TemporaryDirectory(prefix="grammar-") as folder:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="grammar-") as folder:
             warnings.simplefilter("ignore")
             return _judged(spec, Path(folder))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from subjects import DYNAMIC, Convolutions, Tokens, built, close, fused, images, initializers, sentences
+from subjects import (
+    AT_RUN_TIME,
+    CALIBRATED,
+    DYNAMIC,
+    EXACT,
+    Convolutions,
+    Tokens,
+    built,
+    close,
+    fused,
+    images,
+    initializers,
+    sentences,
+)
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -22,7 +36,6 @@ from lilliput.engine.store import Store
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
-from lilliput.plain import short_repr
 from lilliput.progress import silent
 from lilliput.report.data import layers
 
@@ -31,7 +44,7 @@ def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Convolutions()
     before = model_digest(net)
-    driver, path = built(tmp_path, net, images(), [lp.Quantize(activations=lp.Int(8))])
+    driver, path = built(tmp_path, net, images(), [CALIBRATED])
     ops = fused(path)
     assert ops["QLinearConv"] == 4  # wide, depthwise, and twice in two places: the 3-channel stem gains nothing
     assert ops["Conv"] == 1
@@ -44,12 +57,12 @@ def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
 
 def test_stem_of_many_products_runs_on_integers(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 16, 7), nn.ReLU())
-    _, path = built(tmp_path, net, images(), [lp.Quantize(activations=lp.Int(8))])
+    _, path = built(tmp_path, net, images(), [CALIBRATED])
     assert fused(path)["QLinearConv"] == 1
 
 
 def test_two_calls_of_one_module_have_ranges_of_their_own(tmp_path: Path) -> None:
-    driver, _ = built(tmp_path, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])
+    driver, _ = built(tmp_path, Convolutions(), images(), [CALIBRATED])
     state = driver.model.state_dict()
     first, second = (state[f"value_encodings.:relu#{i}.scale"] for i in (1, 2))
     assert first != second
@@ -58,7 +71,7 @@ def test_two_calls_of_one_module_have_ranges_of_their_own(tmp_path: Path) -> Non
 def test_dynamic_linear_layers_share_one_quantization(tmp_path: Path) -> None:
     torch.manual_seed(0)
     axes = {0: {0: "batch", 1: "tokens"}}
-    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(activations=DYNAMIC)], axes)
+    driver, path = built(tmp_path, Tokens(), sentences(), [AT_RUN_TIME], axes)
     ops = fused(path)
     assert ops["DynamicQuantizeLinear"] + ops["DynamicQuantizeMatMul"] >= 2
     assert ops["MatMulIntegerToFloat"] + ops["DynamicQuantizeMatMul"] == 4
@@ -79,7 +92,9 @@ def test_rows_are_gathered_before_they_are_decoded(tmp_path: Path) -> None:
     assert "Gather" in {node.op_type for node in graph.node if node.input and node.input[0] == table}
 
 
-@pytest.mark.parametrize("later", [lp.Int(8, symmetric=False), lp.Int(8, axis=1), lp.Int(8, per="tensor")], ids=repr)
+@pytest.mark.parametrize(
+    "later", [replace(EXACT, symmetric=False), replace(EXACT, axis=1), replace(EXACT, per="tensor")]
+)
 @pytest.mark.parametrize("values", [DYNAMIC, lp.Int(8)], ids=["dynamic", "static"])
 def test_weights_of_every_layout_beside_integer_values(tmp_path: Path, values: lp.Int, later: lp.Int) -> None:
     torch.manual_seed(0)
@@ -103,7 +118,7 @@ def test_a_float_layer_between_integers_is_not_called_plain_float(tmp_path: Path
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
     inputs = [torch.randn(2, 8, 16, 16)]
-    step = lp.Quantize(activations=lp.Int(8), where=("*", "!2"))
+    step = lp.Quantize(weights=EXACT, activations=lp.Int(8), where=("*", "!2"))
     driver, path = built(tmp_path, net, inputs, [step])
     assert initializers(path)["2.weight"] == onnx.TensorProto.FLOAT
     assert fused(path)["QLinearConv"] == 3
@@ -126,7 +141,7 @@ def test_images_are_rounded_where_their_padding_is_not_the_kernels(tmp_path: Pat
     torch.manual_seed(0)
     first, last = (nn.Conv2d(16, 16, 3, padding=1, padding_mode=mode) for _ in range(2))
     net, inputs = nn.Sequential(first, nn.ReLU(), last), [torch.randn(2, 16, 12, 12)]
-    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8))])
+    driver, path = built(tmp_path, net, inputs, [CALIBRATED])
     assert fused(path)["QLinearConv"] == 2
     assert [row["runs_as"] for row in layers(driver, {}, {})] == ["int8 kernel"] * 2
     close(driver, path, inputs, 0.05)
@@ -136,7 +151,7 @@ def test_layers_of_equal_contents_stay_two(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 16)
     net, inputs = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer)), [torch.randn(4, 16)]
-    driver, _ = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8))])
+    driver, _ = built(tmp_path, net, inputs, [CALIBRATED])
     assert [row["path"] for row in layers(driver, {}, {})] == ["0.weight", "2.weight"]
 
 
@@ -211,7 +226,7 @@ def test_fewer_bits_of_activations_are_cut_to_their_range(tmp_path: Path) -> Non
 
 
 def test_nothing_inside_tells_where_it_was_made(tmp_path: Path) -> None:
-    _, path = built(tmp_path, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])
+    _, path = built(tmp_path, Convolutions(), images(), [CALIBRATED])
     data = path.read_bytes()
     assert str(Path(__file__).parent).encode() not in data
     assert b".py" not in data
@@ -231,13 +246,13 @@ def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
     for place in ("a", "b"):
         torch.manual_seed(0)
         (tmp_path / place).mkdir()
-        files.append(built(tmp_path / place, Convolutions(), images(), [lp.Quantize(activations=lp.Int(8))])[1])
+        files.append(built(tmp_path / place, Convolutions(), images(), [CALIBRATED])[1])
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(8, 8, 3), nn.Linear(16, 8)], ids=["convolution", "linear"])
 def test_a_layer_at_the_end_gives_a_sound_file(tmp_path: Path, layer: nn.Module) -> None:
-    _, path = built(tmp_path, nn.Sequential(layer), [torch.randn(2, 8, 16)], [lp.Quantize(activations=lp.Int(8))])
+    _, path = built(tmp_path, nn.Sequential(layer), [torch.randn(2, 8, 16)], [CALIBRATED])
     onnx.checker.check_model(onnx.load(path))
     assert onnx.load(path).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
@@ -249,11 +264,17 @@ def test_bias_of_a_dead_channel_survives(tmp_path: Path) -> None:
         net[0].weight[0] = 1e-13
         net[0].bias[0] = 5.0
     inputs = [torch.randn(2, 4, 12, 12)]
-    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(8), bias_correction=False)])
+    driver, path = built(
+        tmp_path, net, inputs, [lp.Quantize(weights=EXACT, activations=lp.Int(8), bias_correction=False)]
+    )
     close(driver, path, inputs, 0.05)
 
 
-@pytest.mark.parametrize("weights", [lp.Int(8), lp.Int(8, per="tensor"), lp.Int(8, symmetric=False)], ids=short_repr)
+@pytest.mark.parametrize(
+    "weights",
+    [EXACT, replace(EXACT, per="tensor"), replace(EXACT, symmetric=False)],
+    ids=["channel", "tensor", "offset"],
+)
 @pytest.mark.parametrize("size", [1e-5, 1e-8])
 @pytest.mark.parametrize("bias", [5.0, -5.0], ids=str)
 @pytest.mark.parametrize("after", [nn.ReLU(), nn.ReLU6(), nn.Identity()], ids=["relu", "relu6", "none"])
@@ -279,7 +300,7 @@ def test_the_bias_of_a_nearly_dead_channel_survives(
 def test_values_given_out_encoded_leave_the_kernels_and_the_output_as_they_are(tmp_path: Path, kind: str) -> None:
     """What `diagnose` looks at is what runs without it: a value is given out behind its decoding."""
     torch.manual_seed(0)
-    step = lp.Quantize(activations=lp.Int(8) if kind == "convolutions" else DYNAMIC)
+    step = lp.Quantize(weights=EXACT, activations=lp.Int(8) if kind == "convolutions" else DYNAMIC)
     net, inputs = (Convolutions(), images()) if kind == "convolutions" else (Tokens(), sentences())
     driver, path = built(tmp_path, net, inputs, [step])
     taps = list(dict.fromkeys(tap for place in places(driver.view(), driver.model) for tap in place.gives))
@@ -376,7 +397,7 @@ def test_groups_of_tokens_lie_along_the_last_axis(tmp_path: Path) -> None:
 def test_fixed_point_values_run_on_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)), [torch.randn(2, 8, 12, 12)]
-    step = lp.Quantize(weights=lp.Fixed(0, 7), activations=lp.Fixed(3, 4))
+    step = lp.Quantize(weights=lp.Fixed(0, EXACT.bits - 1), activations=lp.Fixed(3, 4))
     driver, path = built(tmp_path, net, inputs, [step])
     assert fused(path)["QLinearConv"] == 2
     close(driver, path, inputs, 2 * 2.0**-4)

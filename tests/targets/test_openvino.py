@@ -11,7 +11,7 @@ from pathlib import Path
 import openvino
 import pytest
 import torch
-from subjects import Convolutions, Tokens, built, close, images, sentences
+from subjects import EXACT, Convolutions, Tokens, built, close, images, sentences
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -20,7 +20,7 @@ from lilliput.file.container import Reader
 from lilliput.report.data import layers
 
 TARGET = lp.OpenVino(threads=1, seconds=2)
-STATIC = [lp.Quantize(activations=lp.Int(8))]
+STATIC = [lp.Quantize(weights=EXACT, activations=lp.Int(8))]
 INTEGERS = ("u8", "i8")
 
 
@@ -94,7 +94,7 @@ def test_weights_alone_stay_integers_in_the_kernel(tmp_path: Path, weights: lp.I
 
 def test_ranges_at_run_time_are_left_to_the_runtime(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    steps = [lp.Quantize(activations=lp.Int(8, dynamic=True))]
+    steps = [lp.Quantize(weights=EXACT, activations=lp.Int(8, dynamic=True))]
     driver, path = built(tmp_path, Tokens(), sentences(), steps, {0: {0: "batch", 1: "tokens"}}, TARGET)
     assert "DynamicQuantizeLinear" not in path.read_bytes().decode("latin1")
     close(driver, path, sentences()[:1], 0.3)

@@ -4,13 +4,14 @@ found at run time, for any number of steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-from subjects import DYNAMIC, built, fused
+from subjects import AT_RUN_TIME, DYNAMIC, EXACT, built, fused
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -126,7 +127,7 @@ def slow_lstm(cell: nn.LSTM, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("weights", [lp.Int(8), lp.Int(8, per="tensor"), lp.Int(6, scale=lp.Float16())], ids=repr)
+@pytest.mark.parametrize("weights", [EXACT, replace(EXACT, per="tensor"), lp.Int(6, scale=lp.Float16())], ids=repr)
 def test_an_lstm_with_ranges_found_at_run_time_runs_on_integers(weights: lp.Int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net(nn.LSTM, batch_first=True), sequences()
@@ -145,7 +146,7 @@ def test_an_lstm_with_ranges_found_at_run_time_runs_on_integers(weights: lp.Int,
 def test_both_directions_and_all_levels_run_on_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net(nn.LSTM, begun=True, bidirectional=True, num_layers=2), sequences(20)
-    driver, run = runner(tmp_path, net, lp.Quantize(activations=DYNAMIC), x)
+    driver, run = runner(tmp_path, net, AT_RUN_TIME, x)
     assert fused(tmp_path / "net.onnx")["DynamicQuantizeLSTM"] == 2
     assert list(value_encodings(driver.model)) == ["cell:lstm#0@0"]
     so_far = DistanceSoFar()
@@ -158,14 +159,14 @@ def test_what_has_no_integer_kernel_is_said(tmp_path: Path) -> None:
         (nn.GRU, {}, "no integer kernel for gru"),
         (nn.RNN, {}, "no integer kernel for rnn"),
     ):
-        driver, path = built(tmp_path, Net(kind, **settings), [sequences()], [lp.Quantize(activations=DYNAMIC)], AXES)
+        driver, path = built(tmp_path, Net(kind, **settings), [sequences()], [AT_RUN_TIME], AXES)
         assert not value_encodings(driver.model) and not fused(path)["DynamicQuantizeLinear"]
         assert all(row["runs_as"].endswith(f"({why})") for row in layers(driver, {}, {}))
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_projections_are_size_only_and_begin_with_zeros(tmp_path: Path) -> None:
-    driver, path = built(tmp_path, Net(nn.LSTM, proj_size=4), [sequences()], [lp.Quantize(activations=DYNAMIC)], AXES)
+    driver, path = built(tmp_path, Net(nn.LSTM, proj_size=4), [sequences()], [AT_RUN_TIME], AXES)
     assert fused(path)["LSTM"] == 1
     assert all("no integer kernel with projections" in row["runs_as"] for row in layers(driver, {}, {}))
 
@@ -179,7 +180,7 @@ def test_projections_are_size_only_and_begin_with_zeros(tmp_path: Path) -> None:
 
 
 def test_one_weight_left_out_leaves_the_layer_in_float(tmp_path: Path) -> None:
-    step = lp.Quantize(activations=DYNAMIC, where=("*", "!cell.weight_hh_l0"))
+    step = lp.Quantize(weights=EXACT, activations=DYNAMIC, where=("*", "!cell.weight_hh_l0"))
     driver, path = built(tmp_path, Net(nn.LSTM), [sequences()], [step], AXES)
     assert fused(path)["LSTM"] == 1 and not value_encodings(driver.model)
     rows = {row["path"]: row["runs_as"] for row in layers(driver, {}, {})}
@@ -189,7 +190,7 @@ def test_one_weight_left_out_leaves_the_layer_in_float(tmp_path: Path) -> None:
 def test_one_weight_encoded_otherwise_later_leaves_the_layer_in_float(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net(nn.LSTM, batch_first=True), sequences()
-    driver, path = built(tmp_path, net, [x], [lp.Quantize(activations=DYNAMIC)], AXES)
+    driver, path = built(tmp_path, net, [x], [AT_RUN_TIME], AXES)
     driver.encode("cell.weight_hh_l0", lp.Int(8, symmetric=False))
     driver.target.build(path, driver.model, Inputs.of(x), driver.dynamic)
     assert fused(path)["LSTM"] == 1
@@ -231,7 +232,7 @@ def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         net = Net(nn.LSTM, bidirectional=True, num_layers=2)
-        files.append(built(tmp_path, net, [sequences()], [lp.Quantize(activations=DYNAMIC)], AXES)[1].read_bytes())
+        files.append(built(tmp_path, net, [sequences()], [AT_RUN_TIME], AXES)[1].read_bytes())
     assert files[0] == files[1]
     onnx.checker.check_model(onnx.load_from_string(files[0]))
 
