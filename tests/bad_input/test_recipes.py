@@ -167,11 +167,6 @@ def test_what_makes_no_sense_together_is_refused_before_work(fields: dict[str, A
     assert remedy in caught.value.next
 
 
-def test_groups_that_do_not_divide_what_flows(task: Tasks, refused: Refused) -> None:
-    error = refused(EncodingError, task(), lp.Recipe([lp.Quantize(activations=lp.Tiles(4, group=3))]))
-    assert error.where == "conv.weight" and 'use group=2, or where="!conv"' in error.next
-
-
 def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refused: Refused) -> None:
     task = lp.Task(net, example=batches[0])
     error = refused(InputError, task, lp.Recipe([lp.Quantize(activations=lp.Int(8))]))

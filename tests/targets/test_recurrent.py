@@ -194,7 +194,7 @@ def test_one_weight_encoded_otherwise_later_leaves_the_layer_in_float(tmp_path: 
     driver.encode("cell.weight_hh_l0", lp.Int(8, symmetric=False))
     driver.target.build(path, driver.model, Inputs.of(x), driver.dynamic)
     assert fused(path)["LSTM"] == 1
-    assert all(row["runs_as"].startswith("size only") for row in layers(driver, {}, {}))
+    assert all(row["runs_as"].startswith("simulated in float") for row in layers(driver, {}, {}))
     run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
     torch.testing.assert_close(run(x)[0], driver.model(x)[0].detach(), atol=1e-5, rtol=0)
 

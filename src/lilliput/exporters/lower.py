@@ -69,10 +69,10 @@ class _Lowering:
             activation = reader.inputs[0] if reader is not None else None
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
-            whole = _scaled_by_output(node)
+            whole = _scaled_by_output(node) and _offset(node) is None
             if multiply is not None and source is not None and kind == "ProjectInt" and whole:
                 self._static(node, user, position, multiply, source)
-            elif multiply is not None and source is not None and _takes_dynamic(node, multiply, source) and whole:
+            elif multiply is not None and source is not None and _takes_dynamic(multiply, source) and whole:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
@@ -205,10 +205,10 @@ class _Lowering:
     def _bytes(self, codes: ir.Value | None, before: ir.Node) -> ir.Value | None:
         """Codes as kernels take them, each a byte; two of four bits lie in one until the runtime loads the file."""
         held = None if codes is None else codes.const_value
-        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET and held is not None and held.size > 1 else codes
-        if packed is codes or held is None:
+        if held is None or held.dtype != ir.DataType.INT8 or self.opset < PACKED_OPSET:
             return codes
-        return self._new("Cast", [packed], before=before, to=ir.DataType(held.dtype))
+        packed = self._four_bits(codes)
+        return codes if packed is codes else self._new("Cast", [packed], before=before, to=ir.DataType.INT8)
 
     def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
         if offset is not None:
@@ -233,18 +233,15 @@ class _Lowering:
             if np.all(scale >= least):
                 product = (step * scale).astype(np.float32)
                 whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
-                decoded = self._dequantized(whole, product, None, 0 if product.ndim else None, bias_user)
+                decoded = self._dequantized(whole, product, 0 if product.ndim else None, bias_user)
                 bias_user.replace_input_with(bias_position, decoded)
             if _negative_is_zero(bias_user):
                 least = _least_scale(bias.clip(0), step, scale.ndim)  # a bias far under zero may be cut
             scale = np.maximum(scale, least)  # one that stays a float the runtime rounds itself
-        user.replace_input_with(position, self._dequantized(node.inputs[0], scale, _offset(node), axis, user))
+        user.replace_input_with(position, self._dequantized(node.inputs[0], scale, axis, user))
 
-    def _dequantized(
-        self, codes: ir.Value | None, scale: np.ndarray, offset: ir.Value | None, axis: int | None, before: ir.Node
-    ) -> ir.Value:
-        whole = _array(codes).dtype  # without a zero point the runtime fuses no Gemm
-        zero = np.zeros(scale.shape, whole) if offset is None else _array(offset)
+    def _dequantized(self, codes: ir.Value | None, scale: np.ndarray, axis: int | None, before: ir.Node) -> ir.Value:
+        zero = np.zeros(scale.shape, _array(codes).dtype)  # without a zero point the runtime fuses no Gemm
         inputs = [self._bytes(codes, before), self._constant(scale), self._constant(zero)]
         attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
         return self._new("DequantizeLinear", inputs, before=before, **attributes)
@@ -425,12 +422,12 @@ def _scaled_by_output(node: ir.Node) -> bool:
     return _attribute(node, "axis") == 0 or _array(node.inputs[1]).ndim == 0
 
 
-def _takes_dynamic(node: ir.Node, multiply: ir.Node, source: ir.Node) -> bool:
-    """Whether a multiplication runs on integers whose range is found at run time: of 8 bits, not by codes with an
-    offset, and a convolution would be slower.
+def _takes_dynamic(multiply: ir.Node, source: ir.Node) -> bool:
+    """Whether a multiplication runs on integers whose range is found at run time: of 8 bits, and a convolution would be
+    slower.
     """
     eight = source.op_type == "ProjectIntDynamic" and _attribute(source, "bits") == 8
-    return eight and multiply.op_type != "Conv" and _offset(node) is None
+    return eight and multiply.op_type != "Conv"
 
 
 def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:
