@@ -74,7 +74,7 @@ class Batches:
         """
         whole, samples, first = hashlib.sha256(), 0, ""
         for i, inputs in enumerate(_read(source, field)):
-            _check_like(inputs, like, dynamic, f"{field}[{i}]")
+            check_like(inputs, like, dynamic, f"{field}[{i}]")
             samples += batch_size(inputs)
             read = fingerprint(inputs)
             first = first or read
@@ -211,7 +211,10 @@ def _inputs(batch: Any, where: str) -> Inputs:
     return inputs
 
 
-def _check_like(inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], where: str) -> None:
+def check_like(
+    inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]], where: str, *, first: bool = True
+) -> None:
+    """Refuse inputs that do not go with the example; `first`: whether the first axis may differ even where closed."""
     given, wanted = inputs.tensors(), like.tensors()
     if set(given) != set(wanted):
         raise InputError(
@@ -230,7 +233,7 @@ def _check_like(inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mappin
             )
     for key, x in given.items():
         expected = wanted[key]
-        open_axes = set(dynamic.get(key, {})) | {0}
+        open_axes = set(dynamic.get(key, {})) | ({0} if first else set())
         fits = x.dim() == expected.dim() and all(
             axis in open_axes or a == b for axis, (a, b) in enumerate(zip(x.shape, expected.shape, strict=True))
         )

@@ -95,7 +95,7 @@ def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
     assert caught.value.what.startswith("step 2, ") and "ranges stale" in caught.value.why
 
 
-@pytest.mark.parametrize("step", [lp.Int(8), "Quantize", lp.Quantize], ids=repr)
+@pytest.mark.parametrize("step", [lp.Int(8), "Quantize", nn.Linear(2, 2)], ids=repr)
 def test_a_step_that_is_none(step: Any) -> None:
     with pytest.raises(RecipeError, match="known techniques: Equalize, Finetune, Prune, Quantize, Share"):
         lp.Recipe([step])

@@ -24,6 +24,7 @@ from lilliput.engine.store import Store
 from lilliput.model.carrier import EncodedTensor, encoded_tensors, tensors
 from lilliput.model.values import value_encodings
 from lilliput.progress import silent
+from lilliput.targets.placing import exact_here
 from lilliput.techniques.distill import Hint, Response, Term
 from lilliput.techniques.finetune import Finetune
 
@@ -422,7 +423,7 @@ def test_a_normalised_tensor_that_is_frozen_stays(norm: Any) -> None:
 def test_a_recipe_that_trains_is_delivered(name: str, tmp_path: Path) -> None:
     task, term = task_for(name), replace(LESSONS[name].term, weight=0.1)
     before = {key: tensor_digest(x) for key, x in task.model.state_dict().items()}
-    steps = [PRUNE, replace(STEP, distill=(term,)), lp.Quantize(activations=lp.Int(8))]
+    steps = [PRUNE, replace(STEP, distill=(term,)), lp.Quantize(weights=exact_here(), activations=lp.Int(8))]
     small = lp.compress(task, lp.Recipe(steps), target=QUICK, folder=tmp_path)
     (training,) = small.data["training"]
     assert training["epochs"][-1]["loss"] < 0.8 * training["epochs"][0]["loss"]

@@ -212,7 +212,7 @@ def divisor(n: int, near: int) -> int:
     >>> divisor(27, 8), divisor(72, 64), divisor(131, 64), divisor(9, 32)
     (9, 72, 131, 9)
     """
-    least = min(n, near / 2)
+    least = min(n, -(-near // 2))
     return min((d for d in range(1, n + 1) if n % d == 0 and d >= least), key=lambda d: abs(d - near), default=1)
 
 

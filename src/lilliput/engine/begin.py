@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
-from lilliput.task import Batches, Task, ask, check_clusters, checked_example
+from lilliput.task import Batches, Task, ask, check_clusters, check_like, checked_example
 
 
 def begin(
@@ -64,7 +64,7 @@ def begin(
     varied = [(f"example, input {key!r} changed", one) for key, one in changed_one_by_one(example)]
     between = next((one for _, one in [*others, *varied]), None)
     driver.warm(check_repeatable(driver.model, driver.before, inputs, where, between))
-    driver.probes = [*batches.items(), *varied]
+    driver.probes = [*(one for one in batches.items() if _taken(*one, example, dynamic)), *varied]
     try_out(driver, recipe, task.metric if judges else None)
     rung = driver.view().rung
     if rung != "whole":
@@ -86,6 +86,15 @@ def _named(batches: Batches | None, most: int) -> Iterator[tuple[str, Inputs]]:
     """The first batches, with their names."""
     for i, inputs in enumerate(itertools.islice(batches or (), most)):
         yield f"calibrate[{i}]", inputs
+
+
+def _taken(where: str, inputs: Inputs, like: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> bool:
+    """Whether a graph captured with `like` takes these inputs: their lengths differ along open axes alone."""
+    try:
+        check_like(inputs, like, dynamic, where, first=False)
+    except InputError:
+        return False
+    return True
 
 
 def _check_baseline(baseline: nn.Module, driver: Driver) -> None:

@@ -100,7 +100,7 @@ class Signature:
         tensors = {name for name, x in named.items() if isinstance(x, Tensor)}
         if tensors != set(wanted):
             raise InputError(
-                f"called with {', '.join(map(repr, named)) or 'nothing'}",
+                f"called with {', '.join(repr(key) for key, _ in given.named()) or 'nothing'}",
                 next=f"give {', '.join(map(repr, wanted))} as tensors, as in the example it was built with",
             )
         for name in (*self.required, *(named.keys() - tensors)):
@@ -134,7 +134,7 @@ def _named(key: str | int, parameters: Sequence[str]) -> str:
     """The parameter that takes an argument, whether it is given by position or by keyword."""
     if isinstance(key, str):
         return key
-    return parameters[key] if key < len(parameters) else f"argument {key}"
+    return parameters[key] if 0 <= key < len(parameters) else f"argument {key}"
 
 
 def _as_stored(x: Any) -> Any:
