@@ -13,7 +13,7 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from subjects import Convolutions, Tokens, built, close, images, sentences
+from subjects import CALIBRATED, Convolutions, Tokens, built, close, images, sentences
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from lilliput.cli.app import app
 from lilliput.errors import ExportError, InputError
 from lilliput.exporters.profiles import PROFILES
 
-STATIC = [lp.Quantize(activations=lp.Int(8))]
+STATIC = [CALIBRATED]
 
 
 def convolution(
