@@ -21,13 +21,11 @@ from lilliput.blame.blame import brief, full
 from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
-from lilliput.engine.budget import check_timed
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
-from lilliput.engine.preflight import check_outside_autocast
 from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -180,7 +178,6 @@ def diagnose(
         if type(value) is not int or value < least:
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
-    check_timed(recipe, target_called(target))
     driver, evaluate = begin(task, target_called(target), Store(work), progress, recipe)
     recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
@@ -238,7 +235,6 @@ def train(
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     if not isinstance(step, Finetune | None):
         raise InputError(f"train by a {type(step).__name__}", next="give lp.Finetune(…)")
-    check_outside_autocast()
     model = private_copy(task.model)
     store = Store(None if folder is None else Path(folder))
     done = learn(
@@ -254,7 +250,6 @@ def train(
 
 
 def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
-    check_timed(recipe, target)
     work = place / "work"
     clear_parts(place, work)
     assets = read_assets(task.assets)

@@ -138,17 +138,3 @@ def test_buffers_in_half_are_the_models_own_affair() -> None:
     net = Net()
     net.shift = net.shift.half()
     right(compress(net, batches()), net, batches())
-
-
-@pytest.mark.parametrize("verb", ["compress", "diagnose", "export", "train"])
-def test_within_autocast(verb: str, tmp_path: Any) -> None:
-    given = batches()
-    task = lp.Task(Net().eval(), calibrate=given, train=given, loss=lambda net, x: net(x).square().mean())
-    verbs = {
-        "compress": lambda: lp.compress(task, WEIGHTS, target=TARGET),
-        "diagnose": lambda: lp.diagnose(task, WEIGHTS, target=TARGET),
-        "export": lambda: lp.export(tmp_path / "net.onnx", task.model, given[0]),
-        "train": lambda: lp.train(task),
-    }
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="outside of autocast"):
-        verbs[verb]()

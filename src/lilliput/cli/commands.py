@@ -17,7 +17,6 @@ from lilliput.cli import table
 from lilliput.cli.load import load_task
 from lilliput.cli.progress import shown
 from lilliput.engine.begin import begin
-from lilliput.engine.budget import check_timed
 from lilliput.engine.estimate import estimated
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -102,7 +101,6 @@ def dry_run(asked: Asked) -> None:
 @ordinary_modes()
 def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
     began = perf_counter()
-    check_timed(recipe, target)
     with shown() as progress:
         driver, evaluate = begin(task, target, Store(), progress, recipe, judges=True)
         recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lilliput.engine.budget import check_timed
 from lilliput.engine.evidence import asked_scores, check_scores
 from lilliput.engine.lessons import rehearse
 from lilliput.engine.run import Driver
@@ -41,8 +42,8 @@ _NO_ARRAYS = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}  # floats 
 
 def check_given(task: Task, recipe: Recipe | None, target: Target) -> None:
     """Refuse what is missing, of another kind, or not installed, before anything is read or run."""
-    check_outside_autocast()
     target.check()
+    check_timed(recipe, target)
     for name in ("metric", "loss"):
         given = getattr(task, name)
         if given is not None and not callable(given):
@@ -51,16 +52,6 @@ def check_given(task: Task, recipe: Recipe | None, target: Target) -> None:
         for name, remedy in step.needs.items():
             if getattr(task, name) is None:
                 raise InputError(f"{type(step).__name__} needs {_FIELDS[name]}", where=f"step {i + 1}", next=remedy)
-
-
-def check_outside_autocast() -> None:
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            raise InputError(
-                "called within torch.autocast",
-                why="the network would be taken with its conversions",
-                next="call it outside of autocast; Finetune(precision=…) trains with it",
-            )
 
 
 def try_out(driver: Driver, recipe: Recipe | None, metric: Callable[[Any], Any] | None) -> None:
