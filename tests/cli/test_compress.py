@@ -82,7 +82,7 @@ def test_interrupted(lilliput: Run, task: Path, tmp_path: Path) -> None:
     done = lilliput("compress", task, "-o", tmp_path / "out")
     assert done.exit_code == 130
     assert done.stderr.splitlines()[-1].startswith("stopped; the same command goes on where it was")
-    assert _written(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()  # the metric is tried before any work
 
 
 @pytest.mark.parametrize("arguments", [[], ["compress"], ["compress", "--fast"], ["squeeze"]], ids=str)

@@ -300,12 +300,14 @@ class _Lowering:
         return self._new("DequantizeLinear", [codes, *parameters], before=node)
 
     def _rounded(self, node: ir.Node, before: ir.Node) -> ir.Value:
-        """A value rounded in float: beside Q/DQ the runtime would round weights of another format to int8 itself."""
+        """A rounded value for a layer without a kernel: right behind Q/DQ the runtime would round its weights itself.
+
+        Cut to the range that it has anyway, so that what gives the value may still run on integers.
+        """
         scale, offset = _array(node.inputs[1]), int(_array(node.inputs[2]))
-        ends = [self._constant(np.array(_attribute(node, end) - offset, np.float32)) for end in ("low", "high")]
-        step = self._constant(scale)
-        steps = self._new("Round", [self._new("Div", [node.inputs[0], step], before=before)], before=before)
-        return self._new("Mul", [self._new("Clip", [steps, *ends], before=before), step], before=before)
+        ends = [np.array(_attribute(node, end) - offset, np.float32) * scale for end in ("low", "high")]
+        cut = [self._constant(end.astype(np.float32)) for end in ends]
+        return self._new("Clip", [node.outputs[0], *cut], before=before)
 
     def _own_range(self, x: ir.Value, node: ir.Node) -> ir.Value:
         """Rounded in float to fewer steps, over its own range, than DynamicQuantizeLinear knows."""

@@ -72,7 +72,7 @@ class Device(Target):
         super().check()
         self.builds.check()
         program = shlex.split(self.command)[0]
-        if "{" not in program and shutil.which(program) is None:
+        if self.times and "{" not in program and shutil.which(program) is None:
             raise InputError(
                 "the command cannot be started",
                 where=self.command,
