@@ -53,7 +53,7 @@ def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
     told = {"outcome", "before", "after", "ratio", "agreement", "layers", "skipped", "recipe", "environment"}
     assert told <= set(data)
     for side in ("before", "after"):
-        assert {"metric", "latency_ms", "parameters", "macs", "artifacts"} == set(data[side])
+        assert {"metric", "latency_ms", "parameters", "macs", "artifacts", "loading"} == set(data[side])
         assert set(data[side]["latency_ms"]) >= MEASURED
         assert set(data[side]["metric"]) == MEASURED
         assert {artifact["runs_on"] for artifact in data[side]["artifacts"]} == {"onnxruntime", "lilliput.load"}

@@ -13,7 +13,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.snapshot import Snapshot
 from lilliput.model.trial import same_chance
 from lilliput.model.values import Interception
-from lilliput.outputs import departure
+from lilliput.outputs import departure, flatten_outputs
 from lilliput.task import ask
 
 _SAME = 1e-5  # of the largest answer: sums in another order differ by less
@@ -36,7 +36,10 @@ def check_repeatable(
             if changed and between is not None:  # once more, as the first that is asked
                 before.restore()
                 other += _attempt(model, between)
-            if any(departure(answers[0], later) > _SAME for answers in (first, other) for later in answers[1:]):
+            compared = bool(flatten_outputs(first[0]))  # or there is nothing to capture either, which is told there
+            if compared and any(
+                departure(answers[0], later) > _SAME for answers in (first, other) for later in answers[1:]
+            ):
                 _refuse(model, inputs, where, before, changed)
     finally:
         before.restore()
