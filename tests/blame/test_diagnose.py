@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver, silent
 from lilliput.engine.store import Store
 from lilliput.measure import Noise
+from lilliput.targets.placing import exact_here
 from lilliput.task import Batches
 
 TARGET = lp.OnnxRuntime(threads=1)
-STATIC = lp.Quantize(activations=lp.Int(8))
-SHARED = lp.Quantize(weights=lp.Int(8, per="tensor"), activations=lp.Int(8))
-DYNAMIC = lp.Quantize(activations=lp.Int(8, dynamic=True))
+EXACT = exact_here()
+STATIC = lp.Quantize(weights=EXACT, activations=lp.Int(8))
+SHARED = lp.Quantize(weights=replace(EXACT, per="tensor"), activations=lp.Int(8))
+DYNAMIC = lp.Quantize(weights=EXACT, activations=lp.Int(8, dynamic=True))
 
 
 class Images(nn.Module):
