@@ -313,7 +313,7 @@ def test_outputs_are_put_together_as_the_module_does(tmp_path: Path) -> None:
 
 def test_a_wrong_call_says_what_is_wanted(small: lp.Result) -> None:
     run = lp.open(small.folder / "net.lil")
-    with pytest.raises(InputError, match="give .input. as tensors"):
+    with pytest.raises(InputError, match="give 'input' as tensors"):
         run()
     with pytest.raises(InputError, match="'pixels'"):
         run(pixels=images(1)[0])
