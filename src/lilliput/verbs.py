@@ -22,7 +22,7 @@ from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
-from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening
+from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening, operators
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
@@ -352,9 +352,7 @@ def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> li
     if not taken.known or taken.ratio("before", "after").value >= NO_SPEED_UP:
         return []
     driver.progress("looking for what takes longer", 0, 1)
-    found = slower_layers(
-        *(driver.target.operators(built.path, built.signature, driver.example) for built in (before, after))
-    )
+    found = slower_layers(operators(driver, before), operators(driver, after))
     driver.progress("looking for what takes longer", 1, 1)
     return found
 

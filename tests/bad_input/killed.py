@@ -41,6 +41,7 @@ from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
 from lilliput.model.inputs import Inputs
 from lilliput.targets import onnx_file
+from lilliput.targets.placing import exact_here
 
 MOMENTS = [
     ("run.json", "write"),
@@ -76,7 +77,7 @@ class Net(nn.Module):
 def run(folder: Path, moment: tuple[str, str] | None = None) -> None:
     torch.manual_seed(0)
     task = lp.Task(Net(), calibrate=[torch.randn(4, 128) for _ in range(3)])
-    recipe = lp.Recipe([lp.Quantize(activations=lp.Int(8))])
+    recipe = lp.Recipe([lp.Quantize(weights=exact_here(), activations=lp.Int(8))])
 
     def progress(stage: str, done: int, total: int) -> None:
         if moment == (stage, "stage"):

@@ -200,7 +200,7 @@ FIRST, LAST = torch.tensor([1.0] * 3 + [0.0] * 3), torch.tensor([0.0] * 3 + [1.0
     ("ways", "left", "told"),
     [
         ((FIRST, LAST, -FIRST, FIRST + LAST), [1, 3], "2 calibration batches do not reach it as they did before"),
-        ((FIRST, -FIRST), [], "no calibration batch reaches it as they did before other layers were rounded: rounded"),
+        ((FIRST, FIRST), [], "no calibration batch reaches it as they did before other layers were rounded: rounded"),
     ],
     ids=["some", "all"],
 )

@@ -94,7 +94,7 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounding(rounding: Any, plan: Callable[..., Any]) -> None:
     found = plan(lp.Quantize(weights=lp.Int(4), rounding=rounding))
     rows = {row["path"]: row for row in found["layers"]}
-    assert len(rows) == 8 and all(4 <= row["bits_per_weight"] <= 6 for row in rows.values())
+    assert len(rows) == 8 and all(4 <= row["nominal_bits"] <= 6 for row in rows.values())
     assert not any(row["note"] and "nearest" in row["note"] for row in rows.values())
     assert found["estimate"]["apart"] == ["step 1, Quantize"]
 
@@ -122,7 +122,7 @@ def test_pruning(kind: str, plan: Callable[..., Any]) -> None:
     found = plan(PRUNES[kind], lp.Quantize(weights=lp.Int(4)))
     assert list(found["undecided"]) == ["step 1, Prune"]
     assert found["estimate"]["apart"] == ["step 1, Prune"]
-    assert all(row["bits_per_weight"] <= 6 for row in found["layers"])  # the step after it is planned
+    assert all(row["nominal_bits"] <= 6 for row in found["layers"])  # the step after it is planned
 
 
 def test_weights_to_be_pruned_are_known(plan: Callable[..., Any]) -> None:
@@ -133,7 +133,7 @@ def test_weights_to_be_pruned_are_known(plan: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("by", [lp.Smooth(), lp.AWQ(lp.Int(4, group=16)), lp.Ranges()], ids=repr)
 def test_scales(by: Any, plan: Callable[..., Any]) -> None:
     found = plan(lp.Equalize(by), lp.Quantize(weights=lp.Int(4, group=16)))
-    assert all(row["bits_per_weight"] < 8 for row in found["layers"])
+    assert all(row["nominal_bits"] < 8 for row in found["layers"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.carrier import tensors
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.progress import silent
 from lilliput.report.data import layers
 from lilliput.techniques.ranges import MinMax

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import LilliputError
 
+RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))])
 QUICK = lp.OnnxRuntime(threads=1, seconds=1)
 NAMES = (
     "a:b",
@@ -48,10 +49,14 @@ class Named(nn.Module):
 def test_every_layer_is_encoded_saved_and_opened(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, batches = Named().eval(), [torch.randn(8, 32) for _ in range(2)]
-    small = lp.compress(net, lp.Recipe([lp.Quantize(activations=lp.Int(8))]), calibrate=batches, target=QUICK)
+    small = lp.compress(
+        net, lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))]), calibrate=batches, target=QUICK
+    )
     rows = {row["path"]: (row["encoding"], row["activations"]) for row in small.data["layers"]}
     assert set(rows) == {f"{name}.weight" for name in NAMES}
-    assert all(encoding.startswith("int8") and flowing.startswith("int8") for encoding, flowing in rows.values())
+    assert all(
+        encoding.startswith("int7") and flowing.endswith("int8 per tensor") for encoding, flowing in rows.values()
+    )
     small.save(tmp_path / "net.lil")
     again = lp.load(tmp_path / "net.lil", into=Named())
     assert torch.equal(again(batches[0]), small.model(batches[0]))
@@ -83,4 +88,9 @@ class Taken(nn.Module):
 @pytest.mark.parametrize("net", [Beside(), Taken()])
 def test_a_name_of_ours_that_is_taken_is_told(net: nn.Module) -> None:
     with pytest.raises(LilliputError, match=r"give (that module|it) another name"):
-        lp.compress(net, lp.Recipe([lp.Quantize(activations=lp.Int(8))]), calibrate=[torch.randn(8, 16)], target=QUICK)
+        lp.compress(
+            net,
+            lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))]),
+            calibrate=[torch.randn(8, 16)],
+            target=QUICK,
+        )

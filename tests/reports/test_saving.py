@@ -23,7 +23,8 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, attach, plain_class, tensors, to_dense
+from lilliput.model.carrier import attach, plain_class, tensors, to_dense
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import attach_value
 from lilliput.progress import silent
 

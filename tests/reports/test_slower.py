@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.measure import Latencies
-from lilliput.model.carrier import EncodedTensor, tensor_held
+from lilliput.model.carrier import tensor_held
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings

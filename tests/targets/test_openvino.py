@@ -71,7 +71,7 @@ def test_linear_layers_after_gelu_keep_their_inputs(tmp_path: Path) -> None:
     rows = {row["path"]: row for row in layers(driver, {}, {})}
     assert rows["0.weight"]["runs_as"] == "int8 kernel" and rows["0.weight"]["activations"] == "uint8 per tensor"
     assert "ranges that the runtime finds" in rows["2.weight"]["runs_as"]
-    assert rows["2.weight"]["encoding"] == "int8 per channel"
+    assert rows["2.weight"]["encoding"] == f"int{EXACT.bits} per channel"
 
 
 def test_layers_that_widen_a_normalised_value_for_gelu_keep_their_inputs(tmp_path: Path) -> None:

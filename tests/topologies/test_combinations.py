@@ -18,7 +18,8 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
 from lilliput.file.lil import load, save
-from lilliput.model.carrier import EncodedTensor, encoded_tensors, freeze, tensors, to_dense, unfreeze
+from lilliput.model.carrier import encoded_tensors, freeze, tensors, to_dense, unfreeze
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.values import value_encodings
 from lilliput.recipe import Recipe

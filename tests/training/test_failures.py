@@ -19,7 +19,8 @@ import lilliput.training.loop
 from lilliput.encodings import tensor_digest
 from lilliput.engine.lessons import LAST_GOOD
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, attach
+from lilliput.model.carrier import attach
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed

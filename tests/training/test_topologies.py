@@ -21,7 +21,8 @@ from lilliput.encodings import Sparse, tensor_digest
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.carrier import EncodedTensor, encoded_tensors, tensors
+from lilliput.model.carrier import encoded_tensors, tensors
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import value_encodings
 from lilliput.progress import silent
 from lilliput.targets.placing import exact_here

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.carrier import tensors
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import Value, ValueEncoder, value_encodings
 from lilliput.model.view import Call, View
 

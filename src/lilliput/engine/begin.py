@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from lilliput.engine.carried import check_carried
 from lilliput.engine.lessons import Lessons
 from lilliput.engine.preflight import check_given, check_precision, other_floats_told, try_out
 from lilliput.engine.repeatable import check_repeatable
@@ -140,6 +141,7 @@ def follow(recipe: Recipe, driver: Driver) -> None:
     for step in recipe.steps:
         step.apply(driver)
     check_changed(driver)
+    check_carried(driver)
 
 
 def check_followed(recipe: Recipe, driver: Driver) -> None:

@@ -13,8 +13,8 @@ from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.engine.store import Answer, Store
 from lilliput.errors import EncodingError
-from lilliput.model.carrier import EncodedTensor
 from lilliput.model.edits import EncodeTensor, check_encodable
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.parameters import held_at, read
 from lilliput.techniques.choice import Choice, JointChoice
 

@@ -15,7 +15,8 @@ from torch import nn
 from lilliput.engine.planned import Plan, planned
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.carrier import tensors
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs
 from lilliput.recipe import Recipe
 from lilliput.task import Batches, batch_size

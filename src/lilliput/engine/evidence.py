@@ -24,6 +24,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
+from lilliput.targets.operators import Operator
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
 _LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
@@ -268,6 +269,18 @@ def opening(driver: Driver, built: Built) -> Loading | None:
 def _held_bytes(held: Any) -> int:
     """Bytes of a tensor as float32, which a runtime may hold it in."""
     return 4 * int(math.prod(held.shape))
+
+
+def operators(driver: Driver, built: Built) -> list[Operator]:
+    """What the runtime makes of a built file, each operator with its time on the example; remembered."""
+    question = ("operators", driver.environment, built.digest, fingerprint(driver.example), repr(driver.target))
+
+    def compute() -> Answer:
+        found = driver.target.operators(built.path, built.signature, driver.example)
+        return Answer([dataclasses.asdict(one) for one in found])
+
+    rows = driver.store.answer(question, compute).data
+    return [Operator(**{**row, "reads": tuple(row["reads"])}) for row in rows]
 
 
 def latency(driver: Driver, before: Built, after: Built) -> Latencies:

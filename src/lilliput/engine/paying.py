@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from lilliput.engine.begin import follow
-from lilliput.engine.evidence import Built, build, latency
+from lilliput.engine.evidence import Built, build, latency, operators
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.engine.tried import Tried
@@ -19,7 +19,7 @@ from lilliput.errors import LilliputError
 from lilliput.measure import Latencies, Measurement
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.recipe import Recipe
-from lilliput.targets.operators import Operator, slower_layers, unpaying
+from lilliput.targets.operators import slower_layers, unpaying
 from lilliput.task import fingerprint
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.technique import Technique
@@ -144,8 +144,8 @@ class _Tries:
 
     def _others(self, tries: Sequence[_Try]) -> Iterator[tuple[str, Recipe, dict[str, str]]]:
         """What to try next, by what the last try showed: what it is, the recipe, and why layers are left out."""
-        exact, slower = self._operators(self._float), 1 / tries[0].faster.value
-        lost = unpaying(exact, self._operators(tries[0].built))
+        exact, slower = operators(self.driver, self._float), 1 / tries[0].faster.value
+        lost = unpaying(exact, operators(self.driver, tries[0].built))
         layers = self._multiplied()
         if lost and any(path not in lost for path in layers):
             told = {path: _stays(times, "int8") for path, times in lost.items()}
@@ -155,14 +155,11 @@ class _Tries:
         if alone != self.recipe:
             yield "weights alone", alone, told
         total = sum(one.ms for one in exact)
-        shares = slower_layers(exact, self._operators(tries[-1].built))
+        shares = slower_layers(exact, operators(self.driver, tries[-1].built))
         losing = {one.layer for one in shares if one.layer and one.after_ms - one.before_ms > _NOTABLE * total}
         if losing:
             left = {path: f"stays in float: {tries[-1].what} made it slower here" for path in losing}
             yield "weights alone, but of some layers", _without(alone, losing), {**told, **left}
-
-    def _operators(self, built: Built) -> Sequence[Operator]:
-        return self.driver.target.operators(built.path, built.signature, self.driver.example)
 
     def _multiplied(self) -> list[str]:
         """The layers of the recipe that multiply."""

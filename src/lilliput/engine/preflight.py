@@ -175,7 +175,7 @@ def _other_floats(driver: Driver, task: Task, path: str, kinds: set[torch.dtype]
     what = f"the model computes in {told}" if model else f"the inputs are {told}, and the model is float32"
     both = ["the model as model.float() makes it"] if model else []
     both += [f"inputs converted by x.float() in {', '.join(fields)}"] if inputs else []
-    remedy = f"give {' and '.join(both)}: the result is as small"
+    remedy = f"give {' and '.join(both)}" + (": the result is as small" if model else "")
     if fails := _as_float32(driver):
         why = f"{why}; as float32 it fails: {fails}"
         remedy = f"{_MEND}, and {remedy}"

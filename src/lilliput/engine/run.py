@@ -23,13 +23,14 @@ from lilliput.engine.tried import Tried
 from lilliput.engine.walk import stops
 from lilliput.errors import InputError
 from lilliput.model.capture import capture
-from lilliput.model.carrier import EncodedTensor, tensors
+from lilliput.model.carrier import tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.depth import Dispensable, blocks, layers, relied_on, repeated, with_configs, without
 from lilliput.model.duplicate import duplicate
 from lilliput.model.edit import Edit, structure
 from lilliput.model.edits import EncodeValue, SetTensor, State, Step, Train
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs
 from lilliput.model.origins import children, origins, renamed
 from lilliput.model.parameters import held_at, one_held, read, rescaled, write

@@ -15,7 +15,7 @@ import numpy as np
 
 def main(runtime: str, path: str, inputs: str, threads: str) -> None:
     """Print ``{"seconds": …, "peak_bytes": …}`` for the file at `path`, called on the arrays of `inputs` (`.npz`)."""
-    with np.load(inputs) as held:
+    with np.load(inputs, allow_pickle=False) as held:
         arrays = [held[name] for name in held.files]
     open_it = {"onnxruntime": onnxruntime, "openvino": openvino}[runtime](int(threads))
     held_before, began = memory("VmRSS"), process_time()

@@ -17,7 +17,8 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from lilliput.errors import CaptureError, InputError, reason
-from lilliput.model.carrier import EncodedTensor, stored_of, tensors
+from lilliput.model.carrier import stored_of, tensors
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs
 from lilliput.model.passed import flat
 from lilliput.model.program import operands, program, quiet, region

@@ -3,174 +3,31 @@
 The tensor ``weight`` of a layer lives in its child ``weight_encoded``. (A child of the very same name would hide behind
 the property from everything in torch that walks paths by attribute: `functional_call`, and with it `torch.export`.)
 The module keeps its type: its class becomes a memoised subclass, made once for each (class, tensor names), that is
-never changed afterwards. Copying, pickling, `state_dict`, `torch.export` and training therefore work as for any module.
+never changed afterwards, and tells the user's code nothing of such children (`unseen.py`). Copying, pickling,
+`state_dict`, `torch.export` and training therefore work as for any module.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
-from torch.nn.utils.weight_norm import WeightNorm
 
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
 from lilliput.model.duplicate import duplicate
+from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
+from lilliput.model.forward import Forward
 from lilliput.model.saving import METHOD, saves_itself, saving_dense
+from lilliput.model.unseen import unseen
 
-SUFFIX = "_encoded"
+VALUES = "value_encodings"  # the root's child that holds the encodings of values that flow
 _ORDER = "_order_of_tensors"  # attribute of a module with encoded tensors: its parameters' names as they stood
-
-
-class EncodedTensor(nn.Module):
-    """One tensor in its representation; calling it decodes.
-
-    Frozen, it holds the parts as buffers. Unfrozen (`unfreeze`), it holds a latent parameter besides, and decodes to
-    the latent's projection; `freeze` stores the codes again.
-    """
-
-    latent: nn.Parameter | None
-
-    def __init__(self, encoded: Encoded, requires_grad: bool = True) -> None:
-        super().__init__()
-        self.encoding, self.shape, self.dtype = encoded.encoding, encoded.shape, encoded.dtype
-        self.requires_grad = requires_grad  # of the latent parameter, as of the one that the user's class made
-        self.part_names = tuple(sorted(encoded.parts))  # one order, whether it was fitted or read from a file
-        for name in self.part_names:
-            part = encoded.parts[name]
-            if isinstance(part, Encoded):
-                self.add_module(name, EncodedTensor(part))
-            else:
-                self.register_buffer(name, part)
-        self.register_parameter("latent", None)
-
-    def encoded(self) -> Encoded:
-        """The frozen representation, sharing the buffers."""
-        parts = {name: getattr(self, name) for name in self.part_names}
-        return Encoded(
-            self.encoding,
-            self.shape,
-            self.dtype,
-            {name: part.encoded() if isinstance(part, EncodedTensor) else part for name, part in parts.items()},
-        )
-
-    def forward(self) -> Tensor:
-        if self.latent is not None:
-            decoded = self.encoding.project(self.latent, self.encoded())
-        else:
-            decoded = self.encoded().decode()
-        if not torch.compiler.is_compiling():
-            decoded = decoded.view(decoded.shape)  # never a buffer itself, which must not carry the mark
-            decoded.encoded_by = self  # type: ignore[attr-defined]  # lets an assignment of this tensor make a tie
-        return decoded
-
-    @torch.no_grad()
-    def write(self, x: Tensor) -> None:
-        """Hold `x` instead, at the nearest representable point; what the encoding established lasts."""
-        if tuple(x.shape) != tuple(self.shape):
-            raise EncodingError(f"a tensor of shape {tuple(x.shape)} for one of {tuple(self.shape)}")
-        if self.latent is not None:
-            self.latent.copy_(x)
-            return
-        frozen = self.encoded()
-        kept = self.encoding.enforce(x.detach().to(self.dtype), frozen)
-        self._hold(self.encoding.represent(kept))
-
-    def holding(self, x: Tensor) -> EncodedTensor:
-        """Another one like this that holds `x`."""
-        other = duplicate(self)
-        other.write(x)
-        return other
-
-    def unfreeze(self) -> None:
-        if self.latent is None:
-            self.latent = nn.Parameter(self.encoded().decode().clone(), self.requires_grad)
-
-    def freeze(self) -> None:
-        if self.latent is not None:
-            frozen, latent = self.encoded(), self.latent.detach()
-            kept = self.encoding.enforce(latent, frozen)
-            self._hold(self.encoding.represent(kept, self.encoding.parameters(frozen)))
-            self.requires_grad, self.latent = self.latent.requires_grad, None
-
-    def _hold(self, encoded: Encoded) -> None:
-        for name, tensor in encoded.tensors().items():
-            owner, _, leaf = name.rpartition(".")
-            held = getattr(self.get_submodule(owner), leaf)
-            setattr(self.get_submodule(owner), leaf, tensor.to(held.device))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> EncodedTensor:
-        """Moves follow; a change of floating type changes what is decoded, not what is stored."""
-        types = {name: part.dtype for name, part in self._modules.items()}  # type: ignore[union-attr]
-        move_stored(self, fn, recurse)
-        for name, dtype in types.items():
-            self._modules[name].dtype = dtype  # type: ignore[union-attr]
-        if self.dtype.is_floating_point:
-            self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
-
-    def extra_repr(self) -> str:
-        return f"{self.encoding}, shape={tuple(self.shape)}"
-
-
-def move_stored(module: nn.Module, fn: Any, recurse: bool) -> None:
-    """`nn.Module._apply` (moves, casts) under which buffers move but keep their type, and with it their bits."""
-    stored = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
-    nn.Module._apply(module, fn, recurse)
-    for name, buffer in stored.items():
-        moved = module._buffers[name]
-        if moved is not None and moved.dtype != buffer.dtype:
-            module._buffers[name] = buffer.to(moved.device)
-
-
-class Forward(property):
-    """A `forward` for a subclass of `cls`: the one set on the instance, or else the class's, `through` a wrap.
-
-    A function in the class would be hidden by one that is set on the instance (by accelerate or fx, say); a property
-    comes before both.
-    """
-
-    def __init__(self, cls: type[nn.Module], through: Callable[[nn.Module, Callable[..., Any]], Any]) -> None:
-        inner = inspect.getattr_static(cls, "forward")
-
-        def get(module: nn.Module) -> Any:
-            own = None if isinstance(inner, Forward) else vars(module).get("forward")
-            run = inner.__get__(module, cls) if own is None else own
-            return functools.wraps(run)(through(module, run))
-
-        super().__init__(
-            get,
-            lambda module, run: vars(module).__setitem__("forward", run),
-            lambda module: vars(module).__delitem__("forward"),
-        )
-
-
-@contextmanager
-def forwarded(root: nn.Module, through: Callable[[nn.Module, Callable[..., Any]], Any]) -> Iterator[None]:
-    """Inside, `root` runs by what `through` makes of it and of its forward; its class is exchanged for the while."""
-    cls = type(root)
-    root.__class__ = _forwarding(cls, Forward(cls, through))
-    try:
-        yield
-    finally:
-        root.__class__ = cls
-
-
-def _forwarding(cls: type[nn.Module], forward: Forward) -> type[nn.Module]:
-    """A subclass of `cls` with this forward; not of a graph of fx, which torch.export walks and does not call."""
-    if not issubclass(cls, GraphModule):
-        return type(cls.__name__, (cls,), {"forward": forward})
-    decoded = {name: vars(cls)[name] for name in getattr(cls, "encoded_names", ())}
-    return type(cls.__name__, (nn.Module,), {**decoded, "forward": forward})
 
 
 @functools.cache
@@ -217,6 +74,7 @@ def encoded_class(
         "encoded_base": base,
         "encoded_names": names,
         "encodes_values": values,
+        **unseen(base, frozenset({name + SUFFIX for name in names} | ({VALUES} if values else set()))),
     }
     for name in names:
         members[name] = property(functools.partial(_decode, name))
@@ -256,7 +114,7 @@ def _decode(name: str, module: nn.Module) -> Tensor:
 
 def _new(base: type[nn.Module], names: tuple[str, ...], values: bool, own: bool) -> nn.Module:
     cls = encoded_class(base, names, values, own)  # type: ignore[arg-type]  # classes are hashable
-    return cls.__new__(cls)
+    return object.__new__(cls)  # fx would take a class of its own, by the name of ours
 
 
 def become(module: nn.Module, names: tuple[str, ...], values: bool | None = None) -> None:
@@ -309,7 +167,9 @@ def attach(root: nn.Module, paths: tuple[str, ...], encoded: Encoded) -> None:
         parametrized = getattr(owner, "parametrizations", {})
         if name in parametrized or {f"{name}_g", f"{name}_orig"} & owner._parameters.keys():
             raise EncodingError(
-                "a parametrized tensor", where=path, next="fold it first: lilliput.model.fold_parametrizations"
+                "a parametrized tensor",
+                where=path,
+                next="fold it first, by fold_parametrizations",
             )
         if name + SUFFIX in owner._modules and name not in encoded_names(owner):
             raise EncodingError(
@@ -443,7 +303,7 @@ def to_dense(root: nn.Module) -> nn.Module:
     dense = duplicate(root)
     for module in dense.modules():
         if getattr(type(module), "encodes_values", False):
-            del module._modules["value_encodings"]
+            del module._modules[VALUES]
             become(module, encoded_names(module), values=False)
     for paths, tensor in list(encoded_tensors(dense)):
         with torch.no_grad():
@@ -467,66 +327,10 @@ def _give_back(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
         held = dict(_held(owner))
         order = dict.fromkeys((*vars(owner).pop(_ORDER), *owner._parameters))
         owner._parameters = {known: held.get(known) for known in order}  # type: ignore[misc]
-        _list_again(owner)
+        list_again(owner)
 
 
-def fold_parametrizations(root: nn.Module) -> nn.Module:
-    """Turn `parametrize`d, weight-normalised and spectrally normalised tensors into ordinary parameters, in place.
-
-    They get the values that they have in eval mode. The class of a parametrized module is shared with its copies, so it
-    is left alone and only exchanged.
-    """
-    for module in root.modules():
-        if parametrize.is_parametrized(module):
-            _fold(module)
-        for hook in _norms(module):
-            _unhook(module, hook)
-    return root
-
-
-def is_parametrized(root: nn.Module) -> bool:
-    """Whether some tensor is computed from others, as `fold_parametrizations` undoes it."""
-    return any(parametrize.is_parametrized(module) or _norms(module) for module in root.modules())
-
-
-def _norms(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
-    hooks = module._forward_pre_hooks.values()
-    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
-
-
-def _unhook(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:
-    if isinstance(hook, WeightNorm):
-        trained = module.get_parameter(f"{hook.name}_v").requires_grad
-        remove_weight_norm(module, hook.name)
-    else:
-        trained = module.get_parameter(f"{hook.name}_orig").requires_grad
-        remove_spectral_norm(module, hook.name)
-        _forget_checkpoints(module)
-    module.get_parameter(hook.name).requires_grad_(trained)
-
-
-def _forget_checkpoints(module: nn.Module) -> None:
-    """Drop the hook that asks checkpoints for a spectral norm's tensors: torch wraps it, and then does not find it."""
-    for key, held in list(module._load_state_dict_pre_hooks.items()):
-        if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
-            del module._load_state_dict_pre_hooks[key]
-
-
-def _fold(module: nn.Module) -> None:
-    held: nn.ModuleDict = module.parametrizations.eval()  # type: ignore[assignment,union-attr]
-    trained = {name: [p.requires_grad for p in held[name].parameters(recurse=False)] for name in held}
-    values = {name: getattr(module, name).detach().clone() for name in held}
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    for name, value in values.items():
-        if trained[name]:
-            module.register_parameter(name, nn.Parameter(value, any(trained[name])))
-        else:
-            module.register_buffer(name, value)
-    _list_again(module)
-
-
-def _list_again(module: nn.Module) -> None:
+def list_again(module: nn.Module) -> None:
     """A recurrent layer keeps its own list of its tensors."""
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()

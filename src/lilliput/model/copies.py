@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import InputError, reason
 from lilliput.model.arrays import storable
-from lilliput.model.carrier import fold_parametrizations, freeze
+from lilliput.model.carrier import freeze
 from lilliput.model.duplicate import duplicate
 from lilliput.model.held import attributes
 from lilliput.model.inputs import Inputs
+from lilliput.model.parametrized import fold_parametrizations
 
 
 def private_copy(model: nn.Module) -> nn.Module:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lilliput.errors import FormatError
-from lilliput.model.carrier import EncodedTensor, owner_of
+from lilliput.model.carrier import owner_of
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import ValueEncoder, ValueEncodings
 from lilliput.plain import short_repr
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
-from lilliput.model.carrier import SUFFIX, EncodedTensor, attach, encoded_names, encoded_tensors, owner_of
+from lilliput.model.carrier import VALUES, attach, encoded_names, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
 from lilliput.model.edit import SAME, Edit, owner_at, structure
+from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut, Replace, Resize, SetFactor, SetNumber
 from lilliput.model.values import (
-    VALUES,
     attach_value,
     child_name,
     value_encodings,

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lilliput.encodings import Sparse
-from lilliput.model.carrier import SUFFIX, EncodedTensor, owner_of
+from lilliput.model.carrier import owner_of
 from lilliput.model.edit import Edit
 from lilliput.model.edits import EncodeTensor, SetTensor
+from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.structure import Replace
 from lilliput.model.view import CONVOLUTIONS, Call, View
 

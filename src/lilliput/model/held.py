@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lilliput.errors import FormatError
-from lilliput.model.carrier import EncodedTensor
 from lilliput.model.edit import SAME
+from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import ValueEncoder, ValueEncodings
 
 _LONGEST = 256  # characters of an attribute's name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.carrier import EncodedTensor, paths_of, tensor_held
+from lilliput.model.carrier import paths_of, tensor_held
+from lilliput.model.encoded_tensor import EncodedTensor
 
 
 def held_at(model: nn.Module, path: str) -> tuple[tuple[str, ...], Tensor | EncodedTensor]:

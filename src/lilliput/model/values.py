@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from lilliput.encodings import Encoding
 from lilliput.errors import EncodingError
-from lilliput.model.carrier import EncodedTensor, become, encoded_names, forwarded, move_stored
+from lilliput.model.carrier import VALUES, become, encoded_names
+from lilliput.model.encoded_tensor import EncodedTensor, move_stored
+from lilliput.model.forward import forwarded
 
 _NAME = re.compile(  # a module's own name may hold anything but a dot
     r"(?P<module>.*):(?P<op>\w+)#(?P<occurrence>\d+)(?:\[(?P<output>\d+)\])?(?:@(?P<operand>\d+))?", re.DOTALL
@@ -172,9 +174,6 @@ class ValueEncoder(nn.Module):
         return f"{self.name}: {self.encoding}"
 
 
-VALUES = "value_encodings"  # the root's child that holds them
-
-
 def child_name(value: str) -> str:
     """The name of a value's encoder among the root's `value_encodings`: module names hold no dots.
 
@@ -228,6 +227,14 @@ def attach_value(root: nn.Module, name: str, encoding: Encoding, parameters: Map
         root._modules[VALUES] = held = ValueEncodings()
         become(root, encoded_names(root), values=True)
     held[child_name(name)] = ValueEncoder(name, encoding, parameters)
+
+
+def without_values(root: nn.Module) -> nn.Module:
+    """`root`, no value of which is encoded any more."""
+    if value_encodings(root):
+        del root._modules[VALUES]
+        become(root, encoded_names(root), values=False)
+    return root
 
 
 def watched(root: nn.Module, visit: Visit) -> AbstractContextManager[None]:

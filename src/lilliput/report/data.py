@@ -14,7 +14,8 @@ from lilliput.encodings import Encoding
 from lilliput.engine.evidence import Built, Closeness, Judged
 from lilliput.engine.run import Driver
 from lilliput.measure import Latencies, Measurement, macs
-from lilliput.model.carrier import SUFFIX, EncodedTensor, tensors
+from lilliput.model.carrier import tensors
+from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
