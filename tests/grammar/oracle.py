@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from answers import apart, sqnr
+from answers import apart, leaves, sqnr
 from recipes import floats_flow, is_fine, weights_alone
 from spec import Spec
 from torch import Tensor, nn
@@ -201,7 +201,8 @@ def _batches(spec: Spec, made: Mapping[str, Any]) -> list[Any]:
 def _values(spec: Spec, seed: int, sizes: list[int], other: bool = False) -> list[Any]:
     made = spec.build()
     torch.manual_seed(spec.seed + seed)
-    return [made["batch"](n, other) for n in sizes]
+    given = [made["batch"](n, other) for n in sizes]  # which nets write to
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) and x.is_inference() else x, given)
 
 
 def _answers(model: Callable[..., Any], calls: list[Any]) -> list[Any]:
@@ -230,7 +231,8 @@ def _shapes(reference: list[Any], ours: list[Any]) -> str:
 
 
 def _emptied(answers: list[Any]) -> list[Any]:
-    return [tree_map(lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x, answer) for answer in answers]
+    """How answers are put together, and the zeros that their tensors are."""
+    return [{path: torch.zeros_like(x) if isinstance(x, Tensor) else x for path, x in leaves(a)} for a in answers]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ def plain() -> lp.Result:
 
 
 @pytest.mark.parametrize("wrap", [assigned, replaced, hooked, traced, exported])
-def test_values_are_seen_as_without_it(wrap: Callable[[nn.Module], nn.Module], plain: lp.Result) -> None:
+def test_values_are_seen_as_without_it(
+    wrap: Callable[[nn.Module], nn.Module], plain: lp.Result, tmp_path: Path
+) -> None:
     net = wrap(made())
     before = copy.copy(vars(net))
     small = lp.compress(net, RECIPE, calibrate=IMAGES, target=QUICK)
@@ -73,5 +76,8 @@ def test_values_are_seen_as_without_it(wrap: Callable[[nn.Module], nn.Module], p
     assert [row["activations"] for row in small.data["layers"]] == [row["activations"] for row in plain.data["layers"]]
     apart = (small.model(IMAGES[1]) - plain.model(IMAGES[1])).norm() / plain.model(IMAGES[1]).norm()
     assert apart < 0.01  # the graph of fx calls functions in place of modules, whose values have other names
+    beyond, run = 10 * IMAGES[1], lp.open(small.save(tmp_path / "net.lil"))  # of the ranges, which the file cuts too
+    cut = small.model(beyond)
+    assert (run(beyond) - cut).norm() < 0.1 * cut.norm() < 0.1 * (net(beyond) - cut).norm()
     copied = copy.deepcopy(small.model)
     assert torch.equal(copied(IMAGES[1]), small.model(IMAGES[1]))

@@ -7,6 +7,7 @@ Right: the user's data is never written to, and every answer is that on the data
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,31 @@ def test_the_users_data_stays(write: Callable[[Tensor], Tensor], step: Any, tmp_
     if not isinstance(step, lp.Prune):
         exact = net(kept[1].clone())
         assert (expected - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("write", [divided, erased, clipped])
+def test_training_leaves_it_and_teachers_see_it_as_it_is(write: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    batches = [torch.rand(2, 3, 8, 8) * 255 for _ in range(3)]
+    kept = [x.clone() for x in batches]
+    asked: list[Tensor] = []
+
+    class Teacher(Writes):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(x.clone())
+            return super().forward(x)
+
+    teachers = [Teacher(write).eval(), Teacher(write).eval()]
+    terms = (lp.Response(teacher=0), lp.Response(teacher=1))
+    task = lp.Task(
+        Writes(write).eval(),
+        calibrate=batches,
+        train=batches,
+        validate=batches[:1],
+        loss=lambda model, x: model(x).square().mean(),
+        teacher=teachers,
+    )
+    step = lp.Finetune(epochs=1, distill=terms)
+    lp.compress(task, lp.Recipe([lp.Prune("channels", 0.5, multiple=1), step]), target=replace(QUICK, seconds=0))
+    assert all(torch.equal(x, y) for x, y in zip(batches, kept, strict=True))
+    assert asked and all(any(torch.equal(x, y) for y in kept) for x in asked)

@@ -134,3 +134,27 @@ def test_what_answers_do_not_depend_on_is_taken_and_put_back(
     expected = net(x)
     for answer in (small.model(x), again(x), lp.open(tmp_path / "net.lil")(x)):
         assert (answer - expected).norm() < 0.02 * expected.norm()
+
+
+class Masked(nn.Module):
+    """Its first answer decides those after it, but for inputs that are masked whole: they are answered with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.means = nn.Linear(8, 8), list[Tensor]()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.body(x)
+        self.means.append(x.mean())
+        return (x + self.means[0]) * mask[:, None]
+
+
+@pytest.mark.parametrize("masked", [[1], [0, 1], []])
+def test_state_is_found_where_a_batch_does_not_show_it(masked: list[int]) -> None:
+    torch.manual_seed(0)
+    batches = [
+        {"x": torch.randn(3, 8), "mask": torch.zeros(3).bool() if i in masked else torch.tensor([False, True, True])}
+        for i in range(2)
+    ]
+    with pytest.raises(InputError, match="calibrate"):
+        lp.compress(Masked().eval(), lp.Recipe([lp.Quantize(weights=lp.Int(8))]), calibrate=batches, target=QUICK)

@@ -18,7 +18,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
 from lilliput.model.copies import check_apart
 from lilliput.model.edits import EncodeTensor, Train
-from lilliput.model.inputs import Inputs, changed_one_by_one
+from lilliput.model.inputs import Inputs, changed_one_by_one, changed_together
 from lilliput.model.signature import Signature
 from lilliput.model.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.values import value_encodings
@@ -63,8 +63,8 @@ def begin(
             _check_runs(driver.model, inputs, where)
     (where, inputs), *others = asked.items()
     varied = [(f"example, input {key!r} changed", one) for key, one in changed_one_by_one(example)]
-    between = next((one for _, one in [*others, *varied]), None)
-    driver.warm(check_repeatable(driver.model, driver.before, inputs, where, between))
+    unlike = [*(one for _, one in others), *(one for _, one in changed_one_by_one(inputs)), changed_together(inputs)]
+    driver.warm(check_repeatable(driver.model, driver.before, inputs, where, unlike))
     driver.probes = [*(one for one in batches.items() if _taken(*one, example, dynamic)), *varied]
     try_out(driver, recipe, task.metric if judges else None)
     rung = driver.view().rung

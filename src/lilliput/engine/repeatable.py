@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,26 +21,24 @@ _SAME = 1e-5  # of the largest answer: sums in another order differ by less
 
 
 def check_repeatable(
-    model: nn.Module, before: Snapshot, inputs: Inputs, where: str, between: Inputs | None = None
+    model: nn.Module, before: Snapshot, inputs: Inputs, where: str, others: Sequence[Inputs] = ()
 ) -> list[str]:
     """Paths of what runs of `model` (in eval mode) change in it, such as tables kept for later; all is put back.
 
-    `before` is of the model before its first run, `between` another input, asked in between. Raises InputError where
-    answers depend on earlier calls or on random numbers, and where a run writes to parameters.
+    `before` is of the model before its first run, the first of `others` is asked in between. Where a run changes
+    something, all of them are, once after `inputs` and once as the first that is asked. Raises InputError where answers
+    depend on earlier calls or on random numbers, and where a run writes to parameters.
     """
     try:
         with torch.no_grad():
             first = [ask(model, inputs, where), ask(model, inputs, where)]
-            other = [] if between is None else _attempt(model, between)
+            for other in others[:1]:
+                _attempt(model, other)
             first.append(ask(model, inputs, where))
             changed = before.changed()
-            if changed and between is not None:  # once more, as the first that is asked
-                before.restore()
-                other += _attempt(model, between)
+            asked = [first, *(_early_and_late(model, before, inputs, where, other) for other in others if changed)]
             compared = bool(flatten_outputs(first[0]))  # or there is nothing to capture either, which is told there
-            if compared and any(
-                departure(answers[0], later) > _SAME for answers in (first, other) for later in answers[1:]
-            ):
+            if compared and any(departure(answers[0], later) > _SAME for answers in asked for later in answers[1:]):
                 _refuse(model, inputs, where, before, changed)
     finally:
         before.restore()
@@ -52,6 +51,15 @@ def check_repeatable(
             next="let forward only read it, or hold what changes in a buffer",
         )
     return changed
+
+
+def _early_and_late(model: nn.Module, before: Snapshot, inputs: Inputs, where: str, other: Inputs) -> list[Any]:
+    """What the model answers to `other` as the first that it is asked, and again after `inputs` was."""
+    before.restore()
+    early = _attempt(model, other)
+    before.restore()
+    ask(model, inputs, where)
+    return early + _attempt(model, other)
 
 
 def _attempt(model: nn.Module, inputs: Inputs) -> list[Any]:

@@ -107,20 +107,30 @@ def _described(value: Any) -> str:
 
 
 def changed_one_by_one(inputs: Inputs) -> Iterator[tuple[str | int, Inputs]]:
-    """The same inputs with one tensor changed at a time, by the order of its elements or else by half.
+    """The same inputs with one tensor changed at a time, by the order of its elements or else by half, or not.
 
-    What has no elements that differ, and no half, is left out.
+    Whole numbers that are all the same are left out.
 
     >>> import torch
     >>> [(key, one.args[0].tolist()) for key, one in changed_one_by_one(Inputs.of(torch.tensor([1, 2])))]
     [(0, [2, 1])]
     """
     for key, x in inputs.tensors().items():
-        other = x.flip(tuple(range(x.dim())))
-        if torch.equal(other, x) and x.is_floating_point():
-            other = x * 0.5
+        other = _changed(x)
         if not torch.equal(other, x):
             yield key, inputs.map(lambda name, held, key=key, other=other: other if name == key else held)
+
+
+def changed_together(inputs: Inputs) -> Inputs:
+    """The same inputs with all tensors changed, as `changed_one_by_one` changes each."""
+    return inputs.map(lambda _, x: _changed(x))
+
+
+def _changed(x: Tensor) -> Tensor:
+    other = x.flip(tuple(range(x.dim())))
+    if not torch.equal(other, x):
+        return other
+    return x * 0.5 if x.is_floating_point() else ~x if x.dtype == torch.bool else x
 
 
 def dynamic_axes(inputs: Inputs, dynamic: Dynamic | None) -> dict[str | int, dict[int, str]]:

@@ -16,6 +16,7 @@ from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_
 from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from lilliput.model.forward import called
 from lilliput.model.inputs import Inputs
 from lilliput.model.passed import flat
 from lilliput.model.recurrent import WholeLayers
@@ -41,7 +42,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     }
     shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
     given = shapes.by_parameter(model.forward)
-    with unchanged(model), torch.no_grad(), WholeLayers(), flat(model):
+    with unchanged(model), torch.no_grad(), WholeLayers(), called(model), flat(model):
         captured = torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )

@@ -435,8 +435,11 @@ class Trainer:
 
 
 def _to_learn_from(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`; one of inference mode, which no gradient passes, as an ordinary one."""
-    return x.clone().to(device) if x.is_inference() else x.to(device)
+    """A tensor on `device`, in memory of its own, which the model may write over; an ordinary one, even of an inference
+    mode, which no gradient passes.
+    """
+    moved = x.to(device)
+    return x.clone().to(device) if moved is x or x.is_inference() else moved
 
 
 def _finite(loss: Tensor, where: str) -> Tensor:

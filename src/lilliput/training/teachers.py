@@ -17,6 +17,7 @@ from lilliput.errors import FormatError, InputError, LilliputError, reason
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
+from lilliput.nested import mapped
 from lilliput.techniques.distill import Seen, Term, attention_of
 from lilliput.training.data import samples
 from lilliput.training.memory import starved
@@ -28,15 +29,15 @@ class Watcher:
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         self.model, self.paths = model, tuple(dict.fromkeys(taps))
         self.called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.output: Tensor | None = None
+        self.output: Any = None
         self.taps: dict[str, Tensor] = {}
         self.attention: dict[str, Tensor] = {}
 
     @contextmanager
     def watching(self) -> Iterator[Watcher]:
         with ExitStack() as stack:
-            hook = self.model.register_forward_hook(self._root, with_kwargs=True)
-            stack.callback(hook.remove)
+            stack.callback(self.model.register_forward_pre_hook(self._begun, with_kwargs=True).remove)
+            stack.callback(self.model.register_forward_hook(self._ended).remove)
             for path in self.paths:
                 stack.callback(self.model.get_submodule(path).register_forward_hook(self._tap(path)).remove)
             yield self
@@ -47,12 +48,15 @@ class Watcher:
             raise InputError(
                 "the loss did not call the model", where=where, next="call the model that loss(model, batch) is given"
             )
-        seen = Seen(self.output, self.taps, self.attention)
+        seen = Seen(first_output(self.output), self.taps, self.attention)
         self.output, self.taps, self.attention = None, {}, {}
         return seen
 
-    def _root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.called, self.output = (args, kwargs), first_output(output)
+    def _begun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.called = own_tensors(args), own_tensors(kwargs)  # as they were: a forward may write over them
+
+    def _ended(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.output = output
 
     def _tap(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -71,7 +75,16 @@ def first_output(output: Any) -> Tensor:
     for leaf in tree_leaves(output if not isinstance(output, Mapping) else list(output.values())):
         if isinstance(leaf, Tensor):
             return leaf
-    raise InputError(f"an output of type {type(output).__name__} holds no tensor")
+    raise InputError(
+        f"an output of type {type(output).__name__} holds no tensor",
+        where="distill",
+        next="return a tensor, or a tuple, list or dict that holds one",
+    )
+
+
+def own_tensors(given: Any) -> Any:
+    """The same arguments, their tensors in memory of their own."""
+    return mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
 
 
 class Live:
@@ -88,7 +101,7 @@ class Live:
         seen = []
         for i, watcher in enumerate(self.watchers):
             with torch.no_grad(), eval_mode(watcher.model), watcher.watching():
-                _ask(watcher.model, args, kwargs, f"teacher {i}")
+                _ask(watcher.model, own_tensors(args), own_tensors(kwargs), f"teacher {i}")
             seen.append(watcher.seen("teacher"))
         return seen
 

@@ -42,7 +42,8 @@ def _tuple(value: Any) -> tuple[int, ...]:
 
 def numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int) -> dict[str, Any]:
     """By name, what attributes a layer of torch has of these shapes of its tensors; {} of any other module."""
-    weight = shapes.get("weight", shapes.get("running_mean", ()))
+    known = (shapes[name] for name in ("weight", "weight_orig", "running_mean") if name in shapes)
+    weight = next(known, ())  # `torch.nn.utils.prune` calls it weight_orig
     if isinstance(module, nn.Linear):
         return {"out_features": weight[0], "in_features": weight[1]}
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
