@@ -221,3 +221,23 @@ def test_a_pruned_and_quantized_model_is_loaded_by_its_new_config(tmp_path: Path
     again = type(net).from_pretrained(tmp_path)
     assert again.config.num_hidden_layers == 1 and net.config.num_hidden_layers == 2
     torch.testing.assert_close(logits(again.eval(), inputs), logits(small, inputs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["", "bert"])
+def test_one_whose_config_cannot_tell_its_sizes_is_refused(path: str, tmp_path: Path) -> None:
+    """BERT's config has no number for heads of another width."""
+    net, inputs = made("bert")
+    small = lp.compress(
+        lp.Task(net, example=inputs), lp.Recipe([lp.Prune("heads", 0.5)]), target=lp.OnnxRuntime(seconds=0)
+    )
+    saved: Any = small.model.get_submodule(path)
+    for model in (saved, lp.to_dense(saved), copy.deepcopy(saved)):
+        with pytest.raises(InputError, match="from_pretrained would make another") as caught:
+            model.save_pretrained(tmp_path)
+        assert "lilliput.save" in caught.value.next and "query" in str(caught.value.why)
+    assert not list(tmp_path.iterdir())
+    lp.save(tmp_path / "net.lil", small.model)
+    again: Any = lp.load(tmp_path / "net.lil", into=made("bert")[0])
+    assert torch.equal(logits(again, inputs), logits(small.model, inputs))
+    with pytest.raises(InputError, match="from_pretrained would make another"):
+        again.get_submodule(path).save_pretrained(tmp_path)

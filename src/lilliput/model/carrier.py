@@ -23,7 +23,7 @@ from lilliput.errors import EncodingError
 from lilliput.model.duplicate import duplicate
 from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.forward import Forward
-from lilliput.model.saving import METHOD, saves_itself, saving_dense
+from lilliput.model.saving import METHOD, RESHAPED, saves_itself, saving_dense
 from lilliput.model.unseen import unseen
 
 VALUES = "value_encodings"  # the root's child that holds the encodings of values that flow
@@ -126,7 +126,9 @@ def become(module: nn.Module, names: tuple[str, ...], values: bool | None = None
     carries = getattr(type(module), "encodes_values", False) if values is None else values
     own = carries and "forward" in vars(module)
     carrying = encoded_class(base, tuple(sorted(names)), carries, own)  # type: ignore[arg-type]
-    within = saves_itself(base) and any(isinstance(held, EncodedTensor) for held in module.modules())
+    within = saves_itself(base) and (
+        RESHAPED in vars(module) or any(isinstance(held, EncodedTensor) for held in module.modules())
+    )
     module.__class__ = carrying if names or carries or within else base
 
 
@@ -137,6 +139,14 @@ def _become_saved(root: nn.Module, path: str) -> None:
         module = root.get_submodule(".".join(names[:depth]))
         if saves_itself(type(module)) and plain_class(module) is type(module):
             become(module, ())
+
+
+def note_reshaped(root: nn.Module) -> None:
+    """Let the modules of `root` that write their own checkpoints know that their class may make others."""
+    for module in root.modules() if RESHAPED not in vars(root) else ():
+        if module is root or saves_itself(type(module)):
+            vars(module)[RESHAPED] = True
+            become(module, encoded_names(module))
 
 
 def _not_in_dense(model: nn.Module) -> list[str]:

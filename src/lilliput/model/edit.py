@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lilliput.errors import FormatError
-from lilliput.model.carrier import owner_of
+from lilliput.model.carrier import note_reshaped, owner_of
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import ValueEncoder, ValueEncodings
 from lilliput.plain import short_repr
@@ -30,6 +30,7 @@ class Edit(ABC):
                 edit for edit in structure(root) if type(edit) is not type(self) or edit.places() != self.places()
             )
             vars(root)[_STRUCTURE] = (*others, self)
+            note_reshaped(root)
 
     @abstractmethod
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

@@ -48,7 +48,9 @@ def attributes(root: nn.Module) -> dict[Place, Tensor]:
 
 
 _OF_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights"}
-_OURS = frozenset(("_lilliput_structure", "_lilliput_configs", "_order_of_tensors"))  # what is noted in modules besides
+_OURS = frozenset(
+    ("_lilliput_structure", "_lilliput_configs", "_lilliput_reshaped", "_order_of_tensors")
+)  # what is noted in modules besides
 
 
 def _inside(value: Any, place: Place) -> Iterator[tuple[Place, Tensor]]:

@@ -18,6 +18,7 @@ from torch import nn
 from lilliput.errors import InputError, reason
 
 METHOD = "save_pretrained"
+RESHAPED = "_lilliput_reshaped"  # attribute of a module that its class makes with other sizes or parts
 
 
 def saves_itself(cls: type[nn.Module]) -> bool:
@@ -44,7 +45,12 @@ def saving_dense(
         state = given.arguments.get("state_dict")
         if state:
             given.arguments["state_dict"] = to_dense(_holding(self, state)).state_dict()
-        return save(to_dense(self), *given.args[1:], **given.kwargs)
+        dense = to_dense(self)
+        if RESHAPED in vars(self):
+            from lilliput.model.made_again import check_made_again  # which knows classes that this method is a part of
+
+            check_made_again(dense)
+        return save(dense, *given.args[1:], **given.kwargs)
 
     return save_pretrained
 
