@@ -66,7 +66,7 @@ ODDITIES: Mapping[str, str] = {  # {layer} is the first layer that gives one ten
     "extra state": "Net.get_extra_state = lambda self: {{'v': 1}}; Net.set_extra_state = lambda self, v: None",
     "in a sequence": "net = nn.Sequential(net)",
     "in data parallel": "net = nn.DataParallel(net)",
-    "traced": "try: net = torch.fx.symbolic_trace(net)\nexcept Exception: pass  # what loops over a shape stays as it is",
+    "traced": "try: net = torch.fx.symbolic_trace(net)\nexcept Exception: pass  # what loops over a shape stays",
     "swapped class": "net.__class__ = type('Other', (net.__class__,), {{}})",
     "attribute on the layer": "{layer}.note = {{'made by': 'us', 'at': (1, 2)}}",
     "own call": "Net.__call__ = lambda self, *a, **k: nn.Module.__call__(self, *a, **k)",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.engine.evidence import _check_precise
+from lilliput.engine.fidelity import check_precise
 from lilliput.errors import ExportError, InputError
 from lilliput.exporters.onnx import export
 from lilliput.file.session import session
@@ -117,6 +117,6 @@ def test_a_layer_of_patches_whose_norms_saw_data_agrees(tmp_path: Path) -> None:
 def test_answers_too_small_for_floats_are_refused_with_the_reason() -> None:
     """Asked where what was built departs from the module; the whole MobileViT takes a minute."""
     with pytest.raises(InputError, match=r"answers with numbers of 2e-41 at most .* give it its trained weights"):
-        _check_precise((torch.full((2, 3), 2e-41), torch.arange(3)))
-    _check_precise((torch.full((2, 3), 2e-41), torch.full((2,), 1e-30)))
-    _check_precise(torch.zeros(3))
+        check_precise((torch.full((2, 3), 2e-41), torch.arange(3)))
+    check_precise((torch.full((2, 3), 2e-41), torch.full((2,), 1e-30)))
+    check_precise(torch.zeros(3))

@@ -88,6 +88,10 @@ class Encoding(ABC):
         """
         return self
 
+    def cut_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor | None:
+        """A value that flows cut to what can be represented, but not rounded; None where that has no meaning."""
+        return None
+
     def for_value(self) -> Encoding:
         """This encoding with what it leaves open chosen for a value that flows; EncodingError where it is for none."""
         raise EncodingError(f"values that flow as {self!r}", next="use Int(8), Fixed, a grid or Tiles")

@@ -137,6 +137,10 @@ class Uniform(Blocked):
         offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
         return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
 
+    def cut_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor | None:
+        offset = parts["offset"].float() if "offset" in parts else 0.0
+        return ((x / parts["scale"] + offset).clamp(*self.limits) - offset) * parts["scale"]
+
 
 def _columns(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
     """Scale and offset of blocks, each [blocks, 1]."""
@@ -244,6 +248,11 @@ class Int(Uniform):
         if self.dynamic:
             return torch.ops.lilliput.project_int_dynamic(x, self.bits)  # type: ignore[no-any-return]
         return super().project_value(x, parts)
+
+    def cut_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor | None:
+        if self.dynamic:
+            return x if self.bits == 8 else None  # built files round fewer bits by operators of floats
+        return super().cut_value(x, parts)
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         shaped = self.parameter_shape(shape)

@@ -8,12 +8,17 @@ from typing import Any
 
 
 def session(
-    built: Path | bytes, threads: int | None = None, *, optimized: Path | None = None, profile: Path | None = None
+    built: Path | bytes,
+    threads: int | None = None,
+    *,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+    as_written: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU; raises whatever onnxruntime raises.
 
-    The graph that it makes of the file is written to `optimized`, and what its nodes take to a file that begins with
-    `profile`.
+    With `as_written` it computes node by node, with nothing fused. The graph that it makes of the file is written to
+    `optimized`, and what its nodes take to a file that begins with `profile`.
 
     On being imported, ONNX Runtime 1.31 begins to note events for its maker, unless the variable is set by then.
     """
@@ -25,6 +30,8 @@ def session(
     options.log_severity_level = 4  # what fails comes as an error, and is reported as one
     # threads that spin on after a run would steal time from the session that it is compared with
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if profile is not None:

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -24,7 +26,8 @@ def unseen(base: type[nn.Module], names: frozenset[str]) -> dict[str, Any]:
     """
 
     def named_children(self: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        return (held for held in base.named_children(self) if held[0] not in names)
+        shown = _asked_to_distribute()
+        return (held for held in base.named_children(self) if shown or held[0] not in names)
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         for name in names:
@@ -44,6 +47,16 @@ def unseen(base: type[nn.Module], names: frozenset[str]) -> dict[str, Any]:
     elif issubclass(base, nn.ModuleDict):
         members |= _of_dict(names)
     return members
+
+
+def _asked_to_distribute() -> bool:
+    """Whether torch.distributed is asking: what shards a module finds its parameters by its children."""
+    if torch.compiler.is_compiling():
+        return False
+    frame = sys._getframe(2)  # what asked for named children, or for children through torch.nn
+    while frame.f_back is not None and frame.f_globals.get("__name__") == nn.Module.__module__:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")).startswith("torch.distributed.")
 
 
 def _own(module: nn.Module, names: frozenset[str]) -> dict[str, nn.Module | None]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -235,6 +236,21 @@ def without_values(root: nn.Module) -> nn.Module:
         del root._modules[VALUES]
         become(root, encoded_names(root), values=False)
     return root
+
+
+@contextmanager
+def unrounded(root: nn.Module) -> Iterator[bool]:
+    """Inside, values of `root` are cut to their ranges and not rounded; tells whether all its encodings can do so."""
+    encoders = value_encodings(root).values()
+    cuts = [partial(one.encoding.cut_value, parts=one.parameters_of_value()) for one in encoders]
+    able = all(cut(torch.zeros(())) is not None for cut in cuts)
+    for encoder, cut in zip(encoders, cuts, strict=True) if able else ():
+        vars(encoder)["forward"] = cut
+    try:
+        yield able
+    finally:
+        for encoder in encoders:
+            vars(encoder).pop("forward", None)
 
 
 def watched(root: nn.Module, visit: Visit) -> AbstractContextManager[None]:

@@ -185,7 +185,10 @@ def assemble(
             "cosine": near.cosine,
             "sqnr_db": None if math.isinf(near.sqnr_db) else near.sqnr_db,
         },
-        "export": {"before": _finite(builds[0].departure), "after": _finite(builds[1].departure)},
+        "export": {
+            name: {**_finite(built.departure), "written": built.written, "told": built.told}
+            for name, built in zip(("before", "after"), builds, strict=True)
+        },
         "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
         "layers": rows,
         "loses": loses,

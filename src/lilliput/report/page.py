@@ -358,8 +358,24 @@ def _checks(data: Data) -> Html:
     )
     heads = ("outputs compared", "#largest error", "#cosine", "#SQNR, dB", "#same answer", "on")
     about = f"A file means {_what_runs(data)}. {_RUNGS.get(capture['rung'], capture['rung'])}"
+    written = [el("p", text) for side, what in _WRITTEN.items() for text in _written(export[side], what)]
     problems = [_reasons(capture["problems"].items())] if capture["problems"] else []
-    return _section("Checks", el("p", about), *problems, table(heads, rows, "Checks"))
+    return _section("Checks", el("p", about), *problems, table(heads, rows, "Checks"), *written)
+
+
+_WRITTEN = {"before": "original", "after": "compressed"}
+
+
+def _written(found: Data, what: str) -> Iterable[str]:
+    """How far a file is from the module as it is written, and what its kernels make of it."""
+    if written := found.get("written"):
+        how = "" if written["rounded"] else ", without the rounding of values that flow"
+        yield (
+            f"As it is written, the {what} file is within {written['relative']:.1g} of the module's answers"
+            f" ({written['samples']:,} samples, computed in float{how})."
+        )
+    if told := found.get("told"):
+        yield f"{told}."
 
 
 def _departure(what: str, found: Data, on: str) -> Iterable[Html]:

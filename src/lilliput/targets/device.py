@@ -114,6 +114,9 @@ class Device(Target):
         here = None if "{outputs}" in self.command else self.builds.open(built, signature)
         return _OnDevice(self, built, signature, here)
 
+    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
+        return self.builds.reference(built, signature, rounded=rounded)
+
     def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
         """None: a command tells of the whole alone."""
         return ()

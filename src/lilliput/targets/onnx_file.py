@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from lilliput.errors import ExportError, InputError, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
+from lilliput.exporters.unrounded import unrounded
+from lilliput.file.session import session
 from lilliput.measure import Latencies, interleaved
 from lilliput.model.arrays import from_user
 from lilliput.model.edit import Edit
@@ -38,6 +40,13 @@ class Loaded:
     inputs: int
     outputs: int
     run: Callable[[Sequence[np.ndarray]], Sequence[Any]]  # the inputs in order -> the outputs in order, as arrays
+
+
+def loaded_by(held: Any) -> Loaded:
+    """What a session of ONNX Runtime holds."""
+    names = [value.name for value in held.get_inputs()]
+    run = held.run
+    return Loaded(len(names), len(held.get_outputs()), lambda given: run(None, dict(zip(names, given, strict=True))))
 
 
 def input_names(built: Path | bytes) -> list[str]:
@@ -111,6 +120,14 @@ class OnnxFile(Target):
             raise
         except Exception as error:  # runtimes raise many kinds
             raise ExportError(f"{self.title} does not load the export", where=where, why=reason(error)) from error
+        return self._runner(loaded, signature, where)
+
+    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
+        given = built if rounded else unrounded(built)
+        where = f"{built}, as it is written"
+        return None if given is None else self._runner(loaded_by(session(given, as_written=True)), signature, where)
+
+    def _runner(self, loaded: Loaded, signature: Signature, where: str) -> Runner:
         if loaded.inputs != len(signature.inputs) or loaded.outputs != signature.count:
             raise ExportError("has other inputs or outputs than the module", where=where)
 

@@ -19,7 +19,7 @@ from lilliput.file.session import session
 from lilliput.measure import cpu
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.onnx_file import Loaded, OnnxFile
+from lilliput.targets.onnx_file import Loaded, OnnxFile, loaded_by
 from lilliput.targets.onnxruntime_operators import operators
 from lilliput.targets.operators import Operator
 from lilliput.targets.placing import (
@@ -132,13 +132,7 @@ class OnnxRuntime(OnnxFile):
         return operators(built, arrays, self.threads_used, seconds)
 
     def load(self, built: Path | bytes) -> Loaded:
-        held = session(built, self.threads_used)
-        names = [value.name for value in held.get_inputs()]
-        return Loaded(
-            len(names),
-            len(held.get_outputs()),
-            lambda arrays: held.run(None, dict(zip(names, arrays, strict=True))),
-        )
+        return loaded_by(session(built, self.threads_used))
 
 
 def _no_kernel(call: Call, values: Uniform) -> str:

@@ -103,5 +103,12 @@ class Target(ABC):
         """What the runtime makes of the file, each operator timed on the example; empty where it does not tell."""
 
     @abstractmethod
+    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
+        """What a file says, computed in float and with nothing fused; None where nothing here computes so.
+
+        Without `rounded`, what flows is cut to its range and keeps its fractions.
+        """
+
+    @abstractmethod
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
         """What was built, in a file or in memory, as a callable that is called and answers as the module does."""

@@ -1,0 +1,222 @@
+"""Whether what was built computes what the module computes: as it is written, and as the target runs it.
+
+As it is written a file is computed node by node in float, and without the rounding of values that flow on either side
+(`lilliput.exporters.unrounded` tells why): there both agree to the order of sums, whatever was encoded.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.engine.run import Driver
+from lilliput.errors import ExportError, InputError, LilliputError
+from lilliput.measure import Noise
+from lilliput.model.duplicate import duplicate
+from lilliput.model.inputs import Inputs
+from lilliput.model.signature import Signature
+from lilliput.model.values import tapped, unrounded, value_encodings, without_values
+from lilliput.outputs import difference, finite, flatten_outputs, paired
+from lilliput.task import ask, batch_size, check_like
+
+RELATIVE = 1e-3  # length of the error, of the length of an output
+LARGEST = 1e-2  # largest error, of the spread of an output
+SAMPLES = 8  # besides the example, where there are as many
+_BLUR = {False: 0.2, True: 1.0}  # of the noise of rounding what flows: biases in integers, and where it is kept
+_FAR = 4.0  # times the noise that the file as written has: more is told
+_LEAST = 1e-6  # noise over signal (60 dB) that is never told
+_TAPS = 16  # values that are given out by one build
+
+Runner = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """How far a file, as it is written, is from the module; of its outputs that which is furthest."""
+
+    relative: float  # length of the error over that of the output
+    largest: float  # error over the spread of the output
+    samples: int
+    rounded: bool  # whether the rounding of what flows had to be kept, which blurs the comparison
+
+
+def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signature) -> dict[str, Any] | None:
+    """Compare the file at `path` as it is written with `model`; None where no target here computes so.
+
+    Raises ExportError where they are apart, with the first value that is.
+    """
+    samples = list(_samples(driver))
+    with unrounded(model) as able:
+        run = driver.target.reference(path, signature, rounded=False) if able else None
+        off = None if run is None else _off(model, run, samples)
+    rounded = run is None
+    if run is None:
+        run = driver.target.reference(path, signature, rounded=True)
+        if run is None:
+            return None
+        off = _off(model, run, samples)
+    assert off is not None
+    relative, largest = max(one[0] for one in off), max(one[1] for one in off)
+    if relative > RELATIVE:
+        check_precise(driver.example.call(model))
+    blur = _BLUR[rounded] * _noise(model, samples) if relative > RELATIVE and value_encodings(model) else 0.0
+    if relative > max(RELATIVE, blur) or (largest > LARGEST and not (rounded and blur)):
+        _refuse(driver, model, off, rounded)
+    return asdict(Written(relative, largest, sum(map(batch_size_of, samples)), rounded))
+
+
+def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Signature, run: Runner) -> str:
+    """A sentence where the target's kernels are far less exact than the file as it is written; else empty."""
+    if not value_encodings(model):
+        return ""
+    written = driver.target.reference(path, signature, rounded=True)
+    if written is None:
+        return ""
+    noises = (Noise(), Noise())
+    with torch.no_grad():
+        for inputs in _samples(driver):
+            expected = ask(model, inputs, "a sample")
+            for noise, one in zip(noises, (written, run), strict=True):
+                noise.add(expected, ask(one, inputs, "a sample"))
+    as_written, as_run = noises
+    if as_run.ratio <= max(_LEAST, _FAR * as_written.ratio):
+        return ""
+    return (
+        f"{driver.target.name} is {as_run.db:.1f} dB from the module where the file as written is"
+        f" {as_written.db:.1f} dB: its kernels saturate, or round more than the file says"
+    )
+
+
+def check_precise(expected: Any) -> None:
+    """Refuse answers that lie below what their type holds to its full precision: any order of sums gives others."""
+    found = [x for x in flatten_outputs(expected) if x.is_floating_point() and x.numel()]
+    largest = max((float(x.abs().max()) for x in found), default=0.0)
+    least = max((torch.finfo(x.dtype).tiny for x in found), default=0.0)
+    if 0 < largest < least:
+        raise InputError(
+            f"the model answers with numbers of {largest:.1g} at most",
+            why=f"under {least:.1g} a float has only some bits left, so that no runtime gives the same",
+            next="give it its trained weights: fresh ones, and norms that saw no data, shrink what flows",
+        )
+
+
+def batch_size_of(inputs: Inputs) -> int:
+    return batch_size(inputs.tensors())
+
+
+def _samples(driver: Driver) -> Iterator[Inputs]:
+    """The example, and calibration batches that the graph takes, until there are enough samples."""
+    yield driver.example
+    count = 0
+    for i, inputs in enumerate(driver.calibrate or ()):
+        given = _shortened(driver, Inputs.of(inputs), SAMPLES - count)
+        try:
+            check_like(given, driver.example, driver.dynamic, f"calibrate[{i}]", first=False)
+        except InputError:  # other lengths, along axes that are not open
+            continue
+        yield given
+        count += batch_size_of(given)
+        if count >= SAMPLES:
+            return
+
+
+def _shortened(driver: Driver, inputs: Inputs, most: int) -> Inputs:
+    """The first samples of a batch, where each input has an open axis of them."""
+    open_axes = [driver.dynamic.get(key, {}).get(0) for key, x in inputs.tensors().items()]
+    if None in open_axes or len(set(open_axes)) != 1 or len({len(x) for x in inputs.tensors().values()}) != 1:
+        return inputs
+    return inputs.map(lambda _, x: x[:most])
+
+
+def _off(model: nn.Module, run: Runner, samples: Sequence[Inputs]) -> list[tuple[float, float]]:
+    """For each output, the length of the error over its own, and the largest error over its spread."""
+    answers: list[list[tuple[Tensor, Tensor]]] = []
+    with torch.no_grad():
+        for inputs in samples:
+            expected, found = (flatten_outputs(ask(one, inputs, "a sample")) for one in (model, run))
+            whole = [not x.is_floating_point() for x in expected]
+            answers.append(paired(expected, found))
+    return [(_places if are else _apart)(pairs) for are, pairs in zip(whole, zip(*answers, strict=True), strict=True)]
+
+
+def _places(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Of an output of whole numbers, where lengths mean nothing: the share of places that differ."""
+    unlike = torch.cat([(a != b).flatten() for a, b in pairs])
+    return 0.0, float(unlike.double().mean()) if unlike.numel() else 0.0
+
+
+def _apart(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Of one output over all samples."""
+    ours = torch.cat([finite(a).flatten() for a, _ in pairs])
+    error = torch.cat([difference(a, b).flatten() for a, b in pairs])
+    if not ours.numel() or not bool(error.any()):
+        return 0.0, 0.0
+    length, largest = float(ours.norm()), float(error.max())
+    spread = float(ours.max() - ours.min())
+    spread = spread if spread > 1e-3 * float(ours.abs().max()) else float(ours.abs().max())  # nearly a constant
+    tiny = torch.finfo(torch.float32).tiny
+    return float(error.norm()) / max(length, tiny), largest / max(spread, tiny)
+
+
+def _noise(model: nn.Module, samples: Sequence[Inputs]) -> float:
+    """What the rounding of values that flow does to answers, as the length of a share of them."""
+    plain = without_values(duplicate(model))
+    return max(relative for relative, _ in _off(plain, lambda *a, **k: model(*a, **k), samples))
+
+
+def _refuse(driver: Driver, model: nn.Module, off: Sequence[tuple[float, float]], rounded: bool) -> None:
+    index = max(range(len(off)), key=lambda i: off[i][0])
+    relative, largest = off[index]
+    output = f"output {index} is" if len(off) > 1 else "its answers are"
+    first = _first_apart(driver, model, rounded)
+    raise ExportError(
+        f"the file does not compute what the module computes: {output} {relative:.2g} of their length apart,"
+        f" {largest:.2g} of their spread at most",
+        where=first or driver.target.format,
+        why="the first value at which the two part" if first else "",
+        next="leave what makes it out with where=, and please report it",
+    )
+
+
+def _first_apart(driver: Driver, model: nn.Module, rounded: bool) -> str:
+    """The first value, in the order in which they are computed, that the file has otherwise; found by halving."""
+    names = list(dict.fromkeys(call.value for call in driver.view().calls))
+    begin, end, found = 0, len(names), ""
+    try:
+        while begin < end:
+            step = max(1, math.ceil((end - begin) / _TAPS))
+            places = [*range(begin, end, step)]
+            bad = _apart_at(driver, model, [names[i] for i in places], rounded)
+            if bad is None:
+                return found
+            found = names[places[bad]]
+            begin, end = (places[bad - 1] + 1 if bad else begin), places[bad]
+    except LilliputError:  # what is built to find out cannot be built
+        pass
+    return found
+
+
+def _apart_at(driver: Driver, model: nn.Module, names: Sequence[str], rounded: bool) -> int | None:
+    """Which is the first of some values that a file that gives them out has otherwise."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True) as folder,
+        nullcontext() if rounded else unrounded(model),
+        tapped(model, names),
+        torch.no_grad(),
+    ):
+        path = Path(folder) / f"tapped.{driver.target.format}"
+        driver.target.build(path, model, driver.example, driver.dynamic)
+        expected = driver.example.call(model)
+        run = driver.target.reference(path, Signature.of(driver.example, expected, model.forward), rounded=rounded)
+        if run is None:
+            return None
+        pairs = paired(list(expected[1]), list(driver.example.call(run)[1]))
+        return next((i for i, pair in enumerate(pairs) if _apart([pair])[0] > RELATIVE), None)
