@@ -33,12 +33,11 @@ def work(place: Path, begin: int, end: int) -> None:
     """Judge the draws from `begin` to `end`, but for those that are done."""
     import torch
     from oracle import judge
-    from quick import translators_kept
     from spec import Spec
 
     torch.set_num_threads(1)
     done = {row["draw"] for row in lines(place)}
-    with place.open("a", encoding="utf-8") as file, translators_kept():
+    with place.open("a", encoding="utf-8") as file:
         for draw in range(begin, end):
             if draw not in done:
                 spec = Spec.drawn(Random(draw))

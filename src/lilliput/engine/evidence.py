@@ -24,7 +24,7 @@ from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
-from lilliput.outputs import left_out
+from lilliput.outputs import flatten_outputs, left_out
 from lilliput.targets.operators import Operator
 from lilliput.task import Batches, ask, batch_size, fingerprint
 
@@ -76,6 +76,7 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     run = target.open(path, signature)
     where = f"comparing {path.name} with the module"
     driver.progress(where, 0, 1)
+    _check_shapes(expected, driver.example.call(run), path, target.name)
     written = driver.store.answer(
         (*question, built, "written"), lambda: Answer(check_written(driver, model, path, signature))
     ).data
@@ -85,6 +86,17 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     driver.progress(where, 1, 1)
     departure = _departure(driver, model, run, path, written is None or bool(kernels))
     return Built(path, built, signature, run, departure, missing, written, kernels)
+
+
+def _check_shapes(expected: Any, found: Any, path: Path, name: str) -> None:
+    """Refuse a runtime that answers in other shapes than the module."""
+    ours, theirs = ([tuple(x.shape) for x in flatten_outputs(out)] for out in (expected, found))
+    if ours != theirs:
+        raise ExportError(
+            f"{name} answers in the shapes {', '.join(map(str, theirs))}, the module in {', '.join(map(str, ours))}",
+            where=path.name,
+            next="fix the lengths by dynamic={}, return it with all its axes, or take another target",
+        )
 
 
 def _departure(

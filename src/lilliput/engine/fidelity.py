@@ -75,8 +75,6 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
 
 def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Signature, run: Runner) -> str:
     """A sentence where the target's kernels are far less exact than the file as it is written; else empty."""
-    if not value_encodings(model):
-        return ""
     written = driver.target.reference(path, signature, rounded=True)
     if written is None:
         return ""
@@ -89,9 +87,10 @@ def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Sig
     as_written, as_run = noises
     if as_run.ratio <= max(_LEAST, _FAR * as_written.ratio):
         return ""
+    run_db, written_db = ("exact" if one.db is None else f"{one.db:.1f} dB" for one in (as_run, as_written))
     return (
-        f"{driver.target.name} is {as_run.db:.1f} dB from the module where the file as written is"
-        f" {as_written.db:.1f} dB: its kernels saturate, or round more than the file says"
+        f"{driver.target.name} is at {run_db} of the module where the file as written is at {written_db}:"
+        " its kernels saturate, or round more than the file says"
     )
 
 

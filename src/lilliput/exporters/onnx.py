@@ -25,6 +25,7 @@ from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
 from lilliput.exporters.simulated import expand as expand_simulated
+from lilliput.exporters.translators import translators_kept
 from lilliput.model.inputs import Inputs
 from lilliput.model.program import program, quiet
 
@@ -147,7 +148,7 @@ def export(
     """
     opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
-        with quiet():
+        with quiet(), translators_kept():
             captured = _copying(program(model, example, dynamic))
             _refuse_wrong(captured)
             exported = torch.onnx.export(

@@ -56,7 +56,11 @@ def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object
         try:
             model(*args, **(kwargs or {}))
         except Exception as error:
-            raise MeasureError(f"the model fails on the example: {type(error).__name__}: {error}") from error
+            raise MeasureError(
+                "the model fails on the example",
+                why=f"{type(error).__name__}: {error}",
+                next="where it was made smaller for a budget, leave what fails whole by where=",
+            ) from error
     return Cost(counter.get_total_flops() // 2, _by_module(model, counter))
 
 

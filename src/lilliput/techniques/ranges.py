@@ -177,7 +177,8 @@ class Entropy(Ends):
     histogram. It cuts far outliers that `MinMax` keeps.
 
     Source: Migacz, "8-bit Inference with TensorRT", 2017. What is exactly 0, of which every code book has a code, does
-    not count: behind a ReLU it would outweigh all else.
+    not count: behind a ReLU it would outweigh all else. Of fewer numbers than there are codes a histogram tells
+    nothing, and none is cut.
     """
 
     takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (), "values": (Int,)}
@@ -200,6 +201,8 @@ class Entropy(Ends):
         still = x.abs() <= 1.01 * (high - low) / 2**11  # the bins around 0
         counts = torch.where(still, 0.0, counts)
         best, least = (low, high), float("inf")
+        if float(counts.sum()) < 2**encoding.bits:
+            return best
         for share in torch.linspace(1.0, self.smallest, self.steps).tolist():
             # one side's outliers say nothing of the other: both are cut at the same distance from 0
             reach = torch.maximum(-low, high) * share
