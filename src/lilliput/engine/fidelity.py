@@ -187,7 +187,7 @@ def _refuse(driver: Driver, model: nn.Module, off: Sequence[tuple[float, float]]
 
 def _first_apart(driver: Driver, model: nn.Module, rounded: bool) -> str:
     """The first value, in the order in which they are computed, that the file has otherwise; found by halving."""
-    names = list(dict.fromkeys(call.value for call in driver.view().calls))
+    names = list(dict.fromkeys(call.value for call in driver.view().calls if call.value))
     begin, end, found = 0, len(names), ""
     try:
         while begin < end:

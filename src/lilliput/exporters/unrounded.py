@@ -99,7 +99,11 @@ class _Unrounding:
         for codes, scale, zero in zip(given[1:3], (given[8], given[10]), (given[9], given[11]), strict=True):
             if np.any(self._array(zero)):
                 raise _Unknown
-            spread = self._constant(self._array(scale).reshape(self._array(scale).shape[0], 1, -1).astype(np.float32))
+            if scale in self.held:  # one for a direction
+                held = self._array(scale).astype(np.float32)
+                spread = self._constant(held.reshape(len(held), 1, -1))
+            else:  # one for each row, put into ONNX's order by nodes
+                spread = self._new("Unsqueeze", [scale, self._constant(np.array([1]))])
             floats = self._new("Mul", [self._new("Cast", [codes], to=_FLOAT), spread])
             matrices.append(self._new("Transpose", [floats], perm=[0, 2, 1]))
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
