@@ -1,0 +1,111 @@
+"""What the comparison of a build sees: how far each file is from its module as it is written, right and with faults.
+
+    make bench NAME=guard
+
+Each fault is one that an exporter could have, in one layer in the middle of the file. A file is refused from 0.001 of
+the answers' length or 0.01 of their spread on, with integers from a fifth of the noise of rounding. `with_rounding` is
+how far the right file is where the rounding of values that flow is kept on both sides, which is why it is not.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from networks import lite0, minilm
+from recurrent import classifier
+from table import write
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "targets"))
+from mutants import MUTANTS, Mutant, NoPlace, exporting
+
+import lilliput as lp
+from lilliput.engine import fidelity
+from lilliput.engine.begin import begin, follow
+from lilliput.engine.evidence import build
+from lilliput.engine.run import Driver
+from lilliput.engine.store import Store
+from lilliput.errors import ExportError
+from lilliput.progress import silent
+
+THREADS = 2
+NETWORKS: dict[str, Callable[[], lp.Task]] = {"lite0": lite0, "minilm": minilm, "lstm, spam": classifier}
+RECIPES: dict[str, lp.Recipe | None] = {
+    "the default": None,
+    "weights of 4 bits, values of 8": lp.Recipe([lp.Quantize(weights=lp.Int(4), activations=lp.Int(8))]),
+}
+
+
+def compressed(task: lp.Task, recipe: lp.Recipe | None) -> Driver:
+    target = lp.OnnxRuntime(threads=THREADS)
+    task = replace(task, metric=None, evaluate=None, clusters=None)
+    driver, _ = begin(task, target, Store(None), silent)
+    follow(recipe or target.recipe(driver.view(), driver.calibrate is not None), driver)
+    return driver
+
+
+def right(driver: Driver) -> dict[str, Any]:
+    """The file as it is, without and with the rounding of what flows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        built = build(driver, driver.model, driver.state.digest, path)
+        run = driver.target.reference(path, built.signature, rounded=True)
+        assert built.written is not None and run is not None
+        kept = max(one[0] for one in fidelity._off(driver.model, run, list(fidelity._samples(driver))))
+        figures = {key: built.written[key] for key in ("relative", "largest", "samples")}
+        return {"refused": False, **figures, "with_rounding": kept}
+
+
+def faulty(driver: Driver, mutant: Mutant) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with exporting(mutant):
+                built = build(driver, driver.model, driver.state.digest, Path(folder) / "net.onnx")
+        except ExportError as error:
+            return {"refused": True, "where": error.where, "told": error.what}
+        assert built.written is not None
+        return {"refused": False, **{key: built.written[key] for key in ("relative", "largest", "samples")}}
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    for network, make in NETWORKS.items():
+        task = make()
+        for name, recipe in RECIPES.items():
+            if recipe is not None and network != "lite0":
+                continue
+            driver = compressed(task, recipe)
+            about = {"network": network, "recipe": name}
+            yield {**about, "fault": "none", **right(driver)}
+            for fault, mutant in MUTANTS.items():
+                try:
+                    row = {**about, "fault": fault, **faulty(driver, mutant)}
+                except NoPlace:
+                    continue
+                print(row, flush=True)
+                yield row
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    columns = (
+        "network",
+        "recipe",
+        "fault",
+        "refused",
+        "where",
+        "told",
+        "relative",
+        "largest",
+        "samples",
+        "with_rounding",
+    )
+    write("guard", ({key: row.get(key, "") for key in columns} for row in rows()), threads=THREADS)
+
+
+if __name__ == "__main__":
+    main()
