@@ -77,6 +77,10 @@ ODDITIES: Mapping[str, str] = {  # {layer} is the first layer that gives one ten
 }
 
 
+_AROUND = ("in a sequence", "in data parallel")
+
+
 def write_oddities(source: Source, names: list[str]) -> None:
+    names = sorted(names, key=lambda name: name in _AROUND)  # others name layers, which lie deeper then
     layer = source.layers[0].replace("self", "net", 1) if source.layers else "net"
     source.after += [ODDITIES[name].format(layer=layer) for name in names]

@@ -81,3 +81,12 @@ def test_values_are_seen_as_without_it(
     assert (run(beyond) - cut).norm() < 0.1 * cut.norm() < 0.1 * (net(beyond) - cut).norm()
     copied = copy.deepcopy(small.model)
     assert torch.equal(copied(IMAGES[1]), small.model(IMAGES[1]))
+
+
+def test_a_traced_network_keeps_its_hooks() -> None:
+    net = traced(made())
+    net.register_forward_hook(lambda module, inputs, output: 2 * output)
+    small = lp.compress(net, RECIPE, calibrate=IMAGES, target=QUICK)
+    expected = net(IMAGES[0])
+    assert (small.model(IMAGES[0]) - expected).norm() < 0.3 * expected.norm()
+    assert torch.equal(copy.deepcopy(small.model)(IMAGES[0]), small.model(IMAGES[0]))

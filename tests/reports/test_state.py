@@ -175,3 +175,21 @@ def test_attributes_with_a_gradient_history(name: str) -> None:
     copy = private_copy(net).eval()
     assert torch.allclose(copy(X), right, atol=1e-6)
     assert torch.equal(net(X), right)
+
+
+def test_an_expanded_buffer_is_trained_beside() -> None:
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(8, 4)
+            self.register_buffer("many", torch.ones(1).expand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) * self.many
+
+    batches = [torch.randn(4, 8) for _ in range(2)]
+    net = Expanded().eval()
+    task = lp.Task(net, calibrate=batches, train=batches, loss=lambda model, x: model(x).square().mean())
+    small = lp.compress(task, lp.Recipe([lp.Finetune(epochs=1)]), target=lp.OnnxRuntime(threads=1, seconds=0))
+    assert torch.equal(small.model.get_buffer("many"), torch.ones(4)) and net.many.stride() == (0,)
+    assert small.model(batches[0]).norm() < net(batches[0]).norm()

@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 Thing = TypeVar("Thing")
 Memo = dict[int, Any]  # of copy.deepcopy: by the id of what was copied, the copy
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 _CACHED = type(functools.lru_cache(lambda: None))
 _SHARED = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType)
 
@@ -44,8 +46,36 @@ def duplicate(thing: Thing, memo: Memo | None = None) -> Thing:
     memo = {} if memo is None else memo
     with torch.inference_mode(False), torch.enable_grad(), _Tensors():
         made = copy.deepcopy(thing, memo)
+        _copy_hooks(thing, memo)
         _Functions(memo).follow()
     return made
+
+
+def apart_buffers(root: nn.Module) -> None:
+    """Give buffers that were expanded memory for each place: what shares memory takes no numbers."""
+    for module in root.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.layout == torch.strided and 0 in buffer.stride() and buffer.numel() > 1:
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
+
+
+def _copy_hooks(thing: Any, memo: Memo) -> None:
+    """Give copies of fx's graphs the user's hooks on them: torch's own way to copy a graph leaves hooks out."""
+    for module in thing.modules() if isinstance(thing, nn.Module) else ():
+        copied = memo.get(id(module))
+        if not isinstance(module, GraphModule) or not isinstance(copied, GraphModule) or copied is module:
+            continue
+        hooks = {name: held for name, held in vars(module).items() if name in _HOOKS and held}
+        # those that torch.export puts there ask for attributes that a copy has not
+        torchs = {key for held in hooks.values() for key, hook in held.items() if _of_torch(hook)}
+        for name, held in hooks.items():
+            if not vars(copied)[name]:
+                kept = {key: hook for key, hook in held.items() if key not in torchs}
+                vars(copied)[name] = type(held)(copy.deepcopy(kept, memo))
+
+
+def _of_torch(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "torch"
 
 
 class _Tensors(TorchFunctionMode):

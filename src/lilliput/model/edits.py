@@ -17,6 +17,7 @@ from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier import VALUES, attach, encoded_names, encoded_tensors, owner_of
 from lilliput.model.carrier import tensors as tensors_of
+from lilliput.model.duplicate import apart_buffers
 from lilliput.model.edit import SAME, Edit, owner_at, structure
 from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.structure import KeepChildren, KeepEntries, LeaveOut, Replace, Resize, SetFactor, SetNumber
@@ -116,6 +117,7 @@ class Train(Edit):
     how: str
 
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+        apart_buffers(root)
         try:
             root.load_state_dict(dict(tensors))
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.carrier import freeze, unfreeze
-from lilliput.model.duplicate import duplicate
+from lilliput.model.duplicate import apart_buffers, duplicate
 from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
@@ -367,6 +367,7 @@ class Trainer:
         """The trained weights into the model that was given, frozen."""
         whole = whole_state(self.model) if self.sharded else self.model.state_dict()
         unfreeze(self.original)
+        apart_buffers(self.original)
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
 
