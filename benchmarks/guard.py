@@ -3,8 +3,9 @@
     make bench NAME=guard
 
 Each fault is one that an exporter could have, in one layer in the middle of the file. A file is refused from 0.001 of
-the answers' length or 0.01 of their spread on, with integers from a fifth of the noise of rounding. `with_rounding` is
-how far the right file is where the rounding of values that flow is kept on both sides, which is why it is not.
+the answers' length or 0.01 of their spread on, with fewer than seven bits from half of the noise of rounding.
+`with_rounding` is how far the right file is where the rounding of values that flow is kept on both sides, which is why
+it is not.
 """
 
 from __future__ import annotations

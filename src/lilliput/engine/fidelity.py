@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError
 from lilliput.measure import Noise
+from lilliput.model.carrier import encoded_tensors
 from lilliput.model.duplicate import duplicate
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
@@ -30,7 +32,9 @@ from lilliput.task import ask, batch_size, check_like
 RELATIVE = 1e-3  # length of the error, of the length of an output
 LARGEST = 1e-2  # largest error, of the spread of an output
 SAMPLES = 8  # besides the example, where there are as many
-_BLUR = {False: 0.2, True: 1.0}  # of the noise of rounding what flows: biases in integers, and where it is kept
+_BIASES = 0.5  # of the noise of rounding what flows, that steps of biases may add where bits are few
+_FINE_BITS = 7
+_SUMS = 10.0  # times what single precision does to answers: sums in another order
 _FAR = 4.0  # times the noise that the file as written has: more is told
 _LEAST = 1e-6  # noise over signal (60 dB) that is never told
 _TAPS = 16  # values that are given out by one build
@@ -66,11 +70,28 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
     assert off is not None
     relative, largest = max(one[0] for one in off), max(one[1] for one in off)
     if relative > RELATIVE:
-        check_precise(driver.example.call(model))
-    blur = _BLUR[rounded] * _noise(model, samples) if relative > RELATIVE and value_encodings(model) else 0.0
-    if relative > max(RELATIVE, blur) or (largest > LARGEST and not (rounded and blur)):
-        _refuse(driver, model, off, rounded)
+        check_precise(_answer(driver, model))
+    if relative > RELATIVE or largest > LARGEST:
+        share = 1.0 if rounded else _BIASES if _coarse(model) else 0.0
+        blur = share * _noise(model, samples) if share and value_encodings(model) else 0.0
+        steps = [torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0 for x in _answer(driver, model)]
+        for i, (one, two) in enumerate(_inherent(model, samples, off)):
+            far = off[i][0] > max(RELATIVE, steps[i], blur, _SUMS * one)
+            if far or (off[i][1] > max(LARGEST, _SUMS * two) and not (rounded and blur)):
+                _refuse(driver, model, off, i, rounded)
     return asdict(Written(relative, largest, sum(map(batch_size_of, samples)), rounded))
+
+
+def _answer(driver: Driver, model: nn.Module) -> list[Tensor]:
+    with torch.no_grad():
+        return flatten_outputs(driver.example.call(model))
+
+
+def _coarse(model: nn.Module) -> bool:
+    """Whether weights or values have so few bits that the steps of biases in integers, their product, are felt."""
+    held = (encoded.encoding for _, encoded in encoded_tensors(model))
+    flowing = (encoder.encoding for encoder in value_encodings(model).values())
+    return any(isinstance(one, Uniform) and one.bits < _FINE_BITS for one in (*held, *flowing))
 
 
 def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Signature, run: Runner) -> str:
@@ -171,8 +192,23 @@ def _noise(model: nn.Module, samples: Sequence[Inputs]) -> float:
     return max(relative for relative, _ in _off(plain, lambda *a, **k: model(*a, **k), samples))
 
 
-def _refuse(driver: Driver, model: nn.Module, off: Sequence[tuple[float, float]], rounded: bool) -> None:
-    index = max(range(len(off)), key=lambda i: off[i][0])
+def _inherent(
+    model: nn.Module, samples: Sequence[Inputs], off: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """How far answers are from those in double precision: means of what is normalised, say, are rounding alone."""
+    try:
+        double = without_values(duplicate(model)).double()
+        plain = without_values(duplicate(model))
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return Inputs(args, kwargs).map(lambda _, x: x.double() if x.is_floating_point() else x).call(double)
+
+        return _off(plain, run, samples)
+    except Exception:  # the user's own code need not take double precision
+        return [(0.0, 0.0)] * len(off)
+
+
+def _refuse(driver: Driver, model: nn.Module, off: Sequence[tuple[float, float]], index: int, rounded: bool) -> None:
     relative, largest = off[index]
     output = f"output {index} is" if len(off) > 1 else "its answers are"
     first = _first_apart(driver, model, rounded)
