@@ -23,7 +23,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.store import Store
-from lilliput.measure import DistanceSoFar, interleaved, mean, paired_difference
+from lilliput.measure import DistanceSoFar, furthest, interleaved, mean, paired_difference
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.progress import silent
@@ -52,7 +52,7 @@ class Judge:
         so_far, answers = DistanceSoFar(), _answers(self.task, run)
         for wanted, found in zip(self.exact, answers, strict=True):
             so_far.add(wanted, found)
-        return so_far.distance().sqnr_db, self.scores(answers)
+        return furthest(so_far.distances()).sqnr_db, self.scores(answers)
 
     def scores(self, answers: list[Any]) -> np.ndarray[Any, Any]:
         assert self.task.metric is not None

@@ -58,8 +58,8 @@ def main() -> None:
                     "of_which_where_it_loses": watch.seconds,
                     "output_db": found.output_db,
                     "advice_followed": advice if rank == 1 else "",
-                    "evaluation_db_before": first["agreement"]["sqnr_db"] if rank == 1 else "",
-                    "evaluation_db_after": second["agreement"]["sqnr_db"] if rank == 1 else "",
+                    "evaluation_db_before": first["agreement"]["outputs"][0]["sqnr_db"] if rank == 1 else "",
+                    "evaluation_db_after": second["agreement"]["outputs"][0]["sqnr_db"] if rank == 1 else "",
                     "onnx_smaller_before": first["ratio"]["smaller"] if rank == 1 else "",
                     "onnx_smaller_after": second["ratio"]["smaller"] if rank == 1 else "",
                 }

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 from networks import NETWORKS, OUT
-from table import told, write
+from table import agreed, told, write
 
 import lilliput as lp
 
@@ -21,7 +21,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)  # latency is remembered in a folder; here it is to be measured
             data = lp.compress(task, target=lp.OnnxRuntime(threads=threads), folder=folder).data
             sizes = {artifact["format"]: artifact["bytes"] for artifact in data["after"]["artifacts"]}
-            faster, agreement, change = told(data["ratio"]["faster"]), data["agreement"], data["metric"]
+            faster, change = told(data["ratio"]["faster"]), data["metric"]
             rows.append(
                 {
                     "network": name,
@@ -35,12 +35,7 @@ def main() -> None:
                     "faster_high": faster["high"],
                     "before_ms": told(data["before"]["latency_ms"])["value"],
                     "after_ms": told(data["after"]["latency_ms"])["value"],
-                    "agreement_kind": agreement["kind"],
-                    "agreement": agreement["value"],
-                    "agreement_low": agreement["low"],
-                    "agreement_high": agreement["high"],
-                    "agreement_samples": agreement["samples"],
-                    "sqnr_db": agreement["sqnr_db"],
+                    **agreed(data),
                     "metric": change and change["name"],
                     "metric_change": change and change["change"]["value"],
                     "metric_change_low": change and change["change"]["low"],

@@ -18,7 +18,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.measure import DistanceSoFar
+from lilliput.measure import DistanceSoFar, furthest
 from lilliput.model.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.techniques.technique import Technique
@@ -65,11 +65,10 @@ def measured(task: lp.Task, exact: Sequence[Any], driver: Driver) -> dict[str, A
     with torch.no_grad():
         for batch, wanted in zip(task.evaluate or (), exact, strict=True):
             so_far.add(wanted, Inputs.of(batch).call(driver.model))
-    found = so_far.distance()
+    found = furthest(so_far.distances())
     scaled = [path for path in driver.view().weights if path in driver.factors]
     return {
         "sqnr_db": found.sqnr_db,
-        "cosine": found.cosine,
         "weights_rescaled": len(scaled),
         "weights": len(driver.view().weights),
         "samples": found.samples,

@@ -134,18 +134,18 @@ def row(
     held = sum(encode(model, path, choose(net.get_parameter(path).detach()), fit) for path in paths)
     seconds = time.perf_counter() - began
     lp.save(file, model)
-    so_far, dense = DistanceSoFar(), lp.to_dense(model)
+    so_far, dense = DistanceSoFar({"": "classes"}), lp.to_dense(model)
     with torch.no_grad():
         for x, out in zip(batches, exact, strict=True):
             so_far.add(out, dense(x))
-    found = so_far.distance()
+    [found] = so_far.distances()
     told = {
         "format": name,
         "bits": bits,
         "bits_per_weight": held / weights,
         "lil_bytes": file.stat().st_size,
         "sqnr_db": found.sqnr_db,
-        "top1_agreement": found.top1_agreement,
+        "top1_agreement": float(found.scores["same_answer"].mean()),
         "samples": found.samples,
         "fit_seconds": seconds,
     }

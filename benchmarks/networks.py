@@ -35,6 +35,7 @@ def lite0() -> lp.Task:
         calibrate=list(data.calibration(8).split(16)),
         evaluate=list(crops.split(25)),
         clusters=photographs.tolist(),
+        output="classes",
         name="lite0",
     )
 
@@ -53,6 +54,7 @@ def minilm() -> lp.Task:
         calibrate=texts(messages.train.texts[:64], 16, 64),
         evaluate=test,
         dynamic={name: {0: "batch", 1: "tokens"} for name in test[0]},
+        output="embedding",
         name="minilm",
     )
 

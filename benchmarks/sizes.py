@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from networks import NETWORKS, OUT
-from table import told, write
+from table import agreed, told, write
 
 import lilliput as lp
 from lilliput.file.container import Reader
@@ -44,17 +44,14 @@ def main() -> None:
         task, folder = NETWORKS[network](), OUT / f"sizes-{network}-{len(rows)}"
         shutil.rmtree(folder, ignore_errors=True)
         small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=20), folder=folder)
-        agreement, faster = small.data["agreement"], told(small.data["ratio"]["faster"])
+        faster = told(small.data["ratio"]["faster"])
         rows.append(
             {
                 "network": network,
                 "recipe": name,
                 **weighed(folder / "net.lil", small),
                 **compared(folder / "net.lil", small, task),
-                "agreement_kind": agreement["kind"],
-                "agreement": agreement["value"],
-                "agreement_low": agreement["low"],
-                "agreement_high": agreement["high"],
+                **agreed(small.data),
                 "faster": faster["value"],
                 "faster_low": faster["low"],
                 "faster_high": faster["high"],

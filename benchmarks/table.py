@@ -47,6 +47,23 @@ def told(measured: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return measured or dict.fromkeys(("value", "low", "high"))
 
 
+def agreed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns that tell how far the first output of a report agrees with the original's, by what it is."""
+    first = data["agreement"]["outputs"][0]
+    named = next(iter(first["figures"]), "relative_error")
+    figure = first["figures"].get(named) or first["relative_error"]
+    return {
+        "agreement_kind": named,
+        "agreement": figure["value"],
+        "agreement_low": figure["low"],
+        "agreement_high": figure["high"],
+        "agreement_samples": figure["samples"],
+        "norm_ratio": first["figures"].get("norm_ratio", {}).get("value"),
+        "worst_error": first["worst_error"],
+        "sqnr_db": first["sqnr_db"],
+    }
+
+
 def _kept(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> list[Mapping[str, str]]:
     if not path.exists():
         return []

@@ -58,7 +58,9 @@ def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
         assert set(data[side]["metric"]) == MEASURED
         assert {artifact["runs_on"] for artifact in data[side]["artifacts"]} == {"onnxruntime", "lilliput.load"}
     assert set(data["ratio"]) == {"smaller", "smaller_file", "faster"}
-    assert set(data["agreement"]) >= MEASURED | {"kind", "judged_on"}
+    assert set(data["agreement"]) == {"judged_on", "samples", "outputs", "doubts"}
+    [answer] = data["agreement"]["outputs"]
+    assert answer["kind"] == "classes" and set(answer["figures"]["same_answer"]) == MEASURED  # the metric says so
 
 
 def test_sizes_are_those_of_the_files(result: lp.Result) -> None:

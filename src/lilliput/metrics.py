@@ -28,6 +28,7 @@ class Metric:
     batches: Iterable[Any]
     score: Callable[[Tensor, Tensor], Tensor]
     clusters: tuple[object, ...] | None = None  # one label a sample: which of them are of the same origin
+    output: str | None = None  # what it takes an answer for, as `Task.output` does
 
     def __call__(self, model: Callable[..., Any]) -> Tensor:
         if isinstance(self.batches, Iterator):
@@ -68,7 +69,7 @@ def top1(batches: Iterable[Any], clusters: Sequence[object] | Tensor | None = No
     >>> metric(nn.Identity())
     tensor([1., 0.])
     """
-    return Metric("top1", True, batches, _right, _labels(clusters))
+    return Metric("top1", True, batches, _right, _labels(clusters), "classes")
 
 
 def squared_error(batches: Iterable[Any], clusters: Sequence[object] | Tensor | None = None) -> Metric:
@@ -77,7 +78,7 @@ def squared_error(batches: Iterable[Any], clusters: Sequence[object] | Tensor | 
     >>> squared_error([(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))])(nn.Identity())
     tensor([2.])
     """
-    return Metric("squared_error", False, batches, _squared, _labels(clusters))
+    return Metric("squared_error", False, batches, _squared, _labels(clusters), "values")
 
 
 def _right(output: Tensor, target: Tensor) -> Tensor:

@@ -26,6 +26,11 @@ class Task:
     Batches are tensors, tuples of tensors (positional) or dicts of tensors (keywords): exactly what the model takes.
     `calibrate` and `evaluate` must give the same batches each time they are iterated: a list, a `DataLoader` without
     shuffling, an object with `__iter__`; not a generator.
+
+    `output` says what an answer is, and so what is compared of it: "classes" [samples, classes, …] (the same largest
+    one), "values" (their error), "embedding" [samples, …, width] (cosine and ratio of norms) or "tokens", logits
+    [samples, tokens, vocabulary] (the same word, and KL divergence). One word is for the output that metrics look at:
+    "logits", or else the first; {"boxes": "values", "scores": "classes"} names each. What nobody says is values.
     """
 
     model: nn.Module
@@ -42,6 +47,9 @@ class Task:
     name: str = ""
     assets: Mapping[str, str | Path | bytes] | None = None  # files to travel in the .lil: name there -> path, or bytes
     baseline: nn.Module | None = None  # what the result is compared with; None: the model as it is given
+    output: str | Mapping[str, str] | None = (
+        None  # what an answer is, or {place: what}; None: as `metric` says, or values
+    )
 
 
 def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from lilliput.blame.blame import brief, full
 from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
+from lilliput.engine.answers import closeness
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.estimate import tensor_bytes
-from lilliput.engine.evidence import Built, build, closeness, judge, latency, opening, operators
+from lilliput.engine.evidence import Built, build, judge, latency, opening, operators
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
@@ -290,10 +291,7 @@ def _prove(
         work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance
     )
     named = task.name or type(task.model).__name__
-    judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
-    near = closeness(
-        driver, first, last, evaluate or driver.calibrate or [driver.example], task.clusters if evaluate else None
-    )
+    near = closeness(driver, task, first, last, evaluate)
     judged = judge(driver, task.metric, first, last) if task.metric else None
     taken = latency(driver, first, last)
     weighed: list[dict[str, Any]] = [
@@ -317,7 +315,6 @@ def _prove(
         after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, _ms(taken, "after")),
         builds=(first, last),
         near=near,
-        judged_on=judged_on,
         judged=judged,
         taken=taken,
         losing=_losing(driver, taken, first, last),

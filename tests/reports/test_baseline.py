@@ -43,11 +43,12 @@ def agreement(one: nn.Module, other: nn.Module) -> float:
 def test_the_result_is_compared_with_the_baseline(first: lp.Result) -> None:
     net = make()
     metric = lp.metrics.squared_error([(x, net(x).detach()) for x in batches()])
-    task = lp.Task(first.model, calibrate=batches(), baseline=net, metric=metric)
+    task = lp.Task(first.model, calibrate=batches(), baseline=net, metric=metric, output="classes")
     second = lp.compress(task, AGAIN, target=T)
     data = second.data
     assert data["before"]["artifacts"][1]["bytes"] == sum(4 * x.numel() for x in net.parameters())
-    assert data["agreement"]["value"] == pytest.approx(agreement(net, second.model))
+    [same] = data["agreement"]["outputs"]
+    assert same["figures"]["same_answer"]["value"] == pytest.approx(agreement(net, second.model))
     assert data["before"]["metric"]["value"] == pytest.approx(0, abs=1e-9)
     assert "compressed model that was given" not in data["sentence"]
     for row in data["layers"]:

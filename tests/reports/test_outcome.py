@@ -18,11 +18,25 @@ from typer.testing import CliRunner
 import lilliput as lp
 from lilliput.cli import commands
 from lilliput.cli.app import app
-from lilliput.engine.evidence import Closeness, Judged
+from lilliput.engine.answers import Closeness, Likeness
+from lilliput.engine.evidence import Judged
 from lilliput.measure import Measurement
 from lilliput.report.outcome import harm
 
-SAME = Closeness("top1", Measurement(0.99, 0.98, 1.0, 500), 0.1, 0.999, 30.0)
+
+def near(db: float, place: str = "", **figures: float) -> Likeness:
+    """Of an output that keeps so many dB."""
+    kind = "classes" if figures else "values"
+    held = {name: Measurement(x, x - 0.1, x + 0.1, 100) for name, x in figures.items()}
+    error = Measurement(0.1, 0.0, 0.2, 100)
+    return Likeness(place, kind, 100, 0.1, db, False, error, 0, 0.2, held)
+
+
+def answers(*outputs: Likeness) -> Closeness:
+    return Closeness("evaluation batches", 100, outputs)
+
+
+SAME = answers(near(30.0, same_answer=0.99))
 
 
 def judged(before: float, after: float, spread: float = 0.01, higher: bool = True) -> Judged:
@@ -53,22 +67,26 @@ def test_a_metric_decides(before: float, after: float, spread: float, higher: bo
 
 
 @pytest.mark.parametrize(
-    ("near", "harmed"),
+    ("found", "harmed"),
     [
         (SAME, False),
-        (Closeness("top1", Measurement(0.49, 0.4, 0.6, 100), 1.0, 0.9, 3.0), True),
-        (Closeness("top1", Measurement(0.51, 0.4, 0.6, 100), 1.0, 0.9, -3.0), False),
-        (Closeness("cosine", Measurement(0.5, 0.4, 0.6, 100), 1.0, 0.5, -0.1), True),
-        (Closeness("cosine", Measurement(0.7, 0.6, 0.8, 100), 1.0, 0.7, 0.1), False),
-        (Closeness("cosine", Measurement(1.0, 1.0, 1.0, 100), 0.0, 1.0, math.inf), False),
+        (answers(near(3.0, same_answer=0.49)), True),
+        (answers(near(-3.0, same_answer=0.51)), False),
+        (answers(near(3.0, same_token=0.49)), True),
+        (answers(near(-0.1)), True),
+        (answers(near(0.1)), False),
+        (answers(near(math.inf)), False),
+        (answers(near(30.0, "logits", same_answer=0.99), near(-0.1, "boxes")), True),
+        (answers(near(30.0, "logits", same_answer=0.99), near(0.1, "boxes")), False),
     ],
 )
-def test_without_a_metric_the_answers_do(near: Closeness, harmed: bool) -> None:
-    assert bool(harm(near, None)) is harmed
+def test_without_a_metric_the_answers_do(found: Closeness, harmed: bool) -> None:
+    assert bool(harm(found, None)) is harmed
+    assert all(one.place in harm(found, None) for one in found.outputs[1:] if harmed)
     one, other = (Measurement(x, -math.inf, math.inf, 1) for x in (1.0, 0.0))
     unsure = Judged("score", True, one, one, other)
-    assert bool(harm(near, unsure)) is harmed  # a metric of one sample tells nothing
-    assert bool(harm(near, judged(0.0, 0.1, higher=False))) is harmed  # nor one that was 0
+    assert bool(harm(found, unsure)) is harmed  # a metric of one sample tells nothing
+    assert bool(harm(found, judged(0.0, 0.1, higher=False))) is harmed  # nor one that was 0
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,16 @@ from lilliput.engine.fidelity import check_precise, check_written, told_of_kerne
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, MeasureError, reason
-from lilliput.measure import Distance, DistanceSoFar, Latencies, Measurement, cpu, mean, paired_difference
+from lilliput.measure import DistanceSoFar, Latencies, Measurement, cpu, furthest, mean, paired_difference
 from lilliput.measure.loading import RUNTIMES, Loading, loading
 from lilliput.model.carrier import tensors
-from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
 from lilliput.targets.operators import Operator
-from lilliput.task import Batches, ask, batch_size, fingerprint
+from lilliput.task import fingerprint
 
-_LEAST_COSINE = 0.98  # of the export and the module; integer kernels round otherwise than their simulation
+_LEAST_DB = 14.0  # of the export and the module: an error of a fifth; integer kernels round otherwise than simulated
 _LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 
 
@@ -102,7 +101,7 @@ def _check_shapes(expected: Any, found: Any, path: Path, name: str) -> None:
 def _departure(
     driver: Driver, model: nn.Module, run: Callable[..., Any], path: Path, kernels_differ: bool
 ) -> dict[str, Any]:
-    """Largest error, cosine and top-1 agreement of what the target runs and the module, on the example.
+    """Largest error and SQNR of what the target runs and the module, on the example; of the output furthest off.
 
     Too far apart is an error, but not where it is for the rounding that the file says.
     """
@@ -110,24 +109,21 @@ def _departure(
     with torch.no_grad():
         expected = driver.example.call(model)
         so_far.add(expected, driver.example.call(run))
-    found = so_far.distance()
-    if kernels_differ and not found.cosine >= _LEAST_COSINE:
+    apart = so_far.distances()
+    real = [one for one, x in zip(apart, flatten_outputs(expected), strict=True) if x.is_floating_point()]
+    found = furthest(real or apart)  # whole numbers, such as indices, have no length that would tell
+    if kernels_differ and real and not found.sqnr_db >= _LEAST_DB:
         check_precise(expected)
         overflows = _may_overflow(model)
         raise ExportError(
-            f"computes something else than the module (cosine {found.cosine:.4f})",
-            where=str(path.name),
+            f"computes something else than the module (SQNR {found.sqnr_db:.1f} dB)",
+            where=" ".join(filter(None, (path.name, found.place and f"output {found.place}"))),
             why="without VNNI, this processor adds products of 8-bit integers in 16 bits, where they overflow"
             if overflows
             else "",
             next="give weights=Int(7)" if overflows else "please report the layers that differ",
         )
-    return {
-        "largest_error": found.largest_error,
-        "cosine": found.cosine,
-        "sqnr_db": found.sqnr_db,
-        "top1_agreement": found.top1_agreement,
-    }
+    return {"largest_error": found.largest_error, "sqnr_db": found.sqnr_db}
 
 
 def _may_overflow(model: nn.Module) -> bool:
@@ -139,54 +135,6 @@ def _may_overflow(model: nn.Module) -> bool:
 def _file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """How far the outputs of two built models agree, over batches."""
-
-    kind: str  # "top1": the same largest class; "cosine": of each sample's output
-    agreement: Measurement
-    largest_error: float
-    cosine: float
-    sqnr_db: float
-
-
-def closeness(
-    driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs], clusters: Sequence[Any] | None
-) -> Closeness:
-    """Compare what was built before and after, sample by sample; the interval is clustered by source."""
-    data = batches.digest if isinstance(batches, Batches) else [fingerprint(inputs) for inputs in batches]
-    question = ("closeness", driver.environment, before.digest, after.digest, data)
-
-    def compute() -> Answer:
-        found = _distance(driver, before, after, batches)
-        kind = "cosine" if found.agreements is None else "top1"
-        scores = found.cosines if found.agreements is None else found.agreements.float()
-        return Answer([kind, found.largest_error, found.cosine, found.sqnr_db], {"scores": scores})
-
-    answer = driver.store.answer(question, compute)
-    kind, largest_error, cosine, sqnr_db = answer.data
-    return Closeness(kind, mean(answer.tensors["scores"].numpy(), clusters), largest_error, cosine, sqnr_db)
-
-
-def _distance(driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs]) -> Distance:
-    samples = batches.samples if isinstance(batches, Batches) else sum(map(batch_size, batches))
-    field = batches.field if isinstance(batches, Batches) else "example"
-    so_far, done = DistanceSoFar(), 0
-    for i, inputs in enumerate(batches):
-        where = f"{field}[{i}]"
-        so_far.add(ask(before.run, inputs, where), ask(after.run, inputs, where))
-        if math.isinf(so_far.largest_error):
-            raise InputError(
-                "the compressed network and the one it was made of answer with NaN or infinity in different places",
-                where=where,
-                why=f"run by {driver.target.name}",
-                next="leave the batch out, or mend where the network divides by zero or overflows",
-            )
-        done += batch_size(inputs)
-        driver.progress("comparing outputs", done, samples)
-    return so_far.distance()
 
 
 @dataclass(frozen=True)

@@ -1,95 +1,144 @@
-"""How far a changed model's outputs are from the original's."""
+"""How far a changed model's outputs are from the original's, each output by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lilliput.errors import MeasureError
+from lilliput.measure.kinds import FIGURES, Kind
 from lilliput.measure.noise import Noise
-from lilliput.outputs import difference, finite, flatten_outputs, paired
+from lilliput.outputs import difference, finite, flatten_outputs, leaves, paired
 
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """How close outputs are to reference outputs, over all batches; the last two hold one entry a sample."""
+    """How close one output is to the reference's, over all batches. The tensors hold one entry a sample."""
 
+    place: str  # of the output, such as "logits" or "1.0"; "" where the output is a tensor
+    kind: Kind
     largest_error: float  # max |reference - output|
-    cosine: float  # over all outputs
-    sqnr_db: float  # 10 log10(sum reference² / sum (reference - output)²); inf when identical
-    top1_agreement: float | None  # share of samples with the same largest class; None where not classes
-    samples: int
-    agreements: Tensor | None = field(repr=False)  # [samples] bool
-    cosines: Tensor = field(repr=False)  # [samples], of the first output
+    constant: bool  # whether the reference is the same for all samples, so that it tells nothing
+    signal: Tensor = field(repr=False)  # [samples] sums of squares of the reference
+    noise: Tensor = field(repr=False)  # [samples] sums of squares of the error
+    scores: Mapping[str, Tensor] = field(repr=False)  # the kind's own figures, each [samples]
+
+    @property
+    def samples(self) -> int:
+        return self.signal.numel()
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10(sum reference² / sum (reference - output)²); inf when identical."""
+        return Noise(float(self.signal.sum()), float(self.noise.sum())).sqnr_db
+
+    @property
+    def relative_errors(self) -> Tensor:
+        """The length of each sample's error, over the root mean square of the lengths of the reference's samples."""
+        length = self.signal.mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        return torch.where(self.noise == 0, 0.0, self.noise.sqrt() / length)
 
 
 class DistanceSoFar:
-    """Gather the distance between outputs batch by batch; what is kept is some bytes a sample.
+    """Gather the distances between outputs batch by batch; what is kept is some bytes a sample.
 
-    Samples are the rows of the first output; per-sample figures, and top-1 where it is [samples, 2 or more
-    classes], are of that first output, the others are over all. A NaN or infinity which the reference has
-    not is an infinite error; where both have the same one it counts as equal.
+    `kinds` says what an output is, by its place; the others are values. Samples are the rows of an output, or all of
+    it where it has not as many rows as the batch has samples. A NaN or infinity which the reference has not is an
+    infinite error; where both have the same one it counts as equal.
 
-    >>> so_far = DistanceSoFar()
+    >>> so_far = DistanceSoFar({"": "classes"})
     >>> so_far.add(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]]))
-    >>> round(so_far.distance().sqnr_db, 6), so_far.distance().top1_agreement
-    (20.0, 1.0)
+    >>> [found] = so_far.distances()
+    >>> round(found.sqnr_db, 6), found.scores["same_answer"].tolist(), round(found.relative_errors.item(), 6)
+    (20.0, [1.0], 0.1)
     """
 
-    def __init__(self) -> None:
-        self.largest_error = 0.0
-        self._noise = Noise()
-        self._sums = torch.zeros(2, dtype=torch.float64)  # output², reference · output
-        self._agreements: list[Tensor | None] = []
-        self._cosines: list[Tensor] = []
+    def __init__(self, kinds: Mapping[str, Kind] | None = None) -> None:
+        self._kinds = kinds or {}
+        self._outputs: list[_Output] = []
 
-    def add(self, reference: object, output: object) -> None:
-        """Take in one batch of outputs; raises MeasureError where their number or shapes differ."""
+    def add(self, reference: object, output: object, samples: int | None = None) -> None:
+        """Take in one batch of outputs, of so many samples (None: of as many as each output has rows).
+
+        Raises MeasureError where their number or shapes differ.
+        """
         pairs = paired(flatten_outputs(reference), flatten_outputs(output))
-        for ours, theirs in pairs:
-            error = difference(ours, theirs)
-            self.largest_error = max(self.largest_error, float(error.max()) if error.numel() else 0.0)
-            a, b = finite(ours), finite(theirs)
-            self._noise.take(a, error)
-            self._sums += torch.stack([(b * b).sum(), (a * b).sum()])
-        first = pairs[0]
-        self._cosines.append(_row_cosines(*first))
-        classes = first[0].ndim == 2 and first[0].shape[1] >= 2
-        self._agreements.append(_agreement(*first) if classes else None)
+        if not self._outputs:
+            self._outputs = [_Output(place, self._kinds.get(place, "values")) for place in places(reference)]
+        if len(pairs) != len(self._outputs):
+            raise MeasureError(f"{len(pairs)} outputs after batches of {len(self._outputs)}")
+        for one, pair in zip(self._outputs, pairs, strict=True):
+            one.add(*(as_rows(x, samples) for x in pair))
+
+    def distances(self) -> list[Distance]:
+        """Those over all batches so far, output by output; raises MeasureError when there were no samples."""
+        if not self._outputs or not any(one.signal for one in self._outputs):
+            raise MeasureError("there is nothing to compare: no samples")
+        return [one.distance() for one in self._outputs]
+
+
+def places(output: Any) -> list[str]:
+    """Where the tensors of a nested output are; "" of one that is in nothing.
+
+    >>> places({"logits": torch.ones(2), "rest": (None, torch.ones(1))}), places(torch.ones(1))
+    (['logits', 'rest.1'], [''])
+    """
+    return [place for place, leaf in leaves(output) if isinstance(leaf, Tensor)]
+
+
+def as_rows(x: Tensor, samples: int | None) -> Tensor:
+    """[samples, …]; one sample of it all where rows are not the batch's samples."""
+    return x if x.ndim and samples in (None, len(x)) else x.unsqueeze(0)
+
+
+class _Output:
+    """One output so far."""
+
+    def __init__(self, place: str, kind: Kind) -> None:
+        self.place, self.kind, self.largest_error = place, kind, 0.0
+        self.signal: list[Tensor] = []
+        self.noise: list[Tensor] = []
+        self.scores: dict[str, list[Tensor]] = {name: [] for name in FIGURES[kind]}
+        self._first: Tensor | None = None
+        self._alike = True
+
+    def add(self, reference: Tensor, output: Tensor) -> None:
+        if not len(reference):
+            return
+        error, ours = difference(reference, output), finite(reference)
+        self.largest_error = max(self.largest_error, float(error.max()) if error.numel() else 0.0)
+        self.signal.append(ours.square().reshape(len(ours), -1).sum(1))
+        self.noise.append(error.square().reshape(len(ours), -1).sum(1))
+        for name, score in FIGURES[self.kind].items():
+            self.scores[name].append(score(reference, output))
+        if self._first is None:
+            self._first = ours[0].clone()
+        self._alike = self._alike and self._first.shape == ours.shape[1:] and bool((ours == self._first).all())
 
     def distance(self) -> Distance:
-        """The distance over all batches so far; raises MeasureError when there were none."""
-        cosines = torch.cat(self._cosines) if self._cosines else torch.empty(0)
-        if not cosines.numel():
-            raise MeasureError("there is nothing to compare: no samples")
-        agreed = [batch for batch in self._agreements if batch is not None]
-        agreements = torch.cat(agreed) if len(agreed) == len(self._agreements) else None
-        signal, (power, product) = torch.tensor(self._noise.signal, dtype=torch.float64), self._sums
+        signal, noise = (torch.cat(held) if held else torch.empty(0) for held in (self.signal, self.noise))
         return Distance(
-            largest_error=self.largest_error,
-            cosine=float(_cosine(signal, power, product)),
-            sqnr_db=self._noise.sqnr_db,
-            top1_agreement=None if agreements is None else float(agreements.double().mean()),
-            samples=cosines.numel(),
-            agreements=agreements,
-            cosines=cosines,
+            self.place,
+            self.kind,
+            self.largest_error,
+            self._constant(signal.numel()),
+            signal,
+            noise,
+            {name: torch.cat(held) for name, held in self.scores.items() if held},
         )
 
-
-def _row_cosines(reference: Tensor, output: Tensor) -> Tensor:  # [rows]
-    rows = reference.shape[0] if reference.ndim else 1
-    a, b = (finite(x).reshape(rows, -1) for x in (reference, output))
-    return _cosine((a * a).sum(1), (b * b).sum(1), (a * b).sum(1)).float()
-
-
-def _cosine(first: Tensor, second: Tensor, product: Tensor) -> Tensor:
-    """Of squared lengths and a dot product; two vectors of zeros are alike, one alone is unlike anything."""
-    both_zero = (first == 0) & (second == 0)
-    scale = (first.sqrt() * second.sqrt()).clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(both_zero, 1.0, (product / scale).clamp(-1, 1))
+    def _constant(self, samples: int) -> bool:
+        """All samples are alike; of one sample, all numbers."""
+        first = self._first
+        if first is None or not self._alike or not first.numel():
+            return False
+        return samples > 1 or (first.numel() > 1 and bool((first == first.flatten()[0]).all()))
 
 
-def _agreement(reference: Tensor, output: Tensor) -> Tensor:  # [rows] bool
-    return (reference.argmax(1) == output.argmax(1)) & ~output.isnan().any(1)
+def furthest(distances: Sequence[Distance]) -> Distance:
+    """The output that is furthest from its reference, by SQNR."""
+    return min(distances, key=lambda one: one.sqnr_db)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lilliput.report.markup import Html, document, dotted, el, joined, table, track
+from lilliput.report.markup import Html, cell, document, dotted, el, joined, number, table, track
 
 Data = Mapping[str, Any]
 
@@ -105,7 +105,7 @@ def _told(data: Data) -> list[Data]:
 
 def _row(row: Data, on: str, shares: bool, left: bool) -> Iterable[Html]:
     yield el("th", dotted(row["name"]), el("small", f"{row['op']}, ", _represented(row)), scope="row")
-    yield _number(
+    yield number(
         decibels_shown(row["own_db"]), *([el("small", "by the module")] if row["own_on"] not in ("", on) else [])
     )
     if shares:
@@ -114,11 +114,11 @@ def _row(row: Data, on: str, shares: bool, left: bool) -> Iterable[Html]:
             if row["share"] is None
             else joined(el("span", track(row["share"]), class_="track"), share_shown(row["share"]))
         )
-        yield _number(bar)
-    yield _number(decibels_shown(row["reached_db"]))
+        yield number(bar)
+    yield number(decibels_shown(row["reached_db"]))
     if left:
-        yield _number(decibels_shown(row["without_db"]))
-    yield el("td", *(part for cause in row["causes"] for part in _cause(cause)))
+        yield number(decibels_shown(row["without_db"]))
+    yield cell(*(part for cause in row["causes"] for part in _cause(cause)))
 
 
 def _represented(row: Data) -> str:
@@ -129,7 +129,3 @@ def _cause(cause: Data) -> Iterable[Html]:
     says = cause["says"]
     yield el("p", el("strong", f"{cause['kind']}: "), says)
     yield from (el("small", advised(remedy)) for remedy in cause["remedies"])
-
-
-def _number(*inside: object) -> Html:
-    return el("td", *inside, class_="n")

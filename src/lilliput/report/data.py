@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
-from lilliput.engine.evidence import Built, Closeness, Judged
+from lilliput.engine.answers import Closeness
+from lilliput.engine.evidence import Built, Judged
 from lilliput.engine.run import Driver
 from lilliput.measure import Latencies, Measurement, macs
 from lilliput.model.carrier import tensors
@@ -19,6 +20,7 @@ from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
+from lilliput.report.likeness import agreement, doubts
 from lilliput.report.outcome import harm
 from lilliput.report.speed import NO_SPEED_UP, Speed, speed
 from lilliput.targets.operators import Share
@@ -136,7 +138,6 @@ def assemble(
     after: dict[str, Any],
     builds: tuple[Built, Built],
     near: Closeness,
-    judged_on: str,
     judged: Judged | None,
     taken: Latencies,
     losing: Sequence[Share],
@@ -152,7 +153,8 @@ def assemble(
     target_format = driver.target.format
     smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
     coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == LOADED)
-    harmed = harm(near, judged)
+    harmed, answers = harm(near, judged), near.to_json()
+    agreed = agreement(answers["outputs"])
     gained = max(smaller, coded / now[LOADED], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
@@ -161,7 +163,7 @@ def assemble(
         "outcome": "harmed" if harmed else "done" if gained >= NO_SPEED_UP else "not met",
         "harm": harmed,
         "sentence": f"Harmed: {harmed}. " * bool(harmed)
-        + sentence(smaller, stored, fast, near, judged, _runtime(driver, environment), target_format)
+        + sentence(smaller, stored, fast, agreed, judged, _runtime(driver, environment), target_format)
         + " All beside the compressed model that was given." * compressed,
         "speed": fast.told,
         "slower": [dataclasses.asdict(share) for share in losing],
@@ -177,14 +179,7 @@ def assemble(
             "change": judged.change.to_json(),
         },
         "conditions": conditions,
-        "agreement": {
-            "kind": near.kind,
-            "judged_on": judged_on,
-            **near.agreement.to_json(),
-            "largest_error": near.largest_error,
-            "cosine": near.cosine,
-            "sqnr_db": None if math.isinf(near.sqnr_db) else near.sqnr_db,
-        },
+        "agreement": {**answers, "doubts": doubts(answers["outputs"])},
         "export": {
             name: {**_finite(built.departure), "written": built.written, "told": built.told}
             for name, built in zip(("before", "after"), builds, strict=True)
@@ -205,15 +200,9 @@ def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sentence(
-    smaller: float, stored: float, fast: Speed, near: Closeness, judged: Judged | None, target: str, ending: str
+    smaller: float, stored: float, fast: Speed, agreed: str, judged: Judged | None, target: str, ending: str
 ) -> str:
     """The result in one sentence."""
-    share = 100 * near.agreement.value
-    agreed = (
-        f"{min(share, 99.9) if share < 100 else 100:.1f} % of samples get the same answer"
-        if near.kind == "top1"
-        else f"outputs keep a cosine of {near.agreement.value:.4f}"
-    )
     moved = f"; {judged.name} changes by {_change(judged.change)}" if judged else ""
     return (
         f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}; "

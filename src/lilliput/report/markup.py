@@ -64,6 +64,27 @@ def track(share: float, low: float | None = None, high: float | None = None) -> 
     return joined(bar, el("u", style=f"left:{low:.2%};width:{high - low:.2%}"))
 
 
+def cell(*inside: object) -> Html:
+    """One of a row."""
+    return el("td", *inside)
+
+
+def number(*inside: object) -> Html:
+    """One of a row, in a column of numbers."""
+    return el("td", *inside, class_="n")
+
+
+def section(title: str, *inside: object) -> Html:
+    """A part of the page under a heading."""
+    return el("section", el("h2", title), *inside)
+
+
+def tile(label: str, figure: str, unit: str, *notes: str, class_: str = "tile") -> Html:
+    """A figure that matters, large, with what there is to say of it."""
+    shown = el("p", figure, " ", el("small", unit), class_="number")
+    return el("div", el("h3", label), shown, *(el("p", note) for note in notes), class_=class_)
+
+
 def document(title: str, *sections: Html) -> str:
     """A whole page in the house's style that needs nothing beside it."""
     style = files("lilliput.report").joinpath("page.css").read_text(encoding="utf-8")

@@ -8,38 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lilliput.report.blame import blame_section
+from lilliput.report.checks import agreement_tiles, checks, reasons
 from lilliput.report.figures import digits, interval, percent, signed, size
-from lilliput.report.markup import Html, document, dotted, el, joined, table, track
+from lilliput.report.markup import Html, cell, document, dotted, el, joined, number, section, table, tile, track
+from lilliput.report.sides import file_sizes, what_runs
 
 Data = Mapping[str, Any]
 
 _MANY = 24  # rows; a longer table scrolls under its heading
-_RUNGS = {
-    "whole": "The whole model was captured as one graph.",
-    "submodule": "The model was captured in parts, one submodule at a time.",
-    "module-local": "Some parts were captured only module by module.",
-}
 
 
 def page(data: dict[str, Any]) -> str:
     """The page that shows `data`, the report; nothing is on it that is not in there."""
-    sections = (_top, _figures, _bars, _layers, _removed, _blame, _skipped, _training, _checks, _recipe, _environment)
+    sections = (_top, _figures, _bars, _layers, _removed, _blame, _skipped, _training, checks, _recipe, _environment)
     return document(f"{data['name']} · Lilliput report", *(section(data) for section in sections))
-
-
-def _section(title: str, *inside: object) -> Html:
-    return el("section", el("h2", title), *inside)
-
-
-def _sizes(data: Data) -> list[tuple[str, str, int, int]]:
-    """Format, what opens it, bytes before and after of each file; what the target runs comes first."""
-    before = {item["runs_on"]: item["bytes"] for item in data["before"]["artifacts"]}
-    after = sorted(data["after"]["artifacts"], key=lambda item: item["runs_on"] != data["target"])
-    return [(x["format"], x["runs_on"], before[x["runs_on"]], x["bytes"]) for x in after]
-
-
-def _what_runs(data: Data) -> str:
-    return "the .{} file in {}".format(*_sizes(data)[0])
 
 
 # the result
@@ -58,6 +40,8 @@ def _warnings(data: Data) -> Iterable[Html]:
     verdict, _, reason = data["speed"].partition(": ")
     if reason:
         yield _warning(verdict, reason)
+    for doubt in data["agreement"]["doubts"]:
+        yield _warning("answers that tell nothing", doubt)
     if data.get("loading"):
         yield _warning("costlier to load than before", data["loading"])
     if data["conditions"]["may_saturate"] and any(map(_overflows, data["layers"])):
@@ -79,37 +63,32 @@ def _warning(what: str, why: str) -> Html:
 
 def _figures(data: Data) -> Html:
     """The figures that matter most, a tile each."""
-    tiles = [*_size_tiles(data), _speed_tile(data), _agreement_tile(data["agreement"])]
+    tiles = [*_size_tiles(data), _speed_tile(data), *agreement_tiles(data["agreement"])]
     if data["metric"]:
         tiles.append(_metric_tile(data["metric"], data["before"]["metric"], data["after"]["metric"]))
     return el("div", *tiles, class_="tiles")
 
 
-def _tile(label: str, number: str, unit: str, *notes: str, class_: str = "tile") -> Html:
-    shown = el("p", number, " ", el("small", unit), class_="number")
-    return el("div", el("h3", label), shown, *(el("p", note) for note in notes), class_=class_)
-
-
 def _size_tiles(data: Data) -> Iterable[Html]:
-    for form, runs_on, before, after in _sizes(data):
+    for form, runs_on, before, after in file_sizes(data):
         runs = runs_on == data["target"]
         ratio = data["ratio"]["smaller" if runs else "smaller_file"]
         purpose = f"which {runs_on} runs" if runs else "to store and send"
         unit = "smaller" if ratio >= 1 else "larger"
         sizes = f"{size(before)} → {size(after)}"
-        yield _tile(f"The .{form} file, {purpose}", f"{max(ratio, 1 / ratio):.2f}×", unit, sizes)
+        yield tile(f"The .{form} file, {purpose}", f"{max(ratio, 1 / ratio):.2f}×", unit, sizes)
 
 
 def _speed_tile(data: Data) -> Html:
-    verdict, label = data["speed"].partition(": ")[0], f"Speed of {_what_runs(data)}"
+    verdict, label = data["speed"].partition(": ")[0], f"Speed of {what_runs(data)}"
     faster = data["ratio"]["faster"]
     if faster is None:
-        return _tile(label, "–", verdict, class_="tile bad")
+        return tile(label, "–", verdict, class_="tile bad")
     slower, good = verdict.endswith("slower"), verdict.endswith("faster")
     before, after = (digits(data[side]["latency_ms"]["value"]) for side in ("before", "after"))
     shown = _inverted(faster) if slower else faster
     known = faster["low"] is not None or faster["high"] is not None
-    return _tile(
+    return tile(
         label,
         f"{'' if known else 'about '}{shown['value']:.2f}×",
         "slower" if slower else "faster" if good else "no speed-up",
@@ -124,23 +103,9 @@ def _inverted(ratio: Data) -> Data:
     return {"low": low, "value": value, "high": high}
 
 
-def _agreement_tile(near: Data) -> Html:
-    classes = near["kind"] == "top1"
-    form = percent if classes else lambda x: f"{x:.4f}"
-    label = "Samples with the same answer as before" if classes else "Cosine of outputs with those before"
-    number, _, unit = form(near["value"]).partition("\N{NO-BREAK SPACE}")
-    return _tile(
-        label,
-        number,
-        unit,
-        interval(near, form),
-        f"judged on {near['judged_on']}, {near['samples']:,} samples",
-    )
-
-
 def _metric_tile(metric: Data, before: Data, after: Data) -> Html:
     change = metric["change"]
-    return _tile(
+    return tile(
         f"{metric['name']}, {'higher' if metric['higher_is_better'] else 'lower'} is better",
         signed(change["value"]),
         "change",
@@ -164,12 +129,12 @@ def _verdict(change: Data, higher_is_better: bool) -> str:
 
 
 def _bars(data: Data) -> Html:
-    latency = _section("Latency", *_latency_bars(data))
-    return el("div", _section("Size", *_size_bars(data)), latency, _exactly(data), class_="columns")
+    latency = section("Latency", *_latency_bars(data))
+    return el("div", section("Size", *_size_bars(data)), latency, _exactly(data), class_="columns")
 
 
 def _size_bars(data: Data) -> Iterable[Html]:
-    sizes = _sizes(data)
+    sizes = file_sizes(data)
     largest = max(max(both) for _, _, *both in sizes)
     for form, runs_on, *both in sizes:
         yield el("h4", f".{form}, opened by {runs_on}")
@@ -183,7 +148,7 @@ def _latency_bars(data: Data) -> Iterable[Html]:
         yield el("p", f"{data['speed'].partition(': ')[0].capitalize()}.")
         return
     slowest = max(time[end] or 0 for time in times.values() for end in ("value", "high"))
-    yield el("h4", _what_runs(data))
+    yield el("h4", what_runs(data))
     for side, time in times.items():
         low, high = (time[end] and time[end] / slowest for end in ("low", "high"))
         yield _bar(side, time["value"] / slowest, f"{digits(time['value'])} ms", low, high)
@@ -198,22 +163,14 @@ def _bar(side: str, share: float, figure: str, low: float | None = None, high: f
 
 
 def _exactly(data: Data) -> Html:
-    pairs = {f".{form} file, bytes": (before, after) for form, _, before, after in _sizes(data)}
+    pairs = {f".{form} file, bytes": (before, after) for form, _, before, after in file_sizes(data)}
     for key, name in {"parameters": "parameters", "macs": "multiply-adds a call"}.items():
         pairs[name] = (data["before"][key], data["after"][key])
     loaded = [data[side].get("loading") for side in ("before", "after")]
     if all(one and one["peak_bytes"] for one in loaded):
         pairs["memory to load and run, bytes"] = tuple(one["peak_bytes"] for one in loaded)
-    rows = [[_cell(name), *(_number(f"{count:,}") for count in pair)] for name, pair in pairs.items()]
-    return _section("Exact figures", table(("", "#before", "#after"), rows, "Exact figures"))
-
-
-def _cell(*inside: object) -> Html:
-    return el("td", *inside)
-
-
-def _number(*inside: object) -> Html:
-    return el("td", *inside, class_="n")
+    rows = [[cell(name), *(number(f"{count:,}") for count in pair)] for name, pair in pairs.items()]
+    return section("Exact figures", table(("", "#before", "#after"), rows, "Exact figures"))
 
 
 # layers
@@ -230,22 +187,22 @@ def _layers(data: Data) -> Html:
         "a dash where nothing differs. Bits a weight are those on disk, in the .lil file; nominal are those of the "
         "format, before anything is coded."
     )
-    return _section("Layers", _ways(rows), shown, el("p", _stored(data)), el("p", note))
+    return section("Layers", _ways(rows), shown, el("p", _stored(data)), el("p", note))
 
 
 def _layer(row: Data, largest: int) -> Iterable[Html]:
     was = [el("small", "was ", dotted(row["was"]))] if row.get("was") else []
     also = (el("small", "also ", dotted(tie)) for tie in row["ties"])
     yield el("th", dotted(row["path"]), *was, *also, scope="row")
-    yield _cell(row["op"])
-    yield _number(" × ".join(map(str, row["shape"])), *_was(row))
-    yield _cell(el("code", row["encoding"]))
-    yield _cell(el("code", row["activations"]))
-    yield _number(f"{row['bits_per_weight']:.2f}", el("small", f"{row['nominal_bits']:.2f} nominal"))
-    yield _number(el("span", track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
-    yield _number(percent(row["zeros"]))
-    yield _number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
-    yield _cell(_way(row["runs_as"]), *([el("small", row["note"])] if row.get("note") else []))
+    yield cell(row["op"])
+    yield number(" × ".join(map(str, row["shape"])), *_was(row))
+    yield cell(el("code", row["encoding"]))
+    yield cell(el("code", row["activations"]))
+    yield number(f"{row['bits_per_weight']:.2f}", el("small", f"{row['nominal_bits']:.2f} nominal"))
+    yield number(el("span", track(row["bytes"] / largest), class_="track"), f"{row['bytes']:,}")
+    yield number(percent(row["zeros"]))
+    yield number("–" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
+    yield cell(_way(row["runs_as"]), *([el("small", row["note"])] if row.get("note") else []))
 
 
 def _was(row: Data) -> Iterator[Html]:
@@ -288,11 +245,11 @@ def _removed(data: Data) -> Html:
     if not data.get("removed"):
         return joined()
     rows = (
-        [el("th", dotted(gone["path"]), scope="row"), _number(f"{gone['parameters']:,}"), _cell(gone["told"])]
+        [el("th", dotted(gone["path"]), scope="row"), number(f"{gone['parameters']:,}"), cell(gone["told"])]
         for gone in data["removed"]
     )
     note = el("p", "They are called as in the network that was given; 0 is no change at all.")
-    return _section("Removed", table(("module", "#parameters", "score"), rows, "Removed"), note)
+    return section("Removed", table(("module", "#parameters", "score"), rows, "Removed"), note)
 
 
 def _blame(data: Data) -> Html:
@@ -301,16 +258,7 @@ def _blame(data: Data) -> Html:
 
 def _skipped(data: Data) -> Html:
     skipped = [(item["path"], item["reason"]) for item in data["skipped"]]
-    return _section("Skipped", _reasons(skipped) if skipped else el("p", "Nothing was skipped."))
-
-
-def _reasons(found: Iterable[tuple[str, str]]) -> Html:
-    """Each reason, with the paths that it holds for."""
-    paths: dict[str, list[str]] = defaultdict(list)
-    for path, reason in found:
-        paths[reason].append(path)
-    parts = (joined(el("dt", reason), *(el("dd", dotted(path)) for path in held)) for reason, held in paths.items())
-    return el("dl", *parts, class_="reasons")
+    return section("Skipped", reasons(skipped) if skipped else el("p", "Nothing was skipped."))
 
 
 # training
@@ -322,7 +270,7 @@ def _training(data: Data) -> Html:
         return joined()
     parts = (part for training in data["training"] for part in _losses(training))
     note = el("p", "Means over the batches of an epoch, distillation included.")
-    return _section("Training", *parts, note)
+    return section("Training", *parts, note)
 
 
 def _losses(training: Data) -> Iterable[Html]:
@@ -330,7 +278,7 @@ def _losses(training: Data) -> Iterable[Html]:
     columns = list(dict.fromkeys(name for epoch in epochs for name in epoch))
     largest = {name: max(epoch.get(name, 0.0) for epoch in epochs) or 1.0 for name in columns}
     rows = (
-        [_number(str(i + 1)), *(_loss(epoch.get(name), largest[name]) for name in columns)]
+        [number(str(i + 1)), *(_loss(epoch.get(name), largest[name]) for name in columns)]
         for i, epoch in enumerate(epochs)
     )
     heads = ["#epoch", *(f"#{name.replace('_', ' ')}" for name in columns)]
@@ -340,57 +288,15 @@ def _losses(training: Data) -> Iterable[Html]:
 
 def _loss(value: float | None, largest: float) -> Html:
     if value is None:
-        return _number("–")
-    return _number(el("span", track(max(0.0, value / largest)), class_="track"), digits(value, 4))
-
-
-# how far it can be trusted
-
-
-def _checks(data: Data) -> Html:
-    """How far what was built is from what it was built from, and from what was there before."""
-    near, export, capture = data["agreement"], data["export"], data["capture"]
-    overall = {**near, "top1_agreement": near["value"] if near["kind"] == "top1" else None}
-    rows = (
-        _departure("original: file and module", export["before"], "the example"),
-        _departure("compressed: file and module", export["after"], "the example"),
-        _departure("compressed and original file", overall, f"{near['judged_on']}, {near['samples']:,} samples"),
-    )
-    heads = ("outputs compared", "#largest error", "#cosine", "#SQNR, dB", "#same answer", "on")
-    about = f"A file means {_what_runs(data)}. {_RUNGS.get(capture['rung'], capture['rung'])}"
-    written = [el("p", text) for side, what in _WRITTEN.items() for text in _written(export[side], what)]
-    problems = [_reasons(capture["problems"].items())] if capture["problems"] else []
-    return _section("Checks", el("p", about), *problems, table(heads, rows, "Checks"), *written)
-
-
-_WRITTEN = {"before": "original", "after": "compressed"}
-
-
-def _written(found: Data, what: str) -> Iterable[str]:
-    """How far a file is from the module as it is written, and what its kernels make of it."""
-    if written := found.get("written"):
-        how = "" if written["rounded"] else ", without the rounding of values that flow"
-        yield (
-            f"As it is written, the {what} file is within {written['relative']:.1g} of the module's answers"
-            f" ({written['samples']:,} samples, computed in float{how})."
-        )
-    if told := found.get("told"):
-        yield f"{told}."
-
-
-def _departure(what: str, found: Data, on: str) -> Iterable[Html]:
-    yield _cell(what)
-    for key, form in (("largest_error", "{:.2g}"), ("cosine", "{:.6f}"), ("sqnr_db", "{:.1f}")):
-        yield _number("–" if found.get(key) is None else form.format(found[key]))
-    yield _number("–" if found.get("top1_agreement") is None else percent(found["top1_agreement"]))
-    yield _cell(on)
+        return number("–")
+    return number(el("span", track(max(0.0, value / largest)), class_="track"), digits(value, 4))
 
 
 def _recipe(data: Data) -> Html:
     tables = (["[[steps]]", *(f"{key} = {_toml(x)}" for key, x in step.items())] for step in data["recipe"])
     text = "\n\n".join("\n".join(lines) for lines in tables)
     note = el("p", "What is not written here is at its default.")
-    return _section("Recipe", el("pre", text), note, *_tried(data.get("tried")))
+    return section("Recipe", el("pre", text), note, *_tried(data.get("tried")))
 
 
 def _tried(tried: Data | None) -> Iterable[Html]:
@@ -400,7 +306,7 @@ def _tried(tried: Data | None) -> Iterable[Html]:
     if tried["why_not"]:
         yield el("p", f"Whether float is faster somewhere was not tried: {tried['why_not']}.")
     if tried["rows"]:
-        rows = ([_cell(row["what"]), _number(f"{row['faster']['value']:.2f}×")] for row in tried["rows"])
+        rows = ([cell(row["what"]), number(f"{row['faster']['value']:.2f}×")] for row in tried["rows"])
         yield el("p", f"Tried on the target, and chosen: {tried['chosen']}.")
         yield table(("tried", "#as fast as float"), rows, "Tried")
 
@@ -427,4 +333,4 @@ def _environment(data: Data) -> Html:
         "Versions": ", ".join(f"{name} {version}" for name, version in rest.items() if version),
     }
     shown = (joined(el("dt", key), el("dd", value)) for key, value in pairs.items())
-    return _section("Environment", el("dl", *shown, class_="pairs"))
+    return section("Environment", el("dl", *shown, class_="pairs"))
