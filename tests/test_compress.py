@@ -53,11 +53,12 @@ def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
     told = {"outcome", "before", "after", "ratio", "agreement", "layers", "skipped", "recipe", "environment"}
     assert told <= set(data)
     for side in ("before", "after"):
-        assert {"metric", "latency_ms", "parameters", "macs", "artifacts", "loading"} == set(data[side])
+        costs = {"latency_ms", "calls", "joules", "throughput", "loading", "macs", "parameters", "nonzero", "distinct"}
+        assert {"metric", "artifacts", *costs} == set(data[side])
         assert set(data[side]["latency_ms"]) >= MEASURED
         assert set(data[side]["metric"]) == MEASURED
         assert {artifact["runs_on"] for artifact in data[side]["artifacts"]} == {"onnxruntime", "lilliput.load"}
-    assert set(data["ratio"]) == {"smaller", "smaller_file", "faster"}
+    assert set(data["ratio"]) == {"smaller", "smaller_file", "faster", "nonzero", "shared", "weight_error"}
     assert set(data["agreement"]) == {"judged_on", "samples", "outputs", "doubts"}
     [answer] = data["agreement"]["outputs"]
     assert answer["kind"] == "classes" and set(answer["figures"]["same_answer"]) == MEASURED  # the metric says so

@@ -22,8 +22,9 @@ from lilliput.blame.diagnosis import Diagnosis
 from lilliput.disk import clear_parts, whole_file
 from lilliput.engine.answers import closeness
 from lilliput.engine.begin import begin, follow
+from lilliput.engine.costs import costs, operators
 from lilliput.engine.estimate import tensor_bytes
-from lilliput.engine.evidence import Built, build, judge, latency, opening, operators
+from lilliput.engine.evidence import Built, build, judge
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
@@ -36,7 +37,7 @@ from lilliput.file.container import Reader, recoded
 from lilliput.file.graph import Graph, restored
 from lilliput.file.lil import check_readable, lossless_bytes
 from lilliput.file.lil import save as write_module
-from lilliput.measure import Latencies, Measurement, artifact, cpu, environment
+from lilliput.measure import Latencies, artifact, cpu, environment
 from lilliput.model.carrier import tensors
 from lilliput.model.copies import private_copy
 from lilliput.model.edit import structure
@@ -51,7 +52,8 @@ from lilliput.plain import digest, to_plain
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
-from lilliput.report.loading import with_loading
+from lilliput.report.costs import cost_figures
+from lilliput.report.layers import layers
 from lilliput.report.page import page
 from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets import TARGETS, Target
@@ -293,7 +295,7 @@ def _prove(
     named = task.name or type(task.model).__name__
     near = closeness(driver, task, first, last, evaluate)
     judged = judge(driver, task.metric, first, last) if task.metric else None
-    taken = latency(driver, first, last)
+    spent = costs(driver, first, last)
     weighed: list[dict[str, Any]] = [
         artifact(work / f"net.{ending}", ending, driver.target.name),
         artifact(work / "net.lil", "lil", report_data.LOADED),
@@ -310,15 +312,17 @@ def _prove(
         driver=driver,
         recipe=recipe,
         before=report_data.side(
-            original.model, driver, weighed_before, judged.before if judged else None, _ms(taken, "before")
+            original.model, driver, weighed_before, judged.before if judged else None, cost_figures(spent, "before")
         ),
-        after=report_data.side(driver.model, driver, weighed, judged.after if judged else None, _ms(taken, "after")),
+        after=report_data.side(
+            driver.model, driver, weighed, judged.after if judged else None, cost_figures(spent, "after")
+        ),
         builds=(first, last),
         near=near,
         judged=judged,
-        taken=taken,
-        losing=_losing(driver, taken, first, last),
-        rows=report_data.layers(driver, exact_tensors(original, driver), stored),
+        spent=spent,
+        losing=_losing(driver, spent.taken, first, last),
+        rows=layers(driver, exact_tensors(original, driver), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
             "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
@@ -330,7 +334,6 @@ def _prove(
         loses=brief(driver, task.model, evaluate or driver.calibrate, named),
         compressed=task.baseline is None and bool(edits_of(task.model)),
     )
-    data = with_loading(data, opening(driver, first), opening(driver, last))
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:
             file.write(text.encode())
@@ -338,10 +341,6 @@ def _prove(
         _deliver(work / name, place / name)
     driver.settle()
     return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
-
-
-def _ms(taken: Latencies, side: str) -> Measurement | None:
-    return taken.ms(side) if taken.known else None
 
 
 def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:

@@ -23,7 +23,7 @@ from lilliput.model.capture import capture
 from lilliput.model.inputs import Inputs
 from lilliput.model.view import Call, Window
 from lilliput.progress import silent
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches
 from lilliput.techniques.choice import Choice

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -103,3 +105,43 @@ def test_other_work_on_the_machine_is_seen(clock: Clock) -> None:
     taken = interleaved({"a": clock.subject("a", 1.0)}, clocks=others, **quick)  # type: ignore[arg-type]
     assert taken.others_cores == pytest.approx(0.75)
     assert taken.disturbance == "other work kept 0.8 of 2 cores busy"
+
+
+def test_percentiles_are_of_single_calls_where_there_are_enough() -> None:
+    clock = Clock()
+
+    def slow_now_and_then() -> None:
+        clock.calls.append("a")
+        clock.now += 0.010 if len(clock.calls) % 20 == 0 else 0.001  # one call of twenty
+
+    taken = interleaved(
+        {"a": slow_now_and_then}, rounds=10, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9, clocks=clock.clocks
+    )
+    assert taken.calls["a"] > 600
+    told = taken.tail_ms("a")
+    assert told["p50"] == pytest.approx(1.0) and told["p99"] == pytest.approx(10.0)
+    assert taken.ms("a").value == pytest.approx(1.0)  # which does not show them
+    few = interleaved(
+        {"a": lambda: setattr(clock, "now", clock.now + 1)},
+        rounds=5,
+        warmup_s=0,
+        settle_s=0,
+        round_s=0,
+        budget_s=1e9,
+        clocks=clock.clocks,
+    )
+    assert few.calls == {"a": 5} and set(few.tail_ms("a")) == {"p50"}
+
+
+def test_percentiles_are_not_told_where_others_were_at_work() -> None:
+    busy = Latencies({"a": (1.0, 1.0)}, others_cores=1.5, cores=2, threads=1, tails_ms={"a": {"p50": 1.0}})
+    assert busy.disturbance and busy.tail_ms("a") == {}
+
+
+def test_energy_is_told_by_call(clock: Clock) -> None:
+    clocks = replace(clock.clocks, joules=lambda: 12.0 * clock.now)  # a processor of 12 watts
+    subjects = {"two": clock.subject("two", 0.002), "one": clock.subject("one", 0.001)}
+    taken = interleaved(subjects, rounds=4, warmup_s=0.01, settle_s=0.0, round_s=0.03, clocks=clocks)
+    assert taken.joules == {"two": pytest.approx(0.024), "one": pytest.approx(0.012)}
+    unknown = replace(clock.clocks, joules=lambda: math.nan)
+    assert interleaved(subjects, rounds=2, warmup_s=0, settle_s=0, round_s=0.01, clocks=unknown).joules == {}

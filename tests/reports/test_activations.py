@@ -24,7 +24,7 @@ from lilliput.engine.store import Store
 from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.progress import silent
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 from lilliput.targets import placing
 from lilliput.techniques.quantize import for_weight
 

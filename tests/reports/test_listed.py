@@ -21,7 +21,7 @@ from lilliput.engine.store import Store
 from lilliput.model.carrier import tensors
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.progress import silent
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 from lilliput.techniques.ranges import MinMax
 
 transformers = pytest.importorskip("transformers")

@@ -21,7 +21,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.model.depth import Dispensable
 from lilliput.progress import silent
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 from lilliput.verbs import exact_tensors
 
 Rows = dict[str, dict[str, Any]]

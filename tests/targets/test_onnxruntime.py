@@ -37,7 +37,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
 from lilliput.progress import silent
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 
 
 def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:

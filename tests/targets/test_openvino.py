@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import InputError
 from lilliput.file.container import Reader
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 
 TARGET = lp.OpenVino(threads=1, seconds=2)
 STATIC = [lp.Quantize(weights=EXACT, activations=lp.Int(8))]

@@ -22,7 +22,7 @@ from lilliput.model.capture import capture
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 
 AXES = {0: {0: "batch", 1: "steps"}}
 

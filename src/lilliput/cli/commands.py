@@ -23,7 +23,7 @@ from lilliput.engine.store import Store
 from lilliput.modes import ordinary_modes
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
-from lilliput.report.data import layers
+from lilliput.report.layers import layers
 from lilliput.targets import Device, Target
 from lilliput.targets import target as target_called
 from lilliput.task import Task

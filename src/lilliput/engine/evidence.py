@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +15,14 @@ from lilliput.encodings.integer import Uniform
 from lilliput.engine.fidelity import check_precise, check_written, told_of_kernels
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
-from lilliput.errors import ExportError, InputError, LilliputError, MeasureError, reason
-from lilliput.measure import DistanceSoFar, Latencies, Measurement, cpu, furthest, mean, paired_difference
-from lilliput.measure.loading import RUNTIMES, Loading, loading
-from lilliput.model.carrier import tensors
+from lilliput.errors import ExportError, InputError, LilliputError, reason
+from lilliput.measure import DistanceSoFar, Measurement, cpu, furthest, mean, paired_difference
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
-from lilliput.targets.operators import Operator
 from lilliput.task import fingerprint
 
 _LEAST_DB = 14.0  # of the export and the module: an error of a fifth; integer kernels round otherwise than simulated
-_LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 
 
 @dataclass(frozen=True)
@@ -207,86 +201,3 @@ def check_scores(metric: Callable[[Any], Any], scores: torch.Tensor) -> torch.Te
             f"has {len(clusters)} cluster labels for {len(scores)} scores", where=where, next="give one a sample"
         )
     return scores
-
-
-def opening(driver: Driver, built: Built) -> Loading | None:
-    """What loading a built file and one call of it take; None for a small one, or where the target's runtime is not
-    one that is known how to be opened alone.
-    """
-    if driver.target.name not in RUNTIMES or sum(map(_held_bytes, tensors(driver.model).values())) < _LEAST_LOADED:
-        return None
-    question = (
-        *("opening", driver.environment, built.digest),
-        *(fingerprint(driver.example), repr(driver.target)),
-    )
-
-    def compute() -> Answer:
-        driver.progress(f"loading {built.path.name}", 0, 1)
-        inputs = [x.detach().cpu().numpy() for x in built.signature.arguments(driver.example)]
-        found = loading(driver.target.name, built.path, inputs, driver.target.threads_used)
-        driver.progress(f"loading {built.path.name}", 1, 1)
-        return Answer(None if found is None else [found.seconds, found.peak_bytes])
-
-    found = driver.store.answer(question, compute).data
-    return None if found is None else Loading(*found)
-
-
-def _held_bytes(held: Any) -> int:
-    """Bytes of a tensor as float32, which a runtime may hold it in."""
-    return 4 * int(math.prod(held.shape))
-
-
-def operators(driver: Driver, built: Built) -> list[Operator]:
-    """What the runtime makes of a built file, each operator with its time on the example; remembered."""
-    question = ("operators", driver.environment, built.digest, fingerprint(driver.example), repr(driver.target))
-
-    def compute() -> Answer:
-        found = driver.target.operators(built.path, built.signature, driver.example)
-        return Answer([dataclasses.asdict(one) for one in found])
-
-    rows = driver.store.answer(question, compute).data
-    return [Operator(**{**row, "reads": tuple(row["reads"])}) for row in rows]
-
-
-def latency(driver: Driver, before: Built, after: Built) -> Latencies:
-    """Milliseconds of both on the example, taken in turns; remembered when a run is resumed, unless it was disturbed.
-
-    What is not timed has no rounds, and says why: no work is lost to a timing that fails.
-    """
-    if not driver.target.times:
-        return Latencies({}, untimed=NOT_ASKED)
-    question = (
-        "latency",
-        driver.environment,
-        before.digest,
-        after.digest,
-        fingerprint(driver.example),
-        repr(driver.target),
-    )
-
-    def compute() -> Answer:
-        driver.progress("timing", 0, 1)
-        taken = driver.target.latencies({"before": before.run, "after": after.run}, driver.example)
-        driver.progress("timing", 1, 1)
-        return Answer(_plain(taken))
-
-    try:
-        return _latencies(driver.store.answer(question, compute, lasting=_undisturbed).data)
-    except MeasureError as error:
-        return Latencies({}, untimed=str(error))
-
-
-NOT_ASKED = "seconds=0"
-
-
-def _plain(taken: Latencies) -> dict[str, Any]:
-    return dataclasses.asdict(taken)
-
-
-def _latencies(found: Mapping[str, Any]) -> Latencies:
-    rounds, processor = ({name: tuple(ms) for name, ms in found[key].items()} for key in ("rounds_ms", "processor_ms"))
-    return Latencies(**{**found, "rounds_ms": rounds, "processor_ms": processor})
-
-
-def _undisturbed(answer: Answer) -> bool:
-    return not _latencies(answer.data).disturbance

@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from lilliput.engine.begin import follow
-from lilliput.engine.evidence import Built, build, latency, operators
+from lilliput.engine.costs import latency, operators
+from lilliput.engine.evidence import Built, build
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Answer
 from lilliput.engine.tried import Tried

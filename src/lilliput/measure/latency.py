@@ -17,12 +17,14 @@ from time import perf_counter, process_time
 import numpy as np
 
 from lilliput.errors import MeasureError, nearest
+from lilliput.measure.energy import Energy
 from lilliput.measure.measurement import Measurement
 from lilliput.measure.statistics import median, median_ratio
 
 _FAST = 0.25  # quantile of the calls of a round that stands for it: what disturbs makes calls longer, never shorter
 _BUSY_CORES, _BUSY_SHARE = 0.2, 0.02  # of other processes, in cores and of all of them: up to the larger is no matter
 _APART = 1.1  # the time that went by over the processor's, on one thread: with more, calls waited
+_TAILS = {"p50": (0.5, 1), "p95": (0.95, 20), "p99": (0.99, 100)}  # and from how many calls on each says something
 _CROWDED_CORES = 0.5  # of other processes beyond those left over: the threads of a call then wait for one another
 
 
@@ -45,11 +47,12 @@ def _cores() -> int:
 
 @dataclass(frozen=True)
 class Clocks:
-    """What tells seconds: those that went by, those of processors in this process, and those in all others."""
+    """What tells seconds (those that went by, those of processors in this process and in all others), and joules."""
 
     wall: Callable[[], float] = perf_counter
     own: Callable[[], float] = process_time
     others: Callable[[], float] = _others_seconds  # NaN where unknown
+    joules: Callable[[], float] = field(default_factory=Energy)  # of the processor; NaN where unknown
     cores: int = field(default_factory=_cores)
 
 
@@ -75,6 +78,9 @@ class Latencies:
     threads: int | None = None  # that a call works with; None where unknown
     cores: int = 1
     untimed: str = ""
+    calls: Mapping[str, int] = field(default_factory=dict)  # that were timed, in all rounds
+    tails_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # single calls: p50, p95, p99 (if enough)
+    joules: Mapping[str, float] = field(default_factory=dict)  # a call, of the whole processor; none where unknown
 
     @property
     def timed(self) -> bool:
@@ -116,6 +122,13 @@ class Latencies:
     def ratio(self, slow: str, fast: str) -> Measurement:
         """How many times faster `fast` is than `slow`: the median over rounds of their ratio in one round."""
         return self._sure(median_ratio(self._of(slow), self._of(fast)))
+
+    def tail_ms(self, name: str) -> Mapping[str, float]:
+        """What single calls took: "p50", "p95" and "p99" of them, each where there are calls enough.
+
+        Empty where something disturbed the timing, for that is first seen in the slowest calls.
+        """
+        return {} if self.disturbance else self.tails_ms.get(name, {})
 
     def _sure(self, found: Measurement) -> Measurement:
         """Without its interval, which would lie, where something disturbed the timing."""
@@ -192,6 +205,10 @@ def interleaved(
         max(timer.processors for timer in timers.values()),
         threads,
         clocks.cores,
+        "",
+        {name: len(timer.calls_ms) for name, timer in timers.items()},
+        {name: timer.tails_ms() for name, timer in timers.items()},
+        {name: timer.joules / len(timer.calls_ms) for name, timer in timers.items() if timer.joules > 0},
     )
 
 
@@ -210,6 +227,8 @@ class _Timer:
     clocks: Clocks
     wall_ms: list[float] = field(default_factory=list)
     own_ms: list[float] = field(default_factory=list)
+    calls_ms: list[float] = field(default_factory=list)
+    joules: float = 0.0  # NaN where unknown
     _called_s: float = 0.0
     _own_s: float = 0.0
     _spent_s: float = 0.0
@@ -218,14 +237,20 @@ class _Timer:
     def round(self, settle_s: float, round_s: float) -> None:
         began, others_began = self.clocks.wall(), self.clocks.others()
         self.calls_s(settle_s)
-        own_began = self.clocks.own()
+        own_began, joules_began = self.clocks.own(), self.clocks.joules()
         taken = self.calls_s(round_s)
         own = self.clocks.own() - own_began
+        self.joules += self.clocks.joules() - joules_began
+        self.calls_ms += [1e3 * seconds for seconds in taken]
         self.wall_ms.append(1e3 * float(np.quantile(taken, _FAST)))
         self.own_ms.append(1e3 * own / len(taken))  # a mean, since some systems count this time in steps of ten ms
         self._called_s, self._own_s = self._called_s + sum(taken), self._own_s + own
         self._others_s += self.clocks.others() - others_began
         self._spent_s += self.clocks.wall() - began
+
+    def tails_ms(self) -> dict[str, float]:
+        enough = {name: share for name, (share, least) in _TAILS.items() if len(self.calls_ms) >= least}
+        return {name: float(np.quantile(self.calls_ms, share)) for name, share in enough.items()}
 
     @property
     def processors(self) -> float:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lilliput.encodings import Encoding
 from lilliput.engine.answers import Closeness
+from lilliput.engine.costs import Costs
 from lilliput.engine.evidence import Built, Judged
 from lilliput.engine.run import Driver
-from lilliput.measure import Latencies, Measurement, macs
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
-from lilliput.model.values import value_encodings
+from lilliput.measure import Measurement, macs
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
+from lilliput.report.costs import batch_figures, worse
 from lilliput.report.likeness import agreement, doubts
 from lilliput.report.outcome import harm
 from lilliput.report.speed import NO_SPEED_UP, Speed, speed
+from lilliput.report.weights import counts, ratios
 from lilliput.targets.operators import Share
 
 SCHEMA = 1
@@ -34,99 +32,18 @@ def side(
     driver: Driver,
     weighed: Sequence[Mapping[str, Any]],
     metric: Measurement | None,
-    ms: Measurement | None,
+    costs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes.
-
-    `ms`: of a call; None where it was not timed, or is not known.
-    """
+    """The figures of one side, before or after; `weighed` is what there is to deliver, and its bytes."""
     given = driver.example.copied()
     cost = macs(model, given.args, given.kwargs)
     return {
         "metric": None if metric is None else metric.to_json(),
-        "latency_ms": None if ms is None else ms.to_json(),
-        "parameters": sum(math.prod(tensor.shape) for tensor in tensors(model).values()),
+        **costs,
+        **counts(model),
         "macs": cost.total,
         "artifacts": list(weighed),
     }
-
-
-def layers(
-    driver: Driver, exact: Mapping[str, tuple[str, Tensor]], stored: Mapping[str, int] | None
-) -> list[dict[str, Any]]:
-    """One row for each tensor that a layer multiplies by or looks up in.
-
-    `exact` holds the tensors before they were encoded, with the paths that they had, by those that they have now;
-    `stored` the bytes of each tensor in the file, where there is one.
-    """
-    view = driver.view()
-    values, rows = value_encodings(driver.model), []
-    for paths, held in tensors(driver.model).items():
-        calls = view.weights.get(paths[0], [])
-        if not calls:
-            continue
-        call, encoding = calls[0], held.encoding if isinstance(held, EncodedTensor) else None
-        read = values.get(f"{call.value}@0") or _producer(view, call, values)
-        with torch.no_grad():
-            now = held() if isinstance(held, EncodedTensor) else held
-        was, before = exact.get(paths[0], (None, None))
-        count, held_bytes = max(1, math.prod(held.shape)), None if stored is None else _bytes(stored, paths[0])
-        rows.append(
-            {
-                "path": paths[0],
-                "ties": list(paths[1:]),
-                "op": call.op,
-                "shape": list(held.shape),
-                "was": was if was != paths[0] else None,
-                "shape_before": None if before is None else list(before.shape),
-                "encoding": str(held.dtype).removeprefix("torch.") if encoding is None else encoding.label(),
-                "activations": "float32" if read is None else read.encoding.label(),
-                "bits_per_weight": None if held_bytes is None else 8 * held_bytes / count,
-                "nominal_bits": _bits(encoding, held) / count,
-                "bytes": held_bytes,
-                "zeros": float((now == 0).float().mean()),
-                "sqnr_db": _weight_sqnr(before, now),
-                "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),
-                "note": driver.notes.get(paths[0], ""),
-            }
-        )
-    return rows
-
-
-def _runs_as(driver: Driver, path: str, call: Any, encoding: Encoding | None, activation: Encoding | None) -> str:
-    """What the target will do with a layer."""
-    others = [driver.encoding(other) for other in call.weights if other != path]
-    return driver.target.remark(call, encoding, activation, others)
-
-
-def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:
-    """The encoder of the value that the call reads, seen through calls that leave the range alone."""
-    source = view.by_id.get(call.reads[0] or "")
-    while source is not None and source.value not in values and source.op in ("pad", "dropout", "contiguous"):
-        if f"{source.value}@0" in values:
-            return values[f"{source.value}@0"]
-        source = view.by_id.get(source.reads[0] or "")
-    return None if source is None else values.get(source.value)
-
-
-def _bytes(stored: Mapping[str, int], path: str) -> int:
-    """What a tensor takes in the file, all parts of it."""
-    return sum(size for name, size in stored.items() if name == path or name.startswith(f"{path}{SUFFIX}."))
-
-
-def _bits(encoding: Encoding | None, held: Tensor | EncodedTensor) -> int:
-    shape = tuple(held.shape)
-    return 8 * held.dtype.itemsize * math.prod(shape) if encoding is None else encoding.size_bits(shape)
-
-
-def _weight_sqnr(exact: Tensor | None, now: Tensor) -> float | None:
-    """Signal to noise of a weight against the prepared original, in dB; None when they are equal, or a part is gone."""
-    if exact is not None and exact.shape != now.shape:
-        return None
-    noise = 0.0 if exact is None else float((now - exact).detach().double().square().sum())
-    return (
-        None if exact is None or noise == 0 else 10 * math.log10(float(exact.detach().double().square().sum()) / noise)
-    )
 
 
 def assemble(
@@ -139,7 +56,7 @@ def assemble(
     builds: tuple[Built, Built],
     near: Closeness,
     judged: Judged | None,
-    taken: Latencies,
+    spent: Costs,
     losing: Sequence[Share],
     rows: list[dict[str, Any]],
     conditions: Mapping[str, Any],
@@ -149,12 +66,13 @@ def assemble(
 ) -> dict[str, Any]:
     """The whole report; `compressed`: what it is compared with is itself the result of another run."""
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
-    fast = speed(taken, rows, losing, driver.tried.why_not if driver.tried else "")
-    target_format = driver.target.format
+    fast = speed(spent.taken, rows, losing, driver.tried.why_not if driver.tried else "")
     smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
     coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == LOADED)
     harmed, answers = harm(near, judged), near.to_json()
-    agreed = agreement(answers["outputs"])
+    costlier = worse(*(spent.loading[side] for side in ("before", "after")))
+    changed = f"{judged.name} changes by {_change(judged.change)}" if judged else ""
+    clauses = (agreement(answers["outputs"]), changed, costlier)
     gained = max(smaller, coded / now[LOADED], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
@@ -163,14 +81,21 @@ def assemble(
         "outcome": "harmed" if harmed else "done" if gained >= NO_SPEED_UP else "not met",
         "harm": harmed,
         "sentence": f"Harmed: {harmed}. " * bool(harmed)
-        + sentence(smaller, stored, fast, agreed, judged, _runtime(driver, environment), target_format)
+        + sentence(smaller, stored, fast, clauses, _runtime(driver, environment), driver.target.format)
         + " All beside the compressed model that was given." * compressed,
         "speed": fast.told,
         "slower": [dataclasses.asdict(share) for share in losing],
         "tried": driver.tried and driver.tried.to_json(),
         "before": before,
         "after": after,
-        "ratio": {"smaller": smaller, "smaller_file": stored, "faster": fast.faster and fast.faster.to_json()},
+        "ratio": {
+            "smaller": smaller,
+            "smaller_file": stored,
+            "faster": fast.faster and fast.faster.to_json(),
+            **ratios(before, after, rows),
+        },
+        "batches": batch_figures(spent),
+        "loading": costlier,
         "metric": None
         if judged is None
         else {
@@ -191,7 +116,7 @@ def assemble(
         "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
         "recipe": to_plain(list(recipe.steps)),
         "training": list(driver.trainings),
-        "environment": {**environment, "others_cores": taken.others_cores},
+        "environment": {**environment, "others_cores": spent.taken.others_cores},
     }
 
 
@@ -199,15 +124,10 @@ def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in figures.items()}
 
 
-def sentence(
-    smaller: float, stored: float, fast: Speed, agreed: str, judged: Judged | None, target: str, ending: str
-) -> str:
-    """The result in one sentence."""
-    moved = f"; {judged.name} changes by {_change(judged.change)}" if judged else ""
-    return (
-        f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}; "
-        f"the .lil file is {times(stored)}; {agreed}{moved}."
-    )
+def sentence(smaller: float, stored: float, fast: Speed, clauses: Iterable[str], target: str, ending: str) -> str:
+    """The result in one sentence: sizes and speed, and whatever else there is to say."""
+    first = f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}"
+    return "; ".join((first, f"the .lil file is {times(stored)}", *filter(None, clauses))) + "."
 
 
 def _change(change: Measurement) -> str:

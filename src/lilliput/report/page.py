@@ -9,6 +9,7 @@ from typing import Any
 
 from lilliput.report.blame import blame_section
 from lilliput.report.checks import agreement_tiles, checks, reasons
+from lilliput.report.exact import exactly
 from lilliput.report.figures import digits, interval, percent, signed, size
 from lilliput.report.markup import Html, cell, document, dotted, el, joined, number, section, table, tile, track
 from lilliput.report.sides import file_sizes, what_runs
@@ -130,7 +131,7 @@ def _verdict(change: Data, higher_is_better: bool) -> str:
 
 def _bars(data: Data) -> Html:
     latency = section("Latency", *_latency_bars(data))
-    return el("div", section("Size", *_size_bars(data)), latency, _exactly(data), class_="columns")
+    return el("div", section("Size", *_size_bars(data)), latency, exactly(data), class_="columns")
 
 
 def _size_bars(data: Data) -> Iterable[Html]:
@@ -160,17 +161,6 @@ def _latency_bars(data: Data) -> Iterable[Html]:
 def _bar(side: str, share: float, figure: str, low: float | None = None, high: float | None = None) -> Html:
     drawn = el("span", track(share, low, high), class_="track")
     return el("div", el("span", side), drawn, el("b", figure), class_=f"bar {side}")
-
-
-def _exactly(data: Data) -> Html:
-    pairs = {f".{form} file, bytes": (before, after) for form, _, before, after in file_sizes(data)}
-    for key, name in {"parameters": "parameters", "macs": "multiply-adds a call"}.items():
-        pairs[name] = (data["before"][key], data["after"][key])
-    loaded = [data[side].get("loading") for side in ("before", "after")]
-    if all(one and one["peak_bytes"] for one in loaded):
-        pairs["memory to load and run, bytes"] = tuple(one["peak_bytes"] for one in loaded)
-    rows = [[cell(name), *(number(f"{count:,}") for count in pair)] for name, pair in pairs.items()]
-    return section("Exact figures", table(("", "#before", "#after"), rows, "Exact figures"))
 
 
 # layers
