@@ -8,6 +8,7 @@ the sentence has a figure that sees a factor of ten, and each output is told by 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,3 +141,30 @@ def test_nan_in_one_output_of_many_is_named() -> None:
     with pytest.raises(lp.LilliputError, match="NaN or infinity in different places") as caught:
         lp.compress(lp.Task(net, example=worse, evaluate=[held[0]], output={"logits": "classes"}), recipe, target=T)
     assert "output boxes" in caught.value.where and "evaluate[0]" in caught.value.where
+
+
+class Crossed(lp.OnnxRuntime):
+    """A runtime that gives its outputs in another order."""
+
+    def load(self, built: Any) -> Any:
+        held = super().load(built)
+        return replace(held, run=lambda given: list(held.run(given))[::-1])
+
+
+class Cut(lp.OnnxRuntime):
+    """One that leaves the last column of each output out."""
+
+    def load(self, built: Any) -> Any:
+        held = super().load(built)
+        return replace(held, run=lambda given: [x[:, :-1] for x in held.run(given)])
+
+
+@pytest.mark.parametrize("kind", [Crossed, Cut])
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 5)])
+def test_a_target_that_answers_otherwise_is_refused(kind: type[lp.OnnxRuntime], sizes: tuple[int, int]) -> None:
+    net = Boxes()
+    net.box, net.score = nn.Linear(64, sizes[0]), nn.Linear(64, sizes[1])
+    with pytest.raises(lp.LilliputError) as caught:
+        lp.compress(lp.Task(net.eval(), calibrate=batches()), target=kind(threads=1, seconds=0))
+    told = "shapes" if kind is Cut or sizes[0] != sizes[1] else "computes something else than the module"
+    assert told in str(caught.value) and caught.value.next
