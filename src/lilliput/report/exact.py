@@ -78,8 +78,6 @@ def _notes(data: Data) -> Iterable[str]:
     if ratio.get("nonzero") is not None:
         left, shared, moved = (ratio[key] for key in ("nonzero", "shared", "weight_error"))
         told = [f"{percent(left)} of the parameters before are left and not zero (r_p)"]
-        told += (
-            [f"{percent(shared)} of those share their value with another of the same tensor (r_w)"] if shared else []
-        )
+        told += [f"{percent(shared)} of those need no value of their own (r_w)"] if shared else []
         told += [f"weights were moved by {percent_off(moved)} of their length (ε_q)"] if moved else []
         yield f"{'; '.join(told)}."

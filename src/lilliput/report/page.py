@@ -21,7 +21,20 @@ _MANY = 24  # rows; a longer table scrolls under its heading
 
 def page(data: dict[str, Any]) -> str:
     """The page that shows `data`, the report; nothing is on it that is not in there."""
-    sections = (_top, _figures, _bars, _layers, _removed, _blame, _skipped, _training, checks, _recipe, _environment)
+    sections = (
+        _top,
+        _figures,
+        _bars,
+        exactly,
+        _layers,
+        _removed,
+        _blame,
+        _skipped,
+        _training,
+        checks,
+        _recipe,
+        _environment,
+    )
     return document(f"{data['name']} · Lilliput report", *(section(data) for section in sections))
 
 
@@ -131,7 +144,7 @@ def _verdict(change: Data, higher_is_better: bool) -> str:
 
 def _bars(data: Data) -> Html:
     latency = section("Latency", *_latency_bars(data))
-    return el("div", section("Size", *_size_bars(data)), latency, exactly(data), class_="columns")
+    return el("div", section("Size", *_size_bars(data)), latency, class_="columns")
 
 
 def _size_bars(data: Data) -> Iterable[Html]:
@@ -154,8 +167,9 @@ def _latency_bars(data: Data) -> Iterable[Html]:
         low, high = (time[end] and time[end] / slowest for end in ("low", "high"))
         yield _bar(side, time["value"] / slowest, f"{digits(time['value'])} ms", low, high)
     rounds, threads = times["after"]["samples"], data["environment"]["threads"]
+    many = f"{threads} thread" if threads == 1 else f"{threads} threads"
     whiskers = "; whiskers are 95 % intervals" if times["after"]["low"] is not None else ""
-    yield el("p", f"Medians of {rounds} rounds, taken in turns, on {threads} threads{whiskers}.")
+    yield el("p", f"Medians of {rounds} rounds, taken in turns, on {many}{whiskers}.")
 
 
 def _bar(side: str, share: float, figure: str, low: float | None = None, high: float | None = None) -> Html:
