@@ -1,4 +1,7 @@
-"""What a `.lil` weighs against the entropy of its codes, and how near the graph inside comes to the module."""
+"""What a `.lil` weighs against the entropy of its codes, and how near the graph inside comes to the module.
+
+Speeds are not told here: demo.py measures them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from networks import NETWORKS, OUT
-from table import told, write
+from table import write
 
 import lilliput as lp
 from lilliput.file.container import Reader
@@ -44,7 +47,7 @@ def main() -> None:
         task, folder = NETWORKS[network](), OUT / f"sizes-{network}-{len(rows)}"
         shutil.rmtree(folder, ignore_errors=True)
         small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=20), folder=folder)
-        agreement, faster = small.data["agreement"], told(small.data["ratio"]["faster"])
+        agreement = small.data["agreement"]
         rows.append(
             {
                 "network": network,
@@ -55,10 +58,6 @@ def main() -> None:
                 "agreement": agreement["value"],
                 "agreement_low": agreement["low"],
                 "agreement_high": agreement["high"],
-                "faster": faster["value"],
-                "faster_low": faster["low"],
-                "faster_high": faster["high"],
-                "others_cores": small.data["environment"]["others_cores"],
             }
         )
         print(rows[-1], flush=True)
