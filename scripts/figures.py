@@ -58,8 +58,8 @@ def main() -> int:
         if not asked.check and found.text != text:
             page.write_text(found.text, encoding="utf-8")
             print(f"{name}: {len(found.drifted)} rendered anew")
-    if results.unclean:
-        print(f"from a tree with changes, to be measured again: {', '.join(results.unclean)}")
+    for why, names in results.doubtful.items():
+        print(f"to be measured again, {why}: {', '.join(names)}")
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures and asked.check:

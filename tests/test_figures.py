@@ -211,6 +211,25 @@ def test_an_exception_names_its_text_and_goes_with_it(results):
     assert _unsourced("Errors of 0.1 %.", results, exceptions) == ["errors over 0.1 %", "0.1 %"]
 
 
+def test_csvs_that_are_to_be_made_again_are_named(tmp_path):
+    rows = {
+        "sound": "faster,processes,commit\n2.0,3,abc\n,,abc\n",
+        "changed": "bytes,commit\n7,abc-dirty\n",
+        "two": "faster,processes,commit\n2.0,3,abc\n2.0,2,abc\n",
+        "alone": "ours_faster,commit\n2.0,abc\n",
+        "unread": "bytes,commit\n7,abc-dirty\n",
+    }
+    for name, text in rows.items():
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    results = Results(tmp_path)
+    for name in rows.keys() - {"unread"}:
+        results.rows(name)
+    assert results.doubtful == {
+        "from a tree with changes": ["changed"],
+        "speeds of fewer than three processes": ["alone", "two"],
+    }
+
+
 def test_the_figures_of_this_repository_are_those_of_its_csvs():
     script = ROOT / "scripts" / "figures.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

@@ -87,11 +87,19 @@ class Results:
             raise unknown(f"a column of {name}.csv", column, known)
 
     @property
-    def unclean(self) -> list[str]:
-        """Names of the CSVs read so far that hold rows made from a tree with changes."""
-        return sorted(
-            name for name, rows in self._read.items() if any(row.get("commit", "").endswith("-dirty") for row in rows)
-        )
+    def doubtful(self) -> dict[str, list[str]]:
+        """CSVs read so far that are to be made again, by the reason."""
+        reasons = {
+            "from a tree with changes": lambda row: row.get("commit", "").endswith("-dirty"),
+            "speeds of fewer than three processes": lambda row: _is_speed(row) and int(row.get("processes") or 1) < 3,
+        }
+        read = sorted(self._read.items())
+        found = {why: [name for name, rows in read if any(map(so, rows))] for why, so in reasons.items()}
+        return {why: names for why, names in found.items() if names}
+
+
+def _is_speed(row: Row) -> bool:
+    return any("faster" in column and value for column, value in row.items())
 
 
 def conditions(selector: str, first: str) -> list[Condition]:
