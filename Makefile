@@ -2,8 +2,9 @@
 #   make setup            a virtual environment in .venv, with the package, its tools and the examples' data
 #   make demo             compress EfficientNet-Lite0 and print what it cost and gained
 #   make test             the tests, two files at a time; ARGS='-k name -x -n 0' reaches pytest
-#   make check            style, types, who imports whom, and every Python block of the documentation
-#   make bench NAME=x     run benchmarks/x.py
+#   make check            style, types, who imports whom, every Python block and every figure of the documentation
+#   make bench NAME=x     run benchmarks/x.py; with DRY=1 in a tree with changes, printing what it would write
+#   make figures          render the figures of README.md and docs/ from benchmarks/results/
 #   make format           rewrite the code in the house style
 #   make clean            remove caches and builds; `rm -rf .venv` removes the environment as well
 
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -q -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check bench figures format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,12 +41,16 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/snippets.py
+	@$(BIN)/python scripts/figures.py --check
 
 bench: $(INSTALLED)
 	@test -f "benchmarks/$(NAME).py" || { \
 	  echo "make bench NAME=…: one of $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')" >&2; \
 	  exit 2; }
 	@$(BIN)/python "benchmarks/$(NAME).py" $(ARGS)
+
+figures: $(INSTALLED)
+	@$(BIN)/python scripts/figures.py
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

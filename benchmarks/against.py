@@ -7,7 +7,6 @@ same runtime, in turns with ours. What takes three times as long as ours cannot 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,14 @@ import numpy as np
 import torch
 from labelled import LABELLED, Answers
 from networks import OUT
+from processes import timed
 from table import write
 
 import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.store import Store
-from lilliput.measure import DistanceSoFar, furthest, interleaved, mean, paired_difference
+from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.progress import silent
@@ -31,6 +31,7 @@ from lilliput.targets import Target
 
 FASTER, CLOSER_DB, HOPELESS = 1.03, 0.3, 3.0
 TURNS: dict[str, Any] = {"rounds": 9, "round_s": 0.06, "settle_s": 0.05}
+BESIDE_FLOAT = ("faster_than_float", "float", "ours")
 Made = tuple[str, Path | str]  # a setting's name, and the file that it gives or the reason why it gives none
 Theirs = Callable[[lp.Task, Path, Path], Iterable[Made]]  # of a task, the float file and a folder to work in
 Run = Callable[..., Any]
@@ -64,45 +65,44 @@ class Ours:
     """Our file, opened by one target, with what it is worth."""
 
     target: Target
-    run: Run
+    file: Path
     sqnr_db: float
     scores: np.ndarray[Any, Any]
 
 
-def compare(name: str, targets: Sequence[Target], theirs: Theirs) -> Iterator[dict[str, Any]]:
+def compare(name: str, targets: Sequence[Target], theirs: Theirs, speed: bool = True) -> Iterator[dict[str, Any]]:
     """Rows for one network: for each target, ours first, then every setting of theirs beside it.
 
-    What ours is made for is the first target; the others run the same files under other conditions.
+    What ours is made for is the first target; the others run the same files under other conditions. `speed`: tell
+    how ours stands to the float network as well, which demo.py and recurrent.py do for ONNX Runtime.
     """
     task, folder = LABELLED[name](), OUT / f"against-{targets[0].name}-{name}"
     called = _make(task, targets[0], folder)
     example = Inputs.of(task.example)
-    originals = [target.open(folder / "float.onnx", called) for target in targets]
-    judge, sides = Judge.of(task, originals[0]), []
-    for target, original in zip(targets, originals, strict=True):
-        run = target.open(folder / "net.onnx", called)
-        sides.append(Ours(target, run, *judge(run)))
-        subjects = {"float": functools.partial(example.call, original), "ours": functools.partial(example.call, run)}
-        taken = interleaved(subjects, **TURNS)
-        faster, right = taken.ratio("float", "ours"), mean(sides[-1].scores, task.clusters)
+    files = {"float": folder / "float.onnx", "ours": folder / "net.onnx"}
+    judge, sides = Judge.of(task, targets[0].open(files["float"], called)), []
+    for target in targets:
+        sides.append(Ours(target, files["ours"], *judge(target.open(files["ours"], called))))
+        right = mean(sides[-1].scores, task.clusters)
         change = paired_difference(judge.scores(judge.exact), sides[-1].scores, task.clusters)
         yield {
             "network": name,
             **_conditions(target),
             "setting": "lilliput",
-            "bytes": (folder / "net.onnx").stat().st_size,
+            "bytes": files["ours"].stat().st_size,
             "sqnr_db": sides[-1].sqnr_db,
             "accuracy": right.value,
             "accuracy_minus_float": change.value,
             "accuracy_minus_float_low": change.low,
             "accuracy_minus_float_high": change.high,
             "samples": right.samples,
-            "faster_than_float": faster.value,
-            "faster_than_float_low": faster.low,
-            "faster_than_float_high": faster.high,
-            "others_cores": taken.others_cores,
+            **(
+                timed(files, target, called, example, **TURNS).row("faster_than_float", "float", "ours")
+                if speed
+                else {}
+            ),
         }
-    for setting, path in theirs(task, folder / "float.onnx", folder):
+    for setting, path in theirs(task, files["float"], folder):
         for ours in sides:
             row: dict[str, Any] = {"network": name, **_conditions(ours.target), "setting": setting}
             yield row | _beside(judge, called, ours, path)
@@ -131,19 +131,14 @@ def _beside(judge: Judge, called: Signature, ours: Ours, path: Path | str) -> di
     example = Inputs.of(judge.task.example)
     try:
         run = ours.target.open(path, called)
-        subjects = {"theirs": functools.partial(example.call, run), "ours": functools.partial(example.call, ours.run)}
-        taken = interleaved(subjects, **TURNS)
+        taken = timed({"theirs": path, "ours": ours.file}, ours.target, called, example, **TURNS)
     except Exception as error:
         return {"failed": str(error).splitlines()[0]}
     ratio, theirs_faster = taken.ratio("theirs", "ours"), taken.ratio("ours", "theirs")
     weights = path.with_suffix(".bin") if path.suffix == ".xml" else None
     row = {
         "bytes": path.stat().st_size + (weights.stat().st_size if weights else 0),
-        "ours_faster": ratio.value,
-        "ours_faster_low": ratio.low,
-        "ours_faster_high": ratio.high,
-        "rounds": ratio.samples,
-        "others_cores": taken.others_cores,
+        **taken.row("ours_faster", "theirs", "ours"),
         "beats_ours": False,
     }
     if ratio.low > HOPELESS:

@@ -130,7 +130,8 @@ def _static(
 def main() -> None:
     logging.disable(logging.WARNING)
     target = lp.OnnxRuntime(threads=1)
-    report("against_onnxruntime", sys.argv[1:] or list(LABELLED), lambda name: compare(name, [target], theirs))
+    names = sys.argv[1:] or list(LABELLED)
+    report("against_onnxruntime", names, lambda name: compare(name, [target], theirs, speed=False))
 
 
 if __name__ == "__main__":

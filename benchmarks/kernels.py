@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from networks import OUT
+from processes import timed
 from table import write
 from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.encodings import Encoding
-from lilliput.measure import interleaved
 from lilliput.model.carrier import attach
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
@@ -89,25 +89,21 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
     x = torch.randint(0, 30522, case.inputs) if case.op == "embedding" else torch.randn(case.inputs)
     net, example = nn.Sequential(case.make()).eval(), Inputs.of(x)
     axes = dynamic_axes(example, {0: {1: "tokens"}} if case.op == "linear" else {0: {0: "batch"}})
-    runs, sizes = {}, {}
+    files = {}
     for name in ("float", "ours"):
         subject = net if name == "float" else encoded(case, net, x)
-        path = OUT / f"kernel-{name}.onnx"
-        target.build(path, subject, example, axes)
-        sizes[name] = path.stat().st_size
-        runs[name] = functools.partial(example.call, target.open(path, Signature.of(example, subject(x))))
-    taken = interleaved(runs, rounds=15, round_s=0.05, settle_s=0.05)
-    faster = taken.ratio("float", "ours")
+        files[name] = OUT / f"kernel-{name}.onnx"
+        target.build(files[name], subject, example, axes)
+    with torch.no_grad():
+        signature = Signature.of(example, net(x))
+    taken = timed(files, target, signature, example, rounds=15, round_s=0.05, settle_s=0.05)
     return {
         "layer": case.layer,
         "variant": case.variant,
-        "faster": faster.value,
-        "faster_low": faster.low,
-        "faster_high": faster.high,
-        "float_ms": taken.ms("float").value,
-        "ours_ms": taken.ms("ours").value,
-        "smaller": sizes["float"] / sizes["ours"],
-        "others_cores": taken.others_cores,
+        **taken.row("faster", "float", "ours"),
+        "float_ms": taken.ms("float"),
+        "ours_ms": taken.ms("ours"),
+        "smaller": files["float"].stat().st_size / files["ours"].stat().st_size,
     }
 
 

@@ -1,8 +1,8 @@
 """What is told of a speed while other work keeps the machine busy: the ratio, its interval, or neither.
 
 EfficientNet-Lite0 in float and by the default recipe, timed in turns beside processes that do nothing but run, or that
-read memory. Each row tells what a user would see, and both kinds of time that it was made of. `quiet` means that this
-script keeps nothing busy: what others did meanwhile is in `others_cores`.
+read memory. Each row tells what a user would see of one timing in one process, and both kinds of time that it was made
+of. `quiet` means that this script keeps nothing busy: what others did meanwhile is in `others_cores`.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def told(taken: Latencies) -> dict[str, Any]:
     faster = found.faster
     ratios = (median_ratio(held["before"], held["after"]).value for held in (taken.rounds_ms, taken.processor_ms))
     return {
-        "faster": faster and faster.value,
-        "faster_low": None if faster is None or faster.open else faster.low,
-        "faster_high": None if faster is None or faster.open else faster.high,
+        "ratio": faster and faster.value,
+        "ratio_low": None if faster is None or faster.open else faster.low,
+        "ratio_high": None if faster is None or faster.open else faster.high,
         "told": found.told,
         "wall_ratio": next(ratios),
         "processor_ratio": next(ratios),

@@ -31,13 +31,14 @@ import fashion
 import numpy as np
 import scipy.stats
 import torch
+from processes import Taken, timed
 from table import write
 from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
-from lilliput.measure import Latencies, interleaved, macs, mean, paired_difference, parameters
+from lilliput.measure import macs, mean, paired_difference, parameters
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.progress import silent
@@ -125,16 +126,15 @@ def right(net: nn.Module, test: Data) -> Right:
     return fashion.right(net, *test).numpy().astype(float)
 
 
-def latencies(case: Case) -> Latencies:
+def latencies(case: Case) -> Taken:
     """Of the network and what the tools leave of it, at batch 1 in ONNX Runtime, in turns."""
     example, target = torch.zeros(1, 1, 28, 28), lp.OnnxRuntime(threads=1)
-    inputs, runs = Inputs.of(example), {}
+    inputs, files = Inputs.of(example), {}
     for name, net in {"dense": case.dense, **case.small}.items():
-        path = lp.export(case.path(f"{name}.onnx"), net, example, target=target)
-        with torch.no_grad():
-            signature = Signature.of(inputs, inputs.call(net))
-        runs[name] = functools.partial(inputs.call, target.open(path, signature))
-    return interleaved(runs, rounds=15)
+        files[name] = lp.export(case.path(f"{name}.onnx"), net, example, target=target)
+    with torch.no_grad():
+        signature = Signature.of(inputs, inputs.call(case.dense))
+    return timed(files, target, signature, inputs, rounds=15)
 
 
 def rows_of(case: Case, test: Data) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def rows_of(case: Case, test: Data) -> list[dict[str, Any]]:
     dense = case.untrained("dense", test)
     rows = []
     for tool, net in case.small.items():
-        faster, drop = taken.ratio("dense", tool), paired_difference(dense, means[tool])
+        drop = paired_difference(dense, means[tool])
         accuracies = [100 * done[tool][seed].mean() for seed in seeds]
         row = {
             "network": case.network,
@@ -165,11 +165,8 @@ def rows_of(case: Case, test: Data) -> list[dict[str, Any]]:
             "minus_dense": 100 * drop.value,
             "minus_dense_low": 100 * drop.low,
             "minus_dense_high": 100 * drop.high,
-            "faster_than_dense": faster.value,
-            "faster_than_dense_low": faster.low,
-            "faster_than_dense_high": faster.high,
-            "latency_ms": taken.ms(tool).value,
-            "others_cores": taken.others_cores,
+            **taken.row("faster_than_dense", "dense", tool),
+            "latency_ms": taken.ms(tool),
         }
         rows.append(row | (_beside(done[OURS], done[THEIRS], seeds) if tool == OURS else {}))
     return rows

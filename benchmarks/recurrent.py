@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import logging
 import os
 import re
@@ -22,11 +21,12 @@ import torch
 from networks import OUT, data
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from processes import timed
 from table import write
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.measure import DistanceSoFar, furthest, interleaved, mean, paired_difference
+from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 
@@ -97,26 +97,20 @@ def rows(subjects: Subjects, net: nn.Module, task: lp.Task, target: lp.OnnxRunti
     with torch.no_grad():
         signature = Signature.of(example, example.call(net))
     runs = {name: target.open(path, signature) for name, path in subjects.items()}
-    taken = interleaved({name: functools.partial(example.call, run) for name, run in runs.items()}, rounds=15)
+    taken = timed(subjects, target, signature, example, rounds=15)
     ours = "lilliput, ranges at run time"
     for name, run in runs.items():
         so_far = DistanceSoFar()
         for batch in task.evaluate or ():
             so_far.add(runs["float"](batch), run(batch))
-        faster, beside = taken.ratio("float", name), taken.ratio(name, ours)
         yield {
             "setting": name,
             "threads_used": target.threads,
             "bytes": subjects[name].stat().st_size,
             "sqnr_db": None if name == "float" else furthest(so_far.distances()).sqnr_db,
-            "ms": taken.ms(name).value,
-            "faster": faster.value,
-            "faster_low": faster.low,
-            "faster_high": faster.high,
-            "ours_faster": beside.value,
-            "ours_faster_low": beside.low,
-            "ours_faster_high": beside.high,
-            "others_cores": taken.others_cores,
+            "ms": taken.ms(name),
+            **taken.row("faster", "float", name),
+            **taken.row("ours_faster", name, ours),
             **_judged(task, runs["float"], run),
         }
 

@@ -1,4 +1,7 @@
-"""What a `.lil` weighs against the entropy of its codes, and how near the graph inside comes to the module."""
+"""What a `.lil` weighs against the entropy of its codes, and how near the graph inside comes to the module.
+
+Speeds are not told here: demo.py measures them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from networks import NETWORKS, OUT
-from table import agreed, told, write
+from table import agreed, write
 
 import lilliput as lp
 from lilliput.file.container import Reader
@@ -44,7 +47,6 @@ def main() -> None:
         task, folder = NETWORKS[network](), OUT / f"sizes-{network}-{len(rows)}"
         shutil.rmtree(folder, ignore_errors=True)
         small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=20), folder=folder)
-        faster = told(small.data["ratio"]["faster"])
         rows.append(
             {
                 "network": network,
@@ -52,10 +54,6 @@ def main() -> None:
                 **weighed(folder / "net.lil", small),
                 **compared(folder / "net.lil", small, task),
                 **agreed(small.data),
-                "faster": faster["value"],
-                "faster_low": faster["low"],
-                "faster_high": faster["high"],
-                "others_cores": small.data["environment"]["others_cores"],
             }
         )
         print(rows[-1], flush=True)

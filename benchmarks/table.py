@@ -1,16 +1,26 @@
-"""Results as CSV, each row with the conditions it was measured under."""
+"""Results as CSV, each row with the conditions it was measured under.
+
+Whoever runs a CSV's command at its commit must get its figures, so none is written from a tree with changes. Importing
+this module, which every benchmark does before it works, stops a benchmark there. `DRY=1` lets it run and print its
+rows; nothing is written then.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lilliput.measure import environment
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+DRY = os.environ.get("DRY", "") not in ("", "0")
+CODE = ("src/", "benchmarks/", "examples/", "tests/")  # where a file that git does not know changes what is measured
 
 
 def write(
@@ -21,30 +31,30 @@ def write(
 ) -> Path:
     """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions.
 
-    Rows of the file as it is that `keep` wants stay, before the new ones.
+    Rows of the file as it is that `keep` wants stay, before the new ones. In a dry run, and where the tree has changed
+    meanwhile, the rows are printed instead.
     """
     found = environment(threads)
     conditions = {
         "command": f"make bench NAME={name}",
-        "commit": _commit(),
+        "commit": _COMMIT,
         **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime", "openvino")},
         "flags": " ".join(found["flags"]),  # type: ignore[arg-type]
     }
     path = RESULTS / f"{name}.csv"
     full: list[Mapping[str, Any]] = [*_kept(path, keep), *({**row, **conditions} for row in rows)]
     columns = list(dict.fromkeys(key for row in full for key in row))
+    if DRY or changes():
+        _write(sys.stdout, columns, full)
+        if not DRY:
+            sys.exit(f"results/{name}.csv is not written: {_told(changes())}")
+        print(f"not written, for DRY is set: results/{name}.csv")
+        return path
     RESULTS.mkdir(exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _short(value) for key, value in row.items()} for row in full)
+        _write(file, columns, full)
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
     return path
-
-
-def told(measured: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """A measured figure of a report; without its numbers where other work left none to tell."""
-    return measured or dict.fromkeys(("value", "low", "high"))
 
 
 def agreed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +74,55 @@ def agreed(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def cost(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns with what else a report measured on both sides, and what became of the weights."""
+    sides = {f"{side}_{name}": _at(data[side], path) for side in ("before", "after") for name, path in _COSTS.items()}
+    weights = {name: data["ratio"][name] for name in ("nonzero", "shared", "weight_error")}
+    return {**sides, "batch": _at(data, ("batches", "samples")), **weights}
+
+
+_COSTS = {
+    "p95_ms": ("calls", "p95_ms"),
+    "p99_ms": ("calls", "p99_ms"),
+    "samples_a_second": ("throughput", "value"),
+    "joules": ("joules",),
+    "load_cpu_s": ("loading", "seconds"),
+    "load_peak_bytes": ("loading", "peak_bytes"),
+    "first_call_cpu_s": ("loading", "call_s"),
+    "call_peak_bytes": ("loading", "call_peak_bytes"),
+}
+
+
+def _at(held: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        held = None if held is None else held.get(key)
+    return held
+
+
+def changes() -> list[str]:
+    """Files in which the tree differs from its commit: those that git knows, and code that it does not.
+
+    The CSVs do not count, for a benchmark writes them, nor does what lies in out/.
+    """
+    given = ("--porcelain", "--untracked-files=all", "--", ":/", ":(top,exclude)benchmarks/results")
+    found = [(line[:2], line[3:]) for line in _git("status", *given).splitlines()]
+    return [path for state, path in found if state != "??" or path.startswith(CODE)]
+
+
+def _told(changed: list[str]) -> str:
+    shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+    return (
+        f"the tree differs from its commit in {shown}. Commit it first, for a CSV names the commit that made it; "
+        "or run with DRY=1, which prints the rows and writes nothing"
+    )
+
+
+def _write(file: Any, columns: list[str], rows: list[Mapping[str, Any]]) -> None:
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+
+
 def _kept(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> list[Mapping[str, str]]:
     if not path.exists():
         return []
@@ -75,8 +134,13 @@ def _short(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _commit() -> str:
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
-    )
-    return told.stdout.strip()
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=HERE, check=False)
+    if done.returncode and not DRY:
+        sys.exit(f"git {command[0]} fails in {HERE.name}/, so no commit can be told: {done.stderr.strip()}")
+    return done.stdout.rstrip("\n")
+
+
+_COMMIT = _git("describe", "--always")  # when the benchmark began: its code is that of this commit
+if not DRY and Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == HERE and changes():
+    sys.exit(f"nothing is measured: {_told(changes())}")
