@@ -70,6 +70,13 @@ def compressed(kind: str, target: str) -> lp.Result:
     return lp.compress(net, recipe, calibrate=batches, target=TARGETS[target])
 
 
+def test_builds_are_compared_on_batches_to_evaluate_with_too() -> None:
+    torch.manual_seed(0)
+    task = lp.Task(Images().eval(), example=torch.randn(1, 3, 12, 12), evaluate=[torch.randn(5, 3, 12, 12)] * 2)
+    written: Any = lp.compress(task, FOUR, target=TARGETS["onnxruntime"]).data["export"]["after"]["written"]
+    assert written["samples"] == 9
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_right_passes(kind: str, target: str) -> None:

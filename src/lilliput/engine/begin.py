@@ -50,6 +50,7 @@ def begin(
         example=example,
         dynamic=dynamic,
         calibrate=checked["calibrate"],
+        evaluate=checked["evaluate"],
         target=target,
         store=store,
         environment=digest(conditions(target)),

@@ -6,6 +6,7 @@ As it is written a file is computed node by node in float, and without the round
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -133,13 +134,13 @@ def batch_size_of(inputs: Inputs) -> int:
 
 
 def _samples(driver: Driver) -> Iterator[Inputs]:
-    """The example, and calibration batches that the graph takes, until there are enough samples."""
+    """The example, and batches to calibrate or evaluate with that the graph takes, until there are enough samples."""
     yield driver.example
     count = 0
-    for i, inputs in enumerate(driver.calibrate or ()):
+    for inputs in itertools.chain(driver.calibrate or (), driver.evaluate or ()):
         given = _shortened(driver, Inputs.of(inputs), SAMPLES - count)
         try:
-            check_like(given, driver.example, driver.dynamic, f"calibrate[{i}]", first=False)
+            check_like(given, driver.example, driver.dynamic, "a sample", first=False)
         except InputError:  # other lengths, along axes that are not open
             continue
         yield given

@@ -76,6 +76,7 @@ class Driver:
     skipped: dict[str, str] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)  # by which parameters were rescaled
     trainings: list[dict[str, Any]] = field(default_factory=list)  # the losses of each, epoch by epoch
+    evaluate: Batches | None = None  # on which builds are compared too, where there are no other samples
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     removed: list[dict[str, Any]] = field(default_factory=list)  # modules that were left out, as they were called first
     batch_s: dict[Finetune, float] = field(default_factory=dict)  # what a batch takes in each training, as it was tried
@@ -104,6 +105,7 @@ class Driver:
             example=self.example,
             dynamic=self.dynamic,
             calibrate=self.calibrate,
+            evaluate=self.evaluate,
             target=self.target,
             store=self.store,
             environment=self.environment,
