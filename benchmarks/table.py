@@ -18,10 +18,11 @@ def write(
     rows: Iterable[Mapping[str, Any]],
     threads: int,
     keep: Callable[[Mapping[str, str]], bool] = lambda row: False,
+    order: Callable[[Mapping[str, Any]], Any] = lambda row: 0,
 ) -> Path:
     """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions.
 
-    Rows of the file as it is that `keep` wants stay, before the new ones.
+    Rows of the file as it is that `keep` wants stay, before the new ones where `order` does not say otherwise.
     """
     found = environment(threads)
     conditions = {
@@ -32,6 +33,7 @@ def write(
     }
     path = RESULTS / f"{name}.csv"
     full: list[Mapping[str, Any]] = [*_kept(path, keep), *({**row, **conditions} for row in rows)]
+    full.sort(key=order)
     columns = list(dict.fromkeys(key for row in full for key in row))
     RESULTS.mkdir(exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
