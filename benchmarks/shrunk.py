@@ -6,6 +6,8 @@ import copy
 import multiprocessing
 import os
 import re
+import resource
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ from lilliput.measure.cost import macs, parameters  # noqa: E402  # neither need
 
 STEPS = ("build", "shrink", "forward", "backward", "save", "load", "export")
 Row = dict[str, Any]
+_PATIENCE = 30  # times the seconds that a network may take, for one that waits for ever
 SEEDS = (1, 2, 3)  # of inputs that no tool has seen
 
 
@@ -95,33 +98,36 @@ def warm() -> None:
 def alone(one: Callable[[Trial], None], load: Callable[[str, str], Any], name: str, seconds: int) -> Row:
     """The row that `one` makes of a network, in a process of its own; one that dies or takes too long has a row too.
 
-    ``load(name, file)`` gives the outputs of what is in the file.
+    ``load(name, file)`` gives the outputs of what is in the file. The seconds are the processor's: other work, and a
+    low priority, may have it wait.
     """
     context = multiprocessing.get_context("fork")
     asks, answers = context.Pipe()
     loader = context.Process(target=_loader, args=(load, name, answers))
     loader.start()
     here, there = context.Pipe(duplex=False)  # which the loader does not hold open
-    process = context.Process(target=_trial, args=(one, name, there, asks))
+    process = context.Process(target=_trial, args=(one, name, there, asks, seconds))
     process.start()
     there.close()
     told: Any = "build"
-    until = time.monotonic() + seconds
+    until = time.monotonic() + _PATIENCE * seconds
+    why = f"TimeoutError: took over {seconds} s"
     try:
         while here.poll(max(0.0, until - time.monotonic())):
             told = here.recv()
-        why = f"TimeoutError: took over {seconds} s"
     except EOFError:
         process.join()
-        why = f"the process ended with {process.exitcode}"
+        if process.exitcode != -signal.SIGXCPU:
+            why = f"the process ended with {process.exitcode}"
     for child in (process, loader):
         child.kill()
         child.join()
     return {"network": name, **(told if isinstance(told, dict) else {"failed": told, "error": why})}
 
 
-def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any) -> None:
+def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any, seconds: int) -> None:
     _silent()
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
     def load(file: Path) -> list[Tensor]:
         asks.send(str(file))
