@@ -104,7 +104,7 @@ def ways(
 ) -> Iterator[tuple[str, nn.Module]]:
     """The network without these atoms, where `kept` channels stay, its gains set in each of the ways."""
     small = copy.deepcopy(net)
-    for edit, tensors in Shrinking(net, coupled, given).proven(going):
+    for edit, tensors in Shrinking(net, coupled, given).checked(going):
         edit.apply(small, tensors)
     before = {path: (y, net.get_submodule(path).weight.data) for path, y in flows(net, x).items()}
     for way in ("as they are", "by width", "by what flows"):

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from shrunk import Refused, Row, Trial, alone, figures, flat, put_through, runs, said, trains, warm
+from shrunk import Refused, Row, Trial, alone, figures, flat, kept_by_values, put_through, runs, said, trains, warm
 from torch import Tensor, nn
 from transformers.models.swin.modeling_swin import SwinPatchMerging
 from transformers.pytorch_utils import Conv1D
@@ -65,6 +65,7 @@ def one(trial: Trial) -> None:
             original,
             small,
             inputs,
+            kept_by_values(original, small),
             save=lambda path: torch.save(small, path),
             export=lambda path: torch.onnx.export(small, inputs, str(path), dynamo=True, verbose=False),
         )

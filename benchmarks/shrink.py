@@ -1,7 +1,8 @@
 """Half the width gone: ours and torch-pruning on every architecture of the zoo, each with what worked and what not.
 
 torch-pruning runs in an environment of its own (see pruning_peers.py), whose Python the variable PEERS_PYTHON names;
-what it has answered lies in out/shrink and is not asked again. Without the variable, only what lies there is shown.
+what it has answered lies in out/shrink and is not asked again. Without the variable, only what lies there is made anew;
+other rows of the file stay as they are. Whether a network is right is judged by tests/topologies/oracle.py.
 
     PEERS_PYTHON=peers/bin/python make bench NAME=shrink
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from shrunk import STEPS, Refused, Row, Trial, alone, figures, put_through, warm
+from shrunken import kept, unscaled
 from table import write
 from zoo import ZOO, Subject, subject
 
@@ -44,8 +46,14 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     rows += theirs(chosen)
     order = {known.name: place for place, known in enumerate(ZOO)}
-    rows.sort(key=lambda row: (order[row["network"]], row["tool"]))
-    write("shrink", [arranged(row) for row in rows], threads=1)
+    made = {(row["network"], row["tool"]) for row in rows}
+    write(
+        "shrink",
+        [arranged(row) for row in rows],
+        threads=1,
+        keep=lambda row: (row["network"], row["tool"]) not in made,
+        order=lambda row: (order[row["network"]], row["tool"]),
+    )
     summary(rows)
 
 
@@ -62,13 +70,15 @@ def one(trial: Trial) -> None:
         except LilliputError as error:
             raise Refused(str(error)) from None
     small = driver.model
-    trial.row["departure_from_masked"] = driver.proofs[-1]
+    trial.row["departure_from_masked"] = driver.checks[-1]
     trial.row |= figures(small, inputs, "after")
     put_through(
         trial,
         original,
         small,
         inputs,
+        kept(driver),
+        unscaled=unscaled(driver),
         save=lambda path: lp.save(path, small),
         export=lambda path: lp.export(path, small, inputs, dynamic=known.dynamic, target=lp.OnnxRuntime(threads=1)),
     )
@@ -103,7 +113,6 @@ def arranged(row: Row) -> Row:
         for what in ("parameters", "macs")
         if f"{what}_after" in row
     }
-    departure = row.get("departure_from_zeroed", "")
     return {
         "network": row["network"],
         "kind": subject(row["network"]).kind,
@@ -120,8 +129,9 @@ def arranged(row: Row) -> Row:
         "macs_after": row.get("macs_after", ""),
         "parameters_left_percent": left.get("parameters_left_percent", ""),
         "macs_left_percent": left.get("macs_left_percent", ""),
-        "equals_zeroed": departure <= 1e-3 if isinstance(departure, float) else departure,
-        "departure_from_zeroed": departure,
+        "equals_zeroed": row.get("equals_zeroed", ""),
+        "why": row.get("why", row.get("error", "") if "equals_zeroed" not in row else ""),
+        "departure_from_zeroed": row.get("departure_from_zeroed", ""),
         "departure_from_masked": row.get("departure_from_masked", ""),
         "cpu_seconds": row.get("shrink_cpu_seconds", ""),
         "setting": row.get("setting", ""),

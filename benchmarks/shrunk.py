@@ -6,10 +6,12 @@ import copy
 import multiprocessing
 import os
 import re
+import resource
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +25,16 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests" / "topologies"), str(ROOT / "src")]
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # transformers knows another one of that name
 
+import oracle  # noqa: E402
+from oracle import Kept  # noqa: E402
+from zoo import subject  # noqa: E402
+
 from lilliput.measure.cost import macs, parameters  # noqa: E402  # neither needs what only Lilliput's environment has
 
 STEPS = ("build", "shrink", "forward", "backward", "save", "load", "export")
 Row = dict[str, Any]
-NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "GRN")
+_PATIENCE = 30  # times the seconds that a network may take, for one that waits for ever
+SEEDS = (1, 2, 3)  # of inputs that no tool has seen
 
 
 class Refused(Exception):
@@ -91,33 +98,36 @@ def warm() -> None:
 def alone(one: Callable[[Trial], None], load: Callable[[str, str], Any], name: str, seconds: int) -> Row:
     """The row that `one` makes of a network, in a process of its own; one that dies or takes too long has a row too.
 
-    ``load(name, file)`` gives the outputs of what is in the file.
+    ``load(name, file)`` gives the outputs of what is in the file. The seconds are the processor's: other work, and a
+    low priority, may have it wait.
     """
     context = multiprocessing.get_context("fork")
     asks, answers = context.Pipe()
     loader = context.Process(target=_loader, args=(load, name, answers))
     loader.start()
     here, there = context.Pipe(duplex=False)  # which the loader does not hold open
-    process = context.Process(target=_trial, args=(one, name, there, asks))
+    process = context.Process(target=_trial, args=(one, name, there, asks, seconds))
     process.start()
     there.close()
     told: Any = "build"
-    until = time.monotonic() + seconds
+    until = time.monotonic() + _PATIENCE * seconds
+    why = f"TimeoutError: took over {seconds} s"
     try:
         while here.poll(max(0.0, until - time.monotonic())):
             told = here.recv()
-        why = f"TimeoutError: took over {seconds} s"
     except EOFError:
         process.join()
-        why = f"the process ended with {process.exitcode}"
+        if process.exitcode != -signal.SIGXCPU:
+            why = f"the process ended with {process.exitcode}"
     for child in (process, loader):
         child.kill()
         child.join()
     return {"network": name, **(told if isinstance(told, dict) else {"failed": told, "error": why})}
 
 
-def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any) -> None:
+def _trial(one: Callable[[Trial], None], name: str, there: Any, asks: Any, seconds: int) -> None:
     _silent()
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
 
     def load(file: Path) -> list[Tensor]:
         asks.send(str(file))
@@ -153,15 +163,17 @@ def put_through(
     original: nn.Module,
     small: nn.Module,
     inputs: tuple[Tensor, ...],
+    kept: Kept | None,
     save: Callable[[Path], Any],
     export: Callable[[Path], Any],
+    unscaled: Collection[str] = (),
 ) -> None:
     """All steps after shrinking; the row gets figures as they come, and stops growing at the first that fails."""
     with torch.no_grad():
         wanted = original(*inputs)
     with trial.step("forward"):
         out = runs(small, inputs, wanted)
-        trial.row["departure_from_zeroed"] = from_zeroed(original, small, inputs)
+    judged(trial, original, small, kept, unscaled)
     with trial.step("backward"):
         trains(small, inputs)
     with tempfile.TemporaryDirectory(prefix="shrink-") as folder:
@@ -223,45 +235,39 @@ def figures(model: nn.Module, inputs: tuple[Tensor, ...], when: str) -> Row:
     return {f"parameters_{when}": parameters(model), f"macs_{when}": macs(counted, inputs).total}
 
 
-def from_zeroed(original: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> float | str:
-    """How far the shrunk network is from the original with all that was removed set to zero; 0 where it is the same.
+def judged(
+    trial: Trial, original: nn.Module, small: nn.Module, kept: Kept | None, unscaled: Collection[str] = ()
+) -> None:
+    """Tell in the row whether the shrunk network computes what the original does with all that is not `kept` zero."""
+    if kept is None:
+        trial.row |= {"equals_zeroed": "unknown", "why": "it also changed numbers that it kept"}
+        return
+    try:
+        unseen = [subject(trial.name).build(seed)[1] for seed in SEEDS]
+        apart = oracle.departure(original, small, kept, unseen, unscaled)
+    except Exception as error:  # networks raise many kinds
+        trial.row |= {"equals_zeroed": "unknown", "why": said(error)}
+    else:
+        trial.row |= {"equals_zeroed": apart <= oracle.TOLERANCE, "departure_from_zeroed": apart}
 
-    Normalisations over removed channels are done over those that are left. What was removed is found by comparing the
-    numbers in both, which are random: where a tool changed numbers as well, the answer is a word.
-    """
-    zeroed = copy.deepcopy(original)
+
+def kept_by_values(original: nn.Module, small: nn.Module) -> Kept | None:
+    """What was kept along each axis of each tensor, of a tool that does not tell: from numbers, which are random."""
     held = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-    with torch.no_grad():
-        for name, x in [*zeroed.named_parameters(), *zeroed.named_buffers()]:
-            if name not in held or held[name].dim() != x.dim():
-                return "unknown: other tensors"
-            if not x.is_floating_point() or x.shape == held[name].shape:
-                continue
-            kept = mask(x, held[name])
-            if kept is None:
-                return "unknown: other numbers"
-            x.mul_(kept)
-        hooks = [hook for path, module in zeroed.named_modules() for hook in _over_kept(module, small, path)]
-        try:
-            return departure(small(*inputs), zeroed(*inputs))
-        except Exception as error:
-            return f"unknown: {type(error).__name__}"
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def mask(x: Tensor, small: Tensor) -> Tensor | None:
-    """1 where `x` was kept, from slices whose numbers are found in `small`; None where they are not found."""
-    found = torch.isin(x, small).float()
-    kept = torch.ones_like(x)
-    for axis, left in enumerate(small.shape):
-        share = found.movedim(axis, 0).reshape(x.shape[axis], -1).mean(1)
-        there = share > share.max() / 2 if x.dim() > 1 else in_order(x, small)
-        if int(there.sum()) != left:
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, x in [*original.named_parameters(), *original.named_buffers()]:
+        if name not in held or held[name].dim() != x.dim():
             return None
-        kept = kept * there.float().view([-1 if i == axis else 1 for i in range(x.dim())])
-    return kept
+        if not x.is_floating_point() or x.shape == held[name].shape:
+            continue
+        there = torch.isin(x, held[name]).float()
+        for axis, left in enumerate(held[name].shape):
+            share = there.movedim(axis, 0).reshape(x.shape[axis], -1).mean(1)
+            places = (share > share.max() / 2 if x.dim() > 1 else in_order(x, held[name])).nonzero().flatten()
+            if len(places) != left:
+                return None
+            found.setdefault(name, {})[axis] = places
+    return found
 
 
 def in_order(x: Tensor, small: Tensor) -> Tensor:
@@ -272,20 +278,3 @@ def in_order(x: Tensor, small: Tensor) -> Tensor:
             there[i] = True
             wanted.pop(0)
     return there
-
-
-def _over_kept(module: nn.Module, small: nn.Module, path: str) -> list[Any]:
-    """A hook that has the shrunk network's own normalisation answer for the channels that are left."""
-    weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith(NORMS) or not isinstance(weight, Tensor):
-        return []
-    norm, kept = small.get_submodule(path), weight.flatten().nonzero().flatten()
-    if len(kept) == weight.numel():
-        return []
-
-    def answer(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        x = given[0]
-        axis = x.dim() - 1 if x.shape[-1] == weight.numel() else 1
-        return torch.zeros_like(out).index_copy_(axis, kept, norm(x.index_select(axis, kept)))
-
-    return [module.register_forward_hook(answer)]

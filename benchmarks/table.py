@@ -28,11 +28,12 @@ def write(
     rows: Iterable[Mapping[str, Any]],
     threads: int,
     keep: Callable[[Mapping[str, str]], bool] = lambda row: False,
+    order: Callable[[Mapping[str, Any]], Any] = lambda row: 0,
 ) -> Path:
     """Write `results/<name>.csv`; every row ends with commit, processor, threads and versions.
 
-    Rows of the file as it is that `keep` wants stay, before the new ones. In a dry run, and where the tree has changed
-    meanwhile, the rows are printed instead.
+    Rows of the file as it is that `keep` wants stay, before the new ones where `order` does not say otherwise. In a dry
+    run, and where the tree has changed meanwhile, the rows are printed instead.
     """
     found = environment(threads)
     conditions = {
@@ -43,6 +44,7 @@ def write(
     }
     path = RESULTS / f"{name}.csv"
     full: list[Mapping[str, Any]] = [*_kept(path, keep), *({**row, **conditions} for row in rows)]
+    full.sort(key=order)
     columns = list(dict.fromkeys(key for row in full for key in row))
     if DRY or changes():
         _write(sys.stdout, columns, full)

@@ -275,10 +275,10 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
     follow(recipe, driver)
     if given is None:
         driver, recipe = paying(task.model, driver, recipe, work)
-    return _prove(task, driver, evaluate, recipe, place, assets)
+    return _finish(task, driver, evaluate, recipe, place, assets)
 
 
-def _prove(
+def _finish(
     task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, assets: Mapping[str, bytes]
 ) -> Result:
     """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""

@@ -163,7 +163,7 @@ def test_an_attribute_follows_its_axis_and_others_of_the_same_number_do_not() ->
     (group,) = (group for group in coupled.groups if "out.weight[1]" in places(group))
     shrinking = Shrinking(net, coupled, Inputs.of(x))
     assert not shrinking.refused({group: group.atoms[:1]})
-    edits = [edit for edit, _ in shrinking.proven(group.atoms[:1])]
+    edits = [edit for edit, _ in shrinking.checked(group.atoms[:1])]
     numbers = {(edit.module, edit.name): edit.value for edit in edits if isinstance(edit, SetNumber)}
     assert numbers[("", "width")] == (3,) and ("", "steps") not in numbers
     assert {edit.shape for edit in edits if isinstance(edit, Resize)} == {(6, 5), (6,), (3, 3)}
@@ -210,7 +210,7 @@ def test_an_rms_norm_keeps_its_divisor(norm: str) -> None:
     (group,) = coupled.groups
     shrinking, small = Shrinking(net, coupled, Inputs.of(x)), copy.deepcopy(net)
     assert not shrinking.refused({group: group.atoms[::2]})
-    for edit, given in shrinking.proven(group.atoms[::2]):
+    for edit, given in shrinking.checked(group.atoms[::2]):
         edit.apply(small, given)
     net[0].weight.data[::2], net[0].bias.data[::2] = 0, 0
     if norm == "plus":
@@ -229,7 +229,7 @@ def test_the_gains_of_a_layer_norm_are_scaled_by_width_and_its_bias_is_not() -> 
     coupled = found(net, x)
     (group,) = coupled.groups
     small = copy.deepcopy(net)
-    for edit, given in Shrinking(net, coupled, Inputs.of(x)).proven(group.atoms[::2]):
+    for edit, given in Shrinking(net, coupled, Inputs.of(x)).checked(group.atoms[::2]):
         edit.apply(small, given)
     torch.testing.assert_close(small[1].weight, net[1].weight[1::2] * 2**0.5)
     assert torch.equal(small[1].bias, net[1].bias[1::2])
@@ -251,7 +251,7 @@ def test_attention_keeps_its_scale() -> None:
     (group,) = (group for group in coupled.groups if "k.weight[0]" in places(group))
     shrinking = Shrinking(net, coupled, Inputs.of(x))
     small = Attention().eval()
-    for edit, given in shrinking.proven(group.atoms[::2]):
+    for edit, given in shrinking.checked(group.atoms[::2]):
         edit.apply(small, given)
     for name, value in net.state_dict().items():
         if name[0] in "vo":

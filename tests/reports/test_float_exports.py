@@ -69,6 +69,7 @@ CASES: dict[str, Answer] = {
     "windows": lambda x: x.unfold(2, 4, 2),
     "shuffled": lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2) * 2, 2),
     "reflected": lambda x: F.pad(x, (2, 1, 3, 0), mode="reflect"),
+    "by the batch": lambda x: F.batch_norm(x, None, None, training=True),
     "rolled": lambda x: torch.roll(x, (1, -2), (2, 3)),
 }  # fmt: skip
 SAMPLED: dict[str, Answer] = {
@@ -95,6 +96,13 @@ def test_the_export_computes_what_the_module_does(cases: dict[str, Answer], tmp_
 def test_a_resize_that_the_exporter_writes_otherwise_is_refused(mode: str, tmp_path: Path) -> None:
     net = Calls([resized(mode=mode, size=(13, 15), antialias=True, align_corners=True)])
     with pytest.raises(ExportError, match=r"antialias=True and align_corners=True.*resize with align_corners=False"):
+        built(net, (torch.randn(2, 3, 8, 10),), tmp_path / "net.onnx")
+
+
+def test_a_batch_norm_in_training_mode_is_refused_where_it_holds_statistics(tmp_path: Path) -> None:
+    """Without any, as weights are standardised by in BiT, the exporter writes what torch computes (among the cases)."""
+    net = Calls([lambda x: F.batch_norm(x, torch.zeros(3), torch.ones(3), training=True)])
+    with pytest.raises(ExportError, match=r"training mode that holds statistics.*leave it in eval mode"):
         built(net, (torch.randn(2, 3, 8, 10),), tmp_path / "net.onnx")
 
 

@@ -13,6 +13,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
+from lilliput.model.structure import KEPT, Resize
 from lilliput.outputs import flatten_outputs
 from lilliput.progress import silent
 
@@ -34,3 +35,22 @@ def same_after_loading(small: nn.Module, name: str, inputs: tuple[Tensor, ...], 
     lp.save(path, small)
     again = lp.load(path, into=subject(name).build(seed=1)[0])
     return all(map(torch.equal, answers(again, inputs), answers(small, inputs)))
+
+
+def kept(driver: Driver) -> dict[str, dict[int, Tensor]]:
+    """Of each tensor that lost slices, by path: the places that its edits kept along axes, as they were at first."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for step in driver.state.steps:
+        if isinstance(step.edit, Resize):
+            for name, places in step.tensors.items():
+                if name.startswith(KEPT):
+                    axis = int(name.removeprefix(KEPT))
+                    for path in step.edit.paths:
+                        before = found.setdefault(path, {})
+                        before[axis] = before[axis][places] if axis in before else places
+    return found
+
+
+def unscaled(driver: Driver) -> set[str]:
+    """The norms over fewer channels whose gains could not be scaled up, as the user is told."""
+    return {path for path, why in driver.skipped.items() if "norm over fewer channels" in why}

@@ -80,7 +80,7 @@ class Driver:
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     removed: list[dict[str, Any]] = field(default_factory=list)  # modules that were left out, as they were called first
     batch_s: dict[Finetune, float] = field(default_factory=dict)  # what a batch takes in each training, as it was tried
-    proofs: list[float] = field(default_factory=list)  # how far shrunk networks were from those with slices masked
+    checks: list[float] = field(default_factory=list)  # how far shrunk networks were, on the example, from those masked
     _lasting: set[str] = field(default_factory=set)  # of those skipped, which stay so when they are encoded
     tried: Tried | None = None  # on the target, in place of its own recipe; None where the recipe is the user's
     _notes: dict[str, dict[str, bool]] = field(default_factory=dict)  # texts, and which outlast another encoding
@@ -287,7 +287,7 @@ class Driver:
     def shrink(self, going: Going) -> None:
         gone, shrinking = _all(going), self._shrinking()
         made, untold = shrinking.described(gone)
-        self.proofs.append(shrinking.apart)
+        self.checks.append(shrinking.apart)
         for path in shrinking.not_rescaled(gone):
             self.skip(path, "a norm over fewer channels now, whose gains are no parameter of its own to scale up")
         for edit, given in made:

@@ -196,9 +196,9 @@ def _refuse_wrong(captured: ExportedProgram) -> None:
                 why="runtimes weigh the pixels of such a filter otherwise than torch",
                 next="resize with align_corners=False, where they agree",
             )
-        if name == "batch_norm" and len(node.args) > 5 and node.args[5]:
+        if name == "batch_norm" and len(node.args) > 5 and node.args[5] and node.args[3] is not None:
             raise ExportError(
-                "a batch norm in training mode, whose statistics are those of the batch",
+                "a batch norm in training mode that holds statistics, and takes those of the batch",
                 where=node.name,
                 why="torch's exporter writes it with the statistics that it holds",
                 next="leave it in eval mode, or compute mean and variance of the batch in forward",

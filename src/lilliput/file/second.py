@@ -1,6 +1,6 @@
 """A second decoder of the `.lil` format, written from docs/format.md alone, to be read beside it.
 
-It shares no code with the first and needs NumPy only: a proof that the document suffices, and a judge of what the first
+It shares no code with the first and needs NumPy only: it shows that the document suffices, and judges what the first
 writes. It gives the bytes of tensors; what the header makes of them is for `lilliput.load`.
 """
 

@@ -19,6 +19,7 @@ from lilliput.model.stand_in import StandIn
 _INDEX = ("idx", "index", "id", "number")  # how attributes end that hold the place of a module in a list
 _REPLACEMENTS: Mapping[str, type[nn.Module]] = {"Identity": nn.Identity}
 _MOST_OUTPUTS = 16
+KEPT = "kept along "  # before the number of an axis: the places that `Resize` left there, counted before it
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +61,8 @@ class LeaveOut(Edit):
 class Resize(Edit):
     """A tensor gets fewer rows, columns, or whatever its axes are; a tied one under all its paths.
 
-    Without the tensor that it becomes it gets its shape alone: a file holds what is in it otherwise.
+    Without the tensor that it becomes, `value`, it gets its shape alone: a file holds what is in it otherwise. Beside
+    that tensor travel the places that were kept along each axis that lost some, for whoever asks what went.
     """
 
     paths: tuple[str, ...]

@@ -1,7 +1,7 @@
 """What can only be removed together, and removing it.
 
 `atoms` are the positions of axes, `flow` follows them through a captured graph by the `rules` of its operators,
-`groups` are what is found; `shrinking` turns a choice of slices into edits, proven against the network with them
+`groups` are what is found; `shrinking` turns a choice of slices into edits, checked against the network with them
 `masked`.
 """
 

@@ -27,7 +27,7 @@ from lilliput.model.coupling.rescaling import Rows, multiplied, not_rescaled, op
 from lilliput.model.coupling.sizes import Link, numbers_read, sizes
 from lilliput.model.inputs import Inputs
 from lilliput.model.program import program, quiet
-from lilliput.model.structure import Resize, SetNumber
+from lilliput.model.structure import KEPT, Resize, SetNumber
 from lilliput.model.trial import Change, answers, changed, misfit, same_chance, shapes
 from lilliput.modes import eval_mode, exact_products
 from lilliput.outputs import departure
@@ -45,7 +45,7 @@ class Shrinking:
     inputs: Inputs
     progress: Progress = silent
     links: dict[Link, Number] = field(default_factory=dict)
-    apart: float = math.nan  # how far the last network that was proven was from the masked one, of the largest answer
+    apart: float = math.nan  # how far the last network that was checked was from the masked one, of the largest answer
 
     def __post_init__(self) -> None:
         with same_chance():
@@ -57,7 +57,7 @@ class Shrinking:
 
     def refused(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
         """Why groups cannot lose these atoms; all others can, all together."""
-        if not self._tried(set(), _all(chosen)) and not self._unproven(_all(chosen)):
+        if not self._tried(set(), _all(chosen)) and not self._refuted(_all(chosen)):
             return {}
         found, gone = dict[Group, str](), set[int]()
         for done, (group, atoms) in enumerate(chosen.items()):
@@ -90,7 +90,7 @@ class Shrinking:
 
     def _sieved(self, chosen: Mapping[Group, Sequence[int]]) -> dict[Group, str]:
         """Of groups that run without these atoms, those that then compute something else; found by halves."""
-        why = self._unproven(_all(chosen))
+        why = self._refuted(_all(chosen))
         if not why or len(chosen) == 1:
             return dict.fromkeys(chosen, why) if why else {}
         every, found = list(chosen), dict[Group, str]()
@@ -98,7 +98,7 @@ class Shrinking:
             found |= self._sieved({group: chosen[group] for group in half})
         rest = {group: atoms for group, atoms in chosen.items() if group not in found}
         if found:
-            why = self._unproven(_all(rest))
+            why = self._refuted(_all(rest))
         return found | dict.fromkeys(rest, why) if why else found
 
     def _links(self, gone: set[int]) -> Iterator[dict[Link, Number]]:
@@ -142,10 +142,11 @@ class Shrinking:
     def _length(self, number: Number, gone: Iterable[int]) -> int:
         return int(self.coupling.left(number.axis, gone).sum())
 
-    def proven(self, gone: Iterable[int], also: Sequence[Change] = ()) -> list[Change]:
+    def checked(self, gone: Iterable[int], also: Sequence[Change] = ()) -> list[Change]:
         """The edits that remove these atoms, made in a copy, captured again and compared with the network masked.
 
-        `also` are made after them. Raises CaptureError where the copy makes other calls or computes something else.
+        That is a check on one input, no proof. `also` are made after them. Raises CaptureError where the copy makes
+        other calls or computes something else.
         """
         gone = set(gone)
         with eval_mode(trial := changed(self.model, [*self.changes(gone), *also])), quiet():
@@ -169,21 +170,21 @@ class Shrinking:
         return changes
 
     def described(self, gone: Iterable[int]) -> tuple[list[Change], str]:
-        """The proven edits, with those by which configs tell what is left; or without, and why they cannot."""
+        """The checked edits, with those by which configs tell what is left; or without, and why they cannot."""
         gone = set(gone)
-        made = self.proven(gone)
-        return described(self.model, made, self.inputs, numbers_read, lambda also: self.proven(gone, also))
+        made = self.checked(gone)
+        return described(self.model, made, self.inputs, numbers_read, lambda also: self.checked(gone, also))
 
     def not_rescaled(self, gone: Iterable[int]) -> set[str]:
         """The modules whose norm gives less without these atoms, since it has no gains to scale up."""
         return not_rescaled(self.coupling, set(gone))
 
-    def _unproven(self, gone: set[int]) -> str:
+    def _refuted(self, gone: set[int]) -> str:
         """Why the network without these atoms is not what it was with them masked; empty if it is."""
         if not gone:
             return ""
         try:
-            self.proven(gone)
+            self.checked(gone)
         except Exception as error:  # the network's own code raises anything
             return reason(error)
         return ""
@@ -205,11 +206,13 @@ class Shrinking:
                 continue
             x = self.coupling.tensors[path]
             x = multiplied(x, *rows[path]) if path in rows else x
-            for i, mask in enumerate(left):
-                x = x.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(x.device))
+            kept = {i: torch.from_numpy(np.flatnonzero(mask)) for i, mask in enumerate(left) if not mask.all()}
+            for i, places in kept.items():
+                x = x.index_select(i, places.to(x.device))
             paths = every.get(path, (path,))
             resized |= {one: tuple(x.shape) for one in paths}
-            found.append((Resize(paths, tuple(x.shape)), {"value": x}))
+            told = {f"{KEPT}{i}": places for i, places in kept.items()}
+            found.append((Resize(paths, tuple(x.shape)), {"value": x, **told}))
         numbers: dict[Link, tuple[int, ...]] = {}
         for link, number in (self.links if links is None else links).items():
             length = self._length(number, gone)
