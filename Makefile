@@ -3,6 +3,7 @@
 #   make demo             compress EfficientNet-Lite0 and print what it cost and gained
 #   make test             the tests, two files at a time; ARGS='-k name -x -n 0' reaches pytest
 #   make check            style, types, who imports whom, and every Python block of the documentation
+#   make mutate           change the code in 400 places, and see which changes no test notices
 #   make bench NAME=x     run benchmarks/x.py
 #   make format           rewrite the code in the house style
 #   make clean            remove caches and builds; `rm -rf .venv` removes the environment as well
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -q -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check mutate bench format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +41,13 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/snippets.py
+
+.venv/.mutate: $(INSTALLED)
+	@$(PIP_INSTALL) -c constraints.txt -e '.[mutate]'
+	@touch $@
+
+mutate: .venv/.mutate
+	@OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: $(INSTALLED)
 	@test -f "benchmarks/$(NAME).py" || { \
