@@ -3,6 +3,7 @@
 #   make demo             compress EfficientNet-Lite0 and print what it cost and gained
 #   make test             the tests, two files at a time; ARGS='-k name -x -n 0' reaches pytest
 #   make check            style, types, who imports whom, every Python block and every figure of the documentation
+#   make mutate           change the code in 400 places, and see which changes no test notices
 #   make bench NAME=x     run benchmarks/x.py; with DRY=1 in a tree with changes, printing what it would write
 #   make figures          render the figures of README.md and docs/ from benchmarks/results/
 #   make format           rewrite the code in the house style
@@ -14,7 +15,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -q -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench figures format clean
+.PHONY: help setup demo test check mutate bench figures format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +43,13 @@ check: $(INSTALLED)
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/snippets.py
 	@$(BIN)/python scripts/figures.py --check
+
+.venv/.mutate: $(INSTALLED)
+	@$(PIP_INSTALL) -c constraints.txt -e '.[mutate]'
+	@touch $@
+
+mutate: .venv/.mutate
+	@OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: $(INSTALLED)
 	@test -f "benchmarks/$(NAME).py" || { \

@@ -10,10 +10,12 @@ from time import perf_counter
 
 import pytest
 
+from lilliput.errors import RAISE_OWN
 from lilliput.measure import Clocks
 from lilliput.targets import onnx_file
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
+os.environ[RAISE_OWN] = "1"  # a mistake of ours must not pass for a property of a model
 
 
 @pytest.fixture(autouse=True, scope="session")

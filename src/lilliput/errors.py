@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
+RAISE_OWN = "LILLIPUT_RAISE_OWN"  # a variable of the environment, which the tests set
 _LONGEST = 600  # characters of a part of a message
+_HERE = str(Path(__file__).parent)
+_INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+_CALLS_A_MODEL = ("_call_impl", "_wrapped_call_impl")  # of torch
+_PASSES_ON = "__torch_function__"  # of ours: called beneath every operator of a model's own code
+_CONVERTERS = ("/torch/export/", "/torch/_export/", "/torch/onnx/", "/torch/fx/", "/torch/_dynamo/", "/onnxruntime/")
 
 
 class LilliputError(Exception):
@@ -85,3 +95,37 @@ def reason(error: BaseException) -> str:
     """
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()  # colours are for terminals
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise `error` again if it is a mistake of this library, in its tests; in a user's run do nothing.
+
+    It stands wherever a run goes on without what failed because somebody else's code may fail there. A mistake of ours
+    in the same lines would pass for a property of the user's model.
+
+    >>> raise_own(ValueError("raised by no line of this library"))
+    """
+    if os.environ.get(RAISE_OWN) and is_own(error):
+        raise error
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether a line of this library failed, or what it called of another, and no model's own code or converter.
+
+    What is raised on purpose, a LilliputError, is no mistake.
+    """
+    if isinstance(error, LilliputError):
+        return False
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        if path.startswith(_HERE):
+            if name != _PASSES_ON:
+                return True
+        elif name in _CALLS_A_MODEL or any(part in path for part in _CONVERTERS) or not _installed(path):
+            return False
+    return False
+
+
+def _installed(path: str) -> bool:
+    """Whether a file is of Python or of a library, and none of the user's."""
+    return path.startswith(("<frozen", *_INSTALLED))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 from lilliput.encodings import (
@@ -211,4 +212,4 @@ def tied() -> type[nn.Module]:
 @pytest.fixture
 def same() -> Callable[[Any, Any], None]:
     """Asserts that two outputs or tensors are equal bit for bit."""
-    return lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0)
+    return lambda a, b: close(a, b, rtol=0, atol=0)

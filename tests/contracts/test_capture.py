@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 from lilliput.encodings import Int, Sparse
@@ -31,8 +32,8 @@ def view_of(model: nn.Module, example: Any, dynamic: Any = None) -> View:
     assert [type(module) for module in model.modules()] == types
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-    torch.testing.assert_close(inputs.tensors(), given, rtol=0, atol=0)
+    close(dict(model.state_dict()), before, rtol=0, atol=0)
+    close(inputs.tensors(), given, rtol=0, atol=0)
     return view
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -40,7 +41,7 @@ def assert_same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert list(a) == list(b)
     for name in a:
         assert a[name].dtype == b[name].dtype, name
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+        close(a[name], b[name], rtol=0, atol=0)
 
 
 # what it is
@@ -55,7 +56,7 @@ def test_the_type_is_the_hosts_own(carried: Carried) -> None:
 
 
 def test_it_computes_what_the_decoded_tensors_do(carried: Carried, same: Any) -> None:
-    torch.testing.assert_close(carried.model(carried.x), carried.dense(carried.x))
+    close(carried.model(carried.x), carried.dense(carried.x))
     with torch.no_grad():  # the same kernels
         same(carried.model(carried.x), carried.dense(carried.x))
 
@@ -154,7 +155,7 @@ def test_state_goes_through_safetensors(host: Host, encode: Encode) -> None:
     unique = {x.data_ptr(): (name, x) for name, x in model.state_dict().items()}  # it refuses shared memory
     read = safetensors.load(safetensors.save(dict(unique.values())))
     for name, x in unique.values():
-        torch.testing.assert_close(read[name], x, rtol=0, atol=0)
+        close(read[name], x, rtol=0, atol=0)
 
 
 def test_a_dense_checkpoint_is_encoded_as_it_comes_in(carried: Carried, same: Any) -> None:
@@ -166,8 +167,8 @@ def test_a_dense_checkpoint_is_encoded_as_it_comes_in(carried: Carried, same: An
     other.load_state_dict(given, strict=True)
     assert list(given) == keys
     for paths in carried.encoded:
-        torch.testing.assert_close(tensor_at(other, paths[0]), tensor_at(carried.dense, paths[0]), rtol=0.02, atol=0.02)
-    torch.testing.assert_close(other(carried.x), carried.dense(carried.x), rtol=0.1, atol=0.1)
+        close(tensor_at(other, paths[0]), tensor_at(carried.dense, paths[0]), share=0.02)
+    close(other(carried.x), carried.dense(carried.x), share=0.05)
 
 
 def test_a_checkpoint_of_another_shape_is_refused_as_torch_does(encode: Encode) -> None:
@@ -176,7 +177,7 @@ def test_a_checkpoint_of_another_shape_is_refused_as_torch_does(encode: Encode) 
     before = stored(model)
     with pytest.raises(RuntimeError, match=r"0\.weight.*\(12, 9\).*\(12, 8\)"):
         model.load_state_dict(nn.Sequential(nn.Linear(9, 12)).state_dict())
-    torch.testing.assert_close(model.state_dict()["0.weight_encoded.codes"], before["0.weight_encoded.codes"])
+    close(model.state_dict()["0.weight_encoded.codes"], before["0.weight_encoded.codes"])
     with pytest.raises(RuntimeError, match=r"0\.weight_encoded\.codes"):
         model.load_state_dict({"0.bias": torch.zeros(12)}, strict=True)
 
@@ -195,7 +196,7 @@ def test_an_assigned_tensor_is_encoded(carried: Carried, as_parameter: bool) -> 
         assert name not in owner._parameters and name not in vars(owner)
         now = getattr(owner, name).detach()
         expected = value * ~zeros if isinstance(held.encoding, Sparse) else value
-        torch.testing.assert_close(now, held.encoding.represent(expected).decode(), rtol=0, atol=0)
+        close(now, held.encoding.represent(expected).decode(), rtol=0, atol=0)
     carried.model(carried.x)
 
 
@@ -247,7 +248,7 @@ def test_training_moves_what_is_encoded(carried: Carried, same: Any) -> None:
     unfreeze(model)
     new = {name for name, _ in model.named_parameters()} - set(frozen)
     assert new == {f"{paths[0]}_encoded.latent" for paths in carried.encoded}
-    torch.testing.assert_close(model(carried.x), expected)
+    close(model(carried.x), expected)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.5)  # far enough for signs to change
     for _ in range(4):
         optimizer.zero_grad()
@@ -258,7 +259,7 @@ def test_training_moves_what_is_encoded(carried: Carried, same: Any) -> None:
     assert not torch.allclose(trained, expected)
     freeze(model)
     assert {name for name, _ in model.named_parameters()} == set(frozen)
-    torch.testing.assert_close(model(carried.x), trained, rtol=1e-4, atol=1e-5)
+    close(model(carried.x), trained, rtol=1e-4, atol=1e-5)
     assert list(model.state_dict()) == list(before)
     for paths, held in encoded_tensors(model):
         if isinstance(held.encoding, Sparse):
@@ -304,7 +305,7 @@ def test_an_unfrozen_model_can_be_copied_saved_and_made_dense(carried: Carried, 
             held.latent.add_(0.05)  # type: ignore[union-attr]
     expected = model(carried.x).detach()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), to_dense(model)):
-        torch.testing.assert_close(other(carried.x), expected)
+        close(other(carried.x), expected)
     other = unfreeze(copy.deepcopy(model))
     other.load_state_dict(stored(model), strict=True)
     same(other(carried.x), expected)
@@ -320,7 +321,7 @@ def test_a_cast_changes_what_is_decoded_and_not_what_is_stored(carried: Carried,
     model = carried.model.to(dtype)
     for paths in carried.encoded:
         assert tensor_at(model, paths[0]).dtype == dtype
-        torch.testing.assert_close(tensor_at(model, paths[0]), expected[paths].to(dtype), rtol=1e-6, atol=0)
+        close(tensor_at(model, paths[0]), expected[paths].to(dtype), rtol=1e-6, atol=0)
     x = carried.x.to(dtype) if carried.x.is_floating_point() else carried.x
     assert model(x).dtype == dtype
     assert_same_state({name: x for name, x in model.state_dict().items() if "_encoded." in name}, before)
@@ -392,7 +393,7 @@ def test_nothing_keeps_a_dropped_model_alive(encode: Encode) -> None:
 def test_torch_export(carried: Carried, strict: bool) -> None:
     model, before = carried.model.eval(), stored(carried.model)
     exported = torch.export.export(model, (carried.x,), strict=strict)
-    torch.testing.assert_close(exported.module()(carried.x), model(carried.x))
+    close(exported.module()(carried.x), model(carried.x))
     assert any("_encoded" in name for name in (*exported.state_dict, *exported.constants))
     assert_same_state(stored(model), before)
 
@@ -402,7 +403,7 @@ def test_torch_compile(carried: Carried) -> None:
     torch.compiler.reset()
     compiled = torch.compile(carried.model, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(carried.x), carried.model(carried.x))
+        close(compiled(carried.x), carried.model(carried.x))
 
 
 @pytest.mark.parametrize("encoding", ONE_OF_EACH, ids=repr)
@@ -416,7 +417,7 @@ def test_training_steps_can_be_compiled(encoding: Encoding, encode: Encode) -> N
     found = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
     model.zero_grad()
     model(x).sum().backward()
-    torch.testing.assert_close(found, [p.grad for p in model.parameters()])
+    close(found, [p.grad for p in model.parameters()])
 
 
 def test_functional_call(carried: Carried, same: Any) -> None:
@@ -478,7 +479,7 @@ def test_parametrizations_are_folded_on_a_copy(kind: str, training: bool, same: 
     folded = fold_parametrizations(copy.deepcopy(model))
     assert type(folded[0]) is nn.Linear and set(folded.state_dict()) == {"0.weight", "0.bias"}
     assert folded.training == training
-    torch.testing.assert_close(folded.eval()(x), expected)
+    close(folded.eval()(x), expected)
     assert_same_state(stored(model), before)
     assert len(model[0]._forward_pre_hooks) == hooks
     with torch.no_grad():
@@ -507,9 +508,9 @@ def test_a_parametrized_recurrent_layer_computes_the_same_folded() -> None:
     with torch.no_grad():
         expected = model.eval()(x)[0]
     folded = fold_parametrizations(copy.deepcopy(model))
-    torch.testing.assert_close(folded(x)[0], expected)
+    close(folded(x)[0], expected)
     attach(folded, ("weight_hh_l0",), BFloat16().represent(folded.weight_hh_l0))
-    torch.testing.assert_close(folded(x)[0], expected, rtol=0.1, atol=0.05)
+    close(folded(x)[0], expected, share=0.02)
 
 
 @pytest.mark.parametrize("encoding", [Sparse(), Int(8)], ids=repr)
@@ -547,11 +548,11 @@ def test_recurrent_layers_of_every_kind_carry_encodings(make: Any, encoding: Enc
     with torch.no_grad():
         for given in (x, packed):
             ours, theirs = (copy.deepcopy(net)(given)[0] for net in (model, dense))
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            close(ours, theirs, rtol=0, atol=0)
     unfreeze(model)
     model.train()(x)[0].square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
     torch.optim.SGD(model.parameters(), 0.1).step()
     freeze(model)
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()(x)[0], to_dense(model)(x)[0], rtol=0, atol=0)
+        close(model.eval()(x)[0], to_dense(model)(x)[0], rtol=0, atol=0)

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,7 +137,7 @@ def test_a_literal_in_the_source_is_refused_and_nothing_else() -> None:
     assert set(refused) == {2, 4}
     assert all("return self.free(self.b(self.a(x).view(-1, 2, 4)).mean(1))" in why for why in refused.values())
     assert not structure(net)
-    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    close(net.state_dict(), before, rtol=0, atol=0)
 
 
 def test_heads_that_compute_by_their_number_are_refused() -> None:
@@ -218,8 +219,8 @@ def test_an_rms_norm_keeps_its_divisor(norm: str) -> None:
         assert torch.equal(small[1].weight, net[1].weight[1::2])
     else:
         assert not shrinking.not_rescaled(group.atoms[::2])
-        torch.testing.assert_close(small(x), net(x))
-        torch.testing.assert_close(small[1].weight, net[1].weight[1::2] * 2**0.5)
+        close(small(x), net(x))
+        close(small[1].weight, net[1].weight[1::2] * 2**0.5)
 
 
 def test_the_gains_of_a_layer_norm_are_scaled_by_width_and_its_bias_is_not() -> None:
@@ -231,7 +232,7 @@ def test_the_gains_of_a_layer_norm_are_scaled_by_width_and_its_bias_is_not() -> 
     small = copy.deepcopy(net)
     for edit, given in Shrinking(net, coupled, Inputs.of(x)).checked(group.atoms[::2]):
         edit.apply(small, given)
-    torch.testing.assert_close(small[1].weight, net[1].weight[1::2] * 2**0.5)
+    close(small[1].weight, net[1].weight[1::2] * 2**0.5)
     assert torch.equal(small[1].bias, net[1].bias[1::2])
 
 
@@ -259,7 +260,7 @@ def test_attention_keeps_its_scale() -> None:
     for layer in (net.q, net.k):
         layer.weight.data[::2], layer.bias.data[::2] = 0, 0
     assert small.q.weight.shape == (4, 5)
-    torch.testing.assert_close(small(x), net(x))
+    close(small(x), net(x))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,7 +104,7 @@ def correlation(a: list[float], b: list[float]) -> float:
     return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
 
-def close(found: Tensor, wanted: float) -> None:
+def is_number(found: Tensor, wanted: float) -> None:
     assert found.dtype == torch.float32 and found.shape == ()
     assert found.item() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
@@ -115,9 +116,9 @@ def test_response(temperature: float) -> None:
         temperature**2 * kl(softmax(b, temperature), softmax(a, temperature))
         for a, b in zip(s.output.tolist(), t.output.tolist(), strict=True)
     ]
-    close(Response(temperature).loss(s, t), mean(wanted))
+    is_number(Response(temperature).loss(s, t), mean(wanted))
     squares = [(a - b) ** 2 for a, b in zip(s.output.flatten().tolist(), t.output.flatten().tolist(), strict=True)]
-    close(Response(temperature, by="mse").loss(s, t), mean(squares))
+    is_number(Response(temperature, by="mse").loss(s, t), mean(squares))
 
 
 @pytest.mark.parametrize("labels", [None, [3, 0, 9, 9, 1, 5], [3, -100, 9, -100, 1, 5]])
@@ -133,14 +134,14 @@ def test_decoupled(labels: list[int] | None, temperature: float) -> None:
         rest = kl([p[i] / (1 - p[target]) for i in others], [q[i] / (1 - q[target]) for i in others])
         wanted.append(temperature**2 * (0.7 * right + 3 * rest))
     given = None if labels is None else torch.tensor(labels)
-    close(Decoupled(0.7, 3.0, temperature).loss(s, t, labels=given), mean(wanted))
+    is_number(Decoupled(0.7, 3.0, temperature).loss(s, t, labels=given), mean(wanted))
 
 
 def test_decoupled_is_response_where_the_rest_weighs_what_the_teacher_leaves_it() -> None:
     """KL = KL(b) + (1 - share of the target) · KL(rest): equation 7 of the paper."""
     s, t = shown(batch=1), shown(batch=1)
     left = 1 - (t.output / 4).softmax(1).max().item()
-    close(Decoupled(1.0, left).loss(s, t), Response().loss(s, t).item())
+    is_number(Decoupled(1.0, left).loss(s, t), Response().loss(s, t).item())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -150,7 +151,7 @@ def test_correlation(temperature: float) -> None:
     inter = mean([1 - correlation(a, b) for a, b in zip(p, q, strict=True)])
     columns = zip(zip(*p, strict=True), zip(*q, strict=True), strict=True)
     intra = mean([1 - correlation(list(a), list(b)) for a, b in columns])
-    close(Correlation(2.0, 0.5, temperature).loss(s, t), temperature**2 * (2 * inter + 0.5 * intra))
+    is_number(Correlation(2.0, 0.5, temperature).loss(s, t), temperature**2 * (2 * inter + 0.5 * intra))
 
 
 def test_hint() -> None:
@@ -166,7 +167,7 @@ def test_hint() -> None:
         window = [x[n, :, row, column].tolist() for row in (2 * i, 2 * i + 1) for column in columns]
         pooled = [mean(list(channel)) for channel in zip(*window, strict=True)]
         squares.append((dot(weight[c], pooled) + bias[c] - y[n, c, i, j].item()) ** 2)
-    close(hint.loss(s, t, projection), mean(squares))
+    is_number(hint.loss(s, t, projection), mean(squares))
 
 
 def test_distances() -> None:
@@ -175,7 +176,7 @@ def test_distances() -> None:
     pairs = list(itertools.permutations(range(6), 2))
     far = [[math.dist(points[i], points[j]) for i, j in pairs] for points in (x, y)]
     wanted = mean([huber(a / mean(far[0]) - b / mean(far[1])) for a, b in zip(*far, strict=True)])
-    close(Relation("body", teacher_layers="wide").loss(s, t), wanted)
+    is_number(Relation("body", teacher_layers="wide").loss(s, t), wanted)
 
 
 def test_angles() -> None:
@@ -187,7 +188,7 @@ def test_angles() -> None:
         return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
     wanted = [huber(cosine(x, *ijk) - cosine(y, *ijk)) for ijk in itertools.permutations(range(6), 3)]
-    close(Relation("body", by="angles", teacher_layers="wide").loss(s, t), mean(wanted))
+    is_number(Relation("body", by="angles", teacher_layers="wide").loss(s, t), mean(wanted))
 
 
 def test_similarities() -> None:
@@ -200,7 +201,7 @@ def test_similarities() -> None:
 
     ours, theirs = rows(s.taps["body"]), rows(t.taps["wide"])
     wanted = sum((ours[i][j] - theirs[i][j]) ** 2 for i in range(6) for j in range(6)) / 6**2
-    close(Relation("body", by="similarities", teacher_layers="wide").loss(s, t), wanted)
+    is_number(Relation("body", by="similarities", teacher_layers="wide").loss(s, t), wanted)
 
 
 def test_flow() -> None:
@@ -216,7 +217,7 @@ def test_flow() -> None:
 
     ours, theirs = ([matrix(x.taps["body"], x.taps["end"], n) for n in range(6)] for x in (s, t))
     wanted = mean([(a - b) ** 2 for p, q in zip(ours, theirs, strict=True) for a, b in zip(p, q, strict=True)])
-    close(Relation(("body", "end"), by="flow").loss(s, t), wanted)
+    is_number(Relation(("body", "end"), by="flow").loss(s, t), wanted)
 
 
 @pytest.mark.parametrize(("layer", "teacher_layer"), [("body", "wide"), ("tokens", "more")])
@@ -234,20 +235,20 @@ def test_attention_of_energy(layer: str, teacher_layer: str) -> None:
         return [value / math.sqrt(dot(values, values)) for value in values]
 
     differences = [less(look(x, n), look(y, n)) for n in range(6)]
-    close(Attention(layer, teacher_layers=teacher_layer).loss(s, t), mean([dot(d, d) for d in differences]))
+    is_number(Attention(layer, teacher_layers=teacher_layer).loss(s, t), mean([dot(d, d) for d in differences]))
 
 
 def test_attention_of_probabilities() -> None:
     s, t = shown(), shown()
     ours, theirs = (x.attention["body"].flatten(0, 2).tolist() for x in (s, t))  # [batch · heads · queries, keys]
-    close(Attention("body", by="kl").loss(s, t), mean([kl(q, p) for p, q in zip(ours, theirs, strict=True)]))
+    is_number(Attention("body", by="kl").loss(s, t), mean([kl(q, p) for p, q in zip(ours, theirs, strict=True)]))
     squares = [(a - b) ** 2 for p, q in zip(ours, theirs, strict=True) for a, b in zip(p, q, strict=True)]
-    close(Attention("body", by="mse").loss(s, t), mean(squares))
+    is_number(Attention("body", by="mse").loss(s, t), mean(squares))
     averaged = Seen(t.output, {}, {"body": t.attention["body"].mean(1)})
     few = Seen(s.output, {}, {"body": s.attention["body"].mean(1, keepdim=True)})
     for by in ("kl", "mse"):
         fewer = Attention("body", by=by)
-        close(fewer.loss(s, averaged), fewer.loss(few, averaged).item())
+        is_number(fewer.loss(s, averaged), fewer.loss(few, averaged).item())
 
 
 # what holds of every term
@@ -336,9 +337,9 @@ def test_a_batch_of_one_is_taken(term: Term) -> None:
 def test_tokens_and_pixels_are_rows(term: Term) -> None:
     s, t, labels = torch.randn(2, 3, 4, 10), torch.randn(2, 3, 4, 10), torch.randint(10, (2, 3, 4))
     rows = term.loss(Seen(s.flatten(0, 2)), Seen(t.flatten(0, 2)), labels=labels.flatten())
-    close(term.loss(Seen(s), Seen(t), labels=labels), rows.item())
+    is_number(term.loss(Seen(s), Seen(t), labels=labels), rows.item())
     pictures = replace(term, axis=1)  # type: ignore[call-arg]
-    close(pictures.loss(Seen(s.movedim(-1, 1)), Seen(t.movedim(-1, 1)), labels=labels), rows.item())
+    is_number(pictures.loss(Seen(s.movedim(-1, 1)), Seen(t.movedim(-1, 1)), labels=labels), rows.item())
 
 
 @each(*(term for term in CASES if isinstance(term, LayerTerm) and getattr(term, "by", "") != "flow"))
@@ -346,7 +347,7 @@ def test_several_layers_add_up(term: Term) -> None:
     s, t = shown(), shown()
     both = replace(term, layers="body", teacher_layers=("body",))  # type: ignore[call-arg]
     twice = replace(term, layers=("body", "body"), teacher_layers=())  # type: ignore[call-arg]
-    close(twice.loss(s, t), 2 * both.loss(s, t).item())
+    is_number(twice.loss(s, t), 2 * both.loss(s, t).item())
 
 
 # invariances
@@ -355,10 +356,10 @@ def test_several_layers_add_up(term: Term) -> None:
 def test_correlation_is_blind_to_scale_and_shift() -> None:
     a, b = torch.rand(5, 30), torch.rand(5, 30)
     scale, shift = torch.rand(5, 1) + 0.5, torch.randn(5, 1)
-    assert torch.allclose(comparisons.pearson(a * scale + shift, b), comparisons.pearson(a, b), atol=1e-5)
-    assert torch.allclose(comparisons.pearson(a * 1e-25, b), comparisons.pearson(a, b), atol=1e-5)
+    close(comparisons.pearson(a * scale + shift, b), comparisons.pearson(a, b), atol=1e-5)
+    close(comparisons.pearson(a * 1e-25, b), comparisons.pearson(a, b), atol=1e-5)
     logits = torch.randn(5, 10)
-    close(Correlation().loss(Seen(logits + shift), Seen(logits)), 0.0)
+    is_number(Correlation().loss(Seen(logits + shift), Seen(logits)), 0.0)
 
 
 def test_correlation_makes_no_direction_of_rounding() -> None:
@@ -385,7 +386,7 @@ def test_similarities_are_blind_to_scale_and_rotation() -> None:
 def test_distances_survive_samples_far_from_zero() -> None:
     x = torch.randn(6, 12, dtype=torch.float64)
     near, far = comparisons.distances(x), comparisons.distances(x + 1e4)
-    assert torch.allclose(near, far, rtol=1e-6)
+    close(near, far, rtol=1e-6)
 
 
 def test_energy_is_blind_to_scale() -> None:
@@ -403,7 +404,8 @@ def test_several_teachers_are_followed_to_their_mean() -> None:
     mixed = torch.stack([(t / 4).softmax(1) for t in teachers]).mean(0)
     s.grad = None
     Response().loss(Seen(s), Seen(4 * mixed.log())).backward()
-    assert several is not None and s.grad is not None and torch.allclose(several, s.grad, atol=1e-6)
+    assert several is not None
+    close(several, s.grad)
 
 
 # projections, attention, errors
@@ -464,10 +466,10 @@ def test_masked_keys_and_classes_add_nothing() -> None:
     s, t = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
     loss = Response().loss(Seen(s + mask), Seen(t + mask))
     loss.backward()
-    close(loss, Response().loss(Seen(s[:, :2]), Seen(t[:, :2])).item())
+    is_number(loss, Response().loss(Seen(s[:, :2]), Seen(t[:, :2])).item())
     assert s.grad is not None and bool(s.grad.isfinite().all())
     ours, theirs = ((x + mask).softmax(1)[:, None] for x in (s, t))
-    close(
+    is_number(
         Attention("a", by="kl").loss(Seen(s, {}, {"a": ours}), Seen(t, {}, {"a": theirs})),
         comparisons.divergence(s[:, :2].log_softmax(1), t[:, :2].log_softmax(1)).mean().item(),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor
 
 from lilliput.encodings import (
@@ -170,7 +171,7 @@ def held_in(encoding: Encoding | None, numbers: int) -> int:
 def test_decoding_equals_the_reference(encoding: Encoding) -> None:
     for shape in SHAPES:
         encoded = encoding.represent(sample(shape))
-        torch.testing.assert_close(encoded.decode().double(), reference(encoded), rtol=1e-6, atol=0)
+        close(encoded.decode().double(), reference(encoded), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("encoding", INTEGERS, ids=repr)
@@ -247,10 +248,9 @@ def test_an_element_lies_between_the_numbers_around_it(encoding: Blocked) -> Non
     assert bool(
         (inside | torch.isclose(below, above) | ((below - rows) <= tolerance) & ((rows - above) <= tolerance)).all()
     )
-    assert torch.allclose(encoding.unblocked(encoding.nearest(rows, blocks), (8, 8)), decoded, rtol=1e-5, atol=0)
-    assert torch.allclose(encoding.nearest(below, blocks), below) and torch.allclose(
-        encoding.nearest(above, blocks), above
-    )
+    close(encoding.unblocked(encoding.nearest(rows, blocks), (8, 8)), decoded, rtol=1e-5, atol=0)
+    close(encoding.nearest(below, blocks), below, rtol=1e-5)
+    close(encoding.nearest(above, blocks), above, rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", [*INTEGERS[::5], *LEVELS[::3], *GRIDS[::7], *FIXED, *TILES], ids=repr)
@@ -262,7 +262,7 @@ def test_parameters_of_a_column_are_those_of_its_elements(encoding: Blocked) -> 
     for column in range(8):
         mine = encoding.of_column(parameters, (8, 8), column)
         found = encoding.nearest(x.movedim(encoding.axis, 0)[:, column : column + 1], mine)
-        assert torch.allclose(found[:, 0], moved[:, column], rtol=1e-5, atol=0)
+        close(found[:, 0], moved[:, column], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -309,9 +309,9 @@ def test_zero_is_exact_and_decoded_values_are_their_own_nearest(encoding: Encodi
     if encoding.holds_zero:
         assert bool((encoded.decode()[x == 0] == 0).all())
     again = encoding.represent(encoded.decode(), encoding.parameters(encoded))
-    torch.testing.assert_close(again.decode(), encoded.decode(), rtol=0, atol=0)
+    close(again.decode(), encoded.decode(), rtol=0, atol=0)
     if encoding.holds_zero:
-        torch.testing.assert_close(encoding.represent(torch.zeros(12, 8)).decode(), torch.zeros(12, 8), rtol=0, atol=0)
+        close(encoding.represent(torch.zeros(12, 8)).decode(), torch.zeros(12, 8), rtol=0, atol=0)
 
 
 def bits_by_hand(encoding: Encoding, shape: tuple[int, ...]) -> int:
@@ -363,7 +363,7 @@ def test_a_tensor_keeps_its_type_and_shape(encoding: Encoding) -> None:
         decoded = encoding.represent(x).decode()
         assert decoded.dtype == dtype and decoded.shape == x.shape and decoded.is_contiguous()
         transposed = encoding.represent(x.t().contiguous().t()).decode()
-        torch.testing.assert_close(transposed, decoded, rtol=0, atol=0)
+        close(transposed, decoded, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_a_tensor_keeps_its_type_and_shape(encoding: Encoding) -> None:
 def test_small_and_empty_tensors(encoding: Encoding, shape: tuple[int, ...]) -> None:
     x = torch.full(shape, 1.5)
     encoded = encoding.represent(x)
-    torch.testing.assert_close(encoded.decode(), x)
+    close(encoded.decode(), x)
     assert encoding.size_bits(shape) >= 0
 
 
@@ -391,7 +391,8 @@ def test_extreme_sizes_are_held_or_refused(encoding: Encoding, scale: float) -> 
     except EncodingError:
         assert isinstance(encoding, Int) and encoding.scale == Float16()
     else:
-        torch.testing.assert_close(decoded / scale, x / scale, rtol=0.2, atol=0.08)
+        off = (decoded / scale - x / scale).abs()  # the coarsest format has eight numbers over these four
+        assert bool((off <= 0.08 + 0.2 * (x / scale).abs()).all())
 
 
 @pytest.mark.parametrize(("group", "fitting"), [(3, 2), (5, 4), (7, 8), (100, 8)])
@@ -500,10 +501,10 @@ def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> Non
     x = sample((12, 8)).requires_grad_()
     frozen = encoding.represent(x.detach())
     projected = encoding.project(x, frozen)
-    torch.testing.assert_close(projected, frozen.decode())
+    close(projected, frozen.decode())
     projected.sum().backward()
     free = torch.ones(12, 8) if not isinstance(encoding, Sparse) else (frozen.decode() != 0).float()
-    torch.testing.assert_close(x.grad, free)
+    close(x.grad, free)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Float16, Int, Sparse
@@ -75,7 +76,7 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
     assert held.keys() == other.keys()
     for name in held:
         assert held[name].dtype == other[name].dtype, name
-        torch.testing.assert_close(held[name], other[name], rtol=0, atol=0)
+        close(held[name], other[name], rtol=0, atol=0)
 
 
 @pytest.fixture

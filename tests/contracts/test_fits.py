@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -130,7 +131,7 @@ def test_the_largest_element_meets_the_largest_number(grid: Any) -> None:
     x = torch.randn(4, 64)
     top = max(number for number in (grid.table() if hasattr(grid, "table") else (1.0,)) if not math.isnan(number))
     scale = lp.MinMax().fit(x, grid)["scale"]
-    torch.testing.assert_close(scale * top, x.abs().amax(1))
+    close(scale * top, x.abs().amax(1))
     assert bool((lp.Percentile(90).fit(x, grid)["scale"] < scale).all())
 
 
@@ -165,7 +166,7 @@ def test_levels_of_equal_shares_are_the_means_of_the_shares(n: int) -> None:
         ordered = sorted(row.tolist())
         borders = [round(i * 80 / n) for i in range(n + 1)]
         parts = [ordered[a:b] for a, b in itertools.pairwise(borders)]
-        torch.testing.assert_close(mine, torch.tensor([sum(part) / len(part) for part in parts]))
+        close(mine, torch.tensor([sum(part) / len(part) for part in parts]))
     assert bool((quantile_levels(x, n, zero=True) == 0).any(1).all())
 
 
@@ -250,7 +251,7 @@ def test_a_tile_takes_the_grid_that_errs_less() -> None:
     x = torch.stack([steps, powers])
     encoded = Tiles(4, group=15).represent(x)
     assert encoded.parts["choice"].tolist() == [[0], [1]]  # type: ignore[union-attr]
-    torch.testing.assert_close(encoded.decode(), x)
+    close(encoded.decode(), x)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 6, 9, 10), 1), ((4, 7, 6), -1), ((5, 6), 1), ((5, 6), -1)])
@@ -260,9 +261,9 @@ def test_channel_means_are_those_of_all_elements(shape: tuple[int, ...], axis: i
     for part in x.split(2):
         seen.update(part)
     rows = x.movedim(axis, 0).flatten(1)
-    torch.testing.assert_close(seen.mean, rows.mean(1))
-    torch.testing.assert_close(seen.mean_magnitude, rows.abs().mean(1))
-    torch.testing.assert_close(seen.largest_magnitude, rows.abs().amax(1))
+    close(seen.mean, rows.mean(1))
+    close(seen.mean_magnitude, rows.abs().mean(1))
+    close(seen.largest_magnitude, rows.abs().amax(1))
 
 
 def test_something_is_counted_however_small_a_share_a_batch_is() -> None:
@@ -280,7 +281,7 @@ def test_channel_means_of_large_batches_are_near_those_of_all(layout: torch.memo
     for part in x.split(4):
         seen.update(part, share=1 / 32)
     assert (seen.elements < x.numel() // 12 // 3) == (layout == torch.channels_last)
-    torch.testing.assert_close(seen.mean, x.mean((0, 2, 3)), atol=0.05, rtol=0)
+    close(seen.mean, x.mean((0, 2, 3)), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
@@ -308,4 +309,4 @@ def test_large_batches_are_counted_in_part_from_all_places() -> None:
     assert int(counts.sum()) < x.numel() // 3 and (seen.low, seen.high) == (0.0, 100.0)
     assert points[0, -1] == 100.0 and 0 < float(counts[0, -1]) <= 1  # one of all, though it may be passed over
     shares = torch.stack([counts[(points - value).abs() < 0.5].sum() for value in range(8)]) / counts.sum()
-    torch.testing.assert_close(shares, torch.full((8,), 0.125, dtype=torch.float64), atol=1e-3, rtol=0)
+    close(shares, torch.full((8,), 0.125, dtype=torch.float64), atol=1e-3, rtol=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,8 +75,8 @@ def test_images_lie_channels_last_unless_it_matters(then: Callable[[Tensor], Ten
     with torch.no_grad():
         given = model.conv(torch.randn(12, 3, 9, 9))
     assert int(found.counts.sum()) == given.numel()
-    torch.testing.assert_close(torch.tensor([found.low, found.high]), torch.stack([given.min(), given.max()]))
-    torch.testing.assert_close(found.mean, given.mean((0, 2, 3)))
+    close(torch.tensor([found.low, found.high]), torch.stack([given.min(), given.max()]))
+    close(found.mean, given.mean((0, 2, 3)))
 
 
 def read_again(x: Tensor) -> Tensor:
@@ -126,11 +127,11 @@ def test_statistics_are_the_same_in_any_layout(shape: tuple[int, ...]) -> None:
         seen.update(x.contiguous(memory_format=layout))
     a, b = both
     assert (a.low, a.high, a.limit, int(a.counts.sum())) == (b.low, b.high, b.limit, int(b.counts.sum()))
-    torch.testing.assert_close(a.mean, b.mean)
-    torch.testing.assert_close(a.mean_magnitude, b.mean_magnitude)
+    close(a.mean, b.mean)
+    close(a.mean_magnitude, b.mean_magnitude)
     assert torch.equal(a.largest_magnitude, b.largest_magnitude)
     counted = a.counts.cumsum(0) / a.counts.sum(), b.counts.cumsum(0) / b.counts.sum()
-    torch.testing.assert_close(*counted, atol=5e-3, rtol=0)
+    close(*counted, atol=5e-3, rtol=0)
 
 
 def one_by_one(points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[float, float]:
@@ -156,7 +157,7 @@ def test_ranges_tried_together_are_those_tried_one_by_one(encoding: Int, counted
     counts = torch.randint(1, 9, points.shape).double() if counted else None
     found = torch.stack(MSE().find(points, counts, encoding), 1)
     slow = [one_by_one(x, None if counts is None else counts[i], encoding) for i, x in enumerate(points)]
-    torch.testing.assert_close(found, torch.tensor(slow))
+    close(found, torch.tensor(slow))
 
 
 class Single(nn.Module):
@@ -180,4 +181,4 @@ def test_a_convolution_of_one_image_is_corrected_by_its_channels(step: lp.Quanti
         driver, _ = begin(lp.Task(Single(batched=batched), calibrate=images), lp.OnnxRuntime(), Store(), silent)
         follow(lp.Recipe([step]), driver)
         answers.append((driver.tensor("conv.bias"), driver.model(images[0])))
-    torch.testing.assert_close(answers[0], answers[1])
+    close(answers[0], answers[1])

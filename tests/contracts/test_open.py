@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -153,7 +154,7 @@ def test_a_compressed_hugging_face_model_comes_back_and_opens(tmp_path: Path) ->
         assert torch.equal(loaded(**x).last_hidden_state, expected.last_hidden_state)
     for out in (run(**x), run(**dict(reversed(x.items())))):  # keywords in any order
         assert list(out) == list(expected)
-        torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state, atol=2e-2, rtol=0)
+        close(out.last_hidden_state, expected.last_hidden_state, share=0.02)
 
 
 def cnn() -> nn.Module:
@@ -208,7 +209,7 @@ def test_float_kernels_compute_what_the_module_does(recipe: lp.Recipe, tmp_path:
     run, x = lp.open(tmp_path / "net.lil", threads=1), images(2)[1]
     with torch.no_grad():
         expected = driver.model(x)
-    torch.testing.assert_close(run(x), expected, atol=1e-5, rtol=1e-5)
+    close(run(x), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(run(x).argmax(1), expected.argmax(1))
 
 
@@ -227,7 +228,7 @@ def test_a_last_layer_on_integers_leaves_an_output_with_a_type(tmp_path: Path) -
     (out,) = onnx.load(small.export(tmp_path / "net.onnx")).graph.output
     assert out.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     x = torch.randn(5, 32)
-    torch.testing.assert_close(lp.open(small.save(tmp_path / "net.lil"))(x), small.model(x).detach(), atol=1e-4, rtol=0)
+    close(lp.open(small.save(tmp_path / "net.lil"))(x), small.model(x).detach(), atol=1e-4, rtol=0)
 
 
 def test_the_graph_inside_is_the_file_that_runs(small: lp.Result, tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_outputs_are_put_together_as_the_module_does(tmp_path: Path) -> None:
     logits, named = lp.open(result.save(tmp_path / "net.lil"))(x)
     with torch.no_grad():
         expected = result.model(x)
-    torch.testing.assert_close(logits, expected[0], atol=1e-4, rtol=1e-5)
+    close(logits, expected[0], atol=1e-4, rtol=1e-5)
     assert list(named) == ["hidden", "none"] and named.hidden.shape == (4, 32) and named.none is None
     with pytest.raises(AttributeError):
         _ = named.other

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -244,12 +245,12 @@ def test_exactly_the_named_value_is_encoded(name: str, training: bool) -> None:
     attach_value(model, name, UNSIGNED, GRID)
     given, by_hand = x.clone().requires_grad_(), x.clone().requires_grad_()
     out, expected = model(given), residual_by_hand(plain, by_hand, name)
-    torch.testing.assert_close(out, expected)
+    close(out, expected)
     assert not torch.allclose(out, copy.deepcopy(plain)(x))
     out.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(given.grad, by_hand.grad)
-    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+    close(given.grad, by_hand.grad)
+    close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
 
 
 def test_a_value_is_what_a_call_returns_and_not_what_it_changed_in_place() -> None:
@@ -258,9 +259,9 @@ def test_a_value_is_what_a_call_returns_and_not_what_it_changed_in_place() -> No
     attach_value(model, "act:relu#0", UNSIGNED, GRID)
     with torch.no_grad():
         exact = torch.relu(plain.conv(x))
-        torch.testing.assert_close(model(x), exact + rounded(exact))
+        close(model(x), exact + rounded(exact))
         exported = torch.export.export(model, (x,), strict=False).module()
-        torch.testing.assert_close(exported(x), model(x))  # so the file says the same
+        close(exported(x), model(x))  # so the file says the same
 
 
 def test_one_output_of_many_is_encoded() -> None:
@@ -270,7 +271,7 @@ def test_one_output_of_many_is_encoded() -> None:
     with torch.no_grad():
         out, (h, c) = plain(x)
         now, (h_now, c_now) = model(x)
-    torch.testing.assert_close((now, h_now, c_now), (out, rounded(h), c))
+    close((now, h_now, c_now), (out, rounded(h), c))
 
 
 def test_the_dynamic_range_is_that_of_each_run() -> None:
@@ -279,8 +280,8 @@ def test_the_dynamic_range_is_that_of_each_run() -> None:
     for size in (0.01, 1.0, 100.0):
         x = size * torch.linspace(-1, 1, 31)
         step = size / 15
-        torch.testing.assert_close(model(x), torch.round(torch.relu(x) / step) * step)
-    torch.testing.assert_close(model(torch.zeros(3)), torch.zeros(3))
+        close(model(x), torch.round(torch.relu(x) / step) * step)
+    close(model(torch.zeros(3)), torch.zeros(3))
 
 
 def nearest_by_hand(x: Tensor, numbers: list[float]) -> Tensor:
@@ -297,10 +298,10 @@ def test_a_value_is_at_the_nearest_number_times_its_scale(encoding: Any) -> None
     scale, x = torch.tensor(0.37), torch.randn(4, 25, requires_grad=True)
     out = encoding.project_value(x, {"scale": scale})
     numbers = [number * scale.item() for number in encoding.table() if number == number]
-    torch.testing.assert_close(out.detach(), nearest_by_hand(x.detach(), numbers), rtol=1e-6, atol=1e-6)
+    close(out.detach(), nearest_by_hand(x.detach(), numbers), rtol=1e-6, atol=1e-6)
     out.sum().backward()
     inside = (x >= min(numbers)) & (x <= max(numbers))
-    torch.testing.assert_close(x.grad, inside.float())
+    close(x.grad, inside.float())
 
 
 def group_by_hand(group: Tensor, tables: list[list[float]]) -> Tensor:
@@ -328,9 +329,9 @@ def test_each_group_has_a_scale_of_its_own_run(encoding: Any, axis: int) -> None
     out = flowing.for_value().project_value(x, {})
     moved, ours = x.detach().movedim(axis, -1), out.detach().movedim(axis, -1)
     for group, mine in zip(moved.reshape(-1, 4), ours.reshape(-1, 4), strict=True):
-        torch.testing.assert_close(mine, group_by_hand(group, tables), rtol=1e-4, atol=1e-6)
+        close(mine, group_by_hand(group, tables), rtol=1e-4, atol=1e-6)
     out.sum().backward()
-    torch.testing.assert_close(x.grad, torch.ones_like(x))
+    close(x.grad, torch.ones_like(x))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +372,7 @@ def test_values_of_every_representation_run_train_and_are_captured(encoding: Enc
     assert model.conv.weight.grad is not None and bool(model.conv.weight.grad.abs().sum() > 0)
     assert "act:relu#0" in captured(model.eval(), x)
     exported = torch.export.export(model, (x,), strict=False).module()
-    torch.testing.assert_close(exported(x), model(x))
+    close(exported(x), model(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -411,7 +412,7 @@ def test_to_dense_encodes_no_value() -> None:
     whole = nn.Sequential(model)  # also where it is a part of something larger
     for dense in (to_dense(model), to_dense(whole)[0]):  # type: ignore[index]
         assert type(dense) is Residual and list(dense.state_dict()) == list(plain.state_dict())
-        torch.testing.assert_close(dense(x), plain(x))
+        close(dense(x), plain(x))
 
 
 def test_runs_in_other_threads_do_not_disturb_names() -> None:
@@ -455,4 +456,4 @@ def test_torch_compile_runs_with_value_encodings() -> None:
     model, x = Residual().eval(), torch.randn(2, 4, 6, 6)
     attach_value(model, "act:relu#0", UNSIGNED, GRID)
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x))
+        close(torch.compile(model, backend="eager")(x), model(x))

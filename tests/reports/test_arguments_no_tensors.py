@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -40,8 +41,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, Ten
 )
 def test_the_value_it_was_built_with_is_taken(built: tuple[nn.Module, Any, Tensor], given: dict[str, Any]) -> None:
     net, run, x = built
-    assert torch.allclose(run(x=x, **given), net(x, 0.5), atol=1e-5)
-    assert torch.allclose(run(x, **given), net(x, 0.5), atol=1e-5)  # by position or by keyword
+    close(run(x=x, **given), net(x, 0.5), atol=1e-5)
+    close(run(x, **given), net(x, 0.5), atol=1e-5)  # by position or by keyword
 
 
 @pytest.mark.parametrize(
@@ -83,4 +84,4 @@ def test_the_remedy_works(tmp_path: Path) -> None:
     lp.save(tmp_path / "net.lil", net, example=batches[0])
     run = lp.open(tmp_path / "net.lil")
     for batch in batches:
-        assert torch.allclose(run(**batch), net(**batch), atol=1e-5)
+        close(run(**batch), net(**batch), atol=1e-5)

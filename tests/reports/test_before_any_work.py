@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -124,8 +125,8 @@ def test_a_metric_is_called_as_in_the_end() -> None:
 
     begun(task(model=net, metric=metric))
     (found, module), expected = seen[0], net(**inputs(3))
-    torch.testing.assert_close(found["logits"], expected["logits"])
-    torch.testing.assert_close(found.hidden, expected["hidden"])
+    close(found["logits"], expected["logits"])
+    close(found.hidden, expected["hidden"])
     assert not module and not found.logits.requires_grad
 
 
@@ -142,7 +143,7 @@ def test_a_long_metric_is_answered_again(monkeypatch: pytest.MonkeyPatch) -> Non
 
     begun(task(model=net, metric=metric))
     assert len(answers) == 501 and len(runs) < 20
-    torch.testing.assert_close(answers[1], answers[0])
+    close(answers[1], answers[0])
 
 
 def test_what_only_repeated_answers_show_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor
 
 import lilliput as lp
@@ -49,7 +50,7 @@ def test_a_default_decoder_is_saved_and_opened(name: str, tmp_path: Path) -> Non
     found = lp.open(tmp_path / "net.lil", threads=1)(**other)
     assert list(found) == [key for key in expected if key != place]
     for key, x in found.items():
-        torch.testing.assert_close(x, expected[key], rtol=1e-4, atol=1e-5)
+        close(x, expected[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_default_decoder_shrinks_as_one_without_a_cache() -> None:

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -143,8 +144,8 @@ def test_every_tensor_is_in_the_file_once(kind: str, tmp_path: Path) -> None:
     tensors, count = held(net)
     assert reader.size <= tensors + GRAPH + A_NODE * nodes + A_TENSOR * count
     with torch.no_grad():
-        torch.testing.assert_close(lp.open(tmp_path / "net.lil", threads=1)(x), net(x), atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(lp.load(tmp_path / "net.lil", into=make())(x), net(x), atol=0, rtol=0)
+        close(lp.open(tmp_path / "net.lil", threads=1)(x), net(x), atol=2e-5, rtol=1e-4)
+        close(lp.load(tmp_path / "net.lil", into=make())(x), net(x), atol=0, rtol=0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compared import close
 from torch import nn
 
 import lilliput as lp
@@ -43,7 +44,7 @@ def test_the_remedy_is_named_and_works(target: lp.OnnxRuntime, monkeypatch: pyte
     assert "overflow" in said and "give weights=Int(7)" in said
     result, x = compressed(lp.Int(7), target, lp.Int(8)), torch.randn(16, 64)
     run = lp.open(result.save(result.folder / "copy.lil"), threads=1)
-    torch.testing.assert_close(run(x), result.model(x).detach(), rtol=0.02, atol=0.02)
+    close(run(x), result.model(x).detach(), share=0.02)
 
 
 def test_it_is_no_reason_without_integers_that_flow_or_with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:

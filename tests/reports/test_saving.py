@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from compared import close
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ def test_from_pretrained_computes_what_was_saved(name: str, tmp_path: Path) -> N
     again, told = type(net).from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and type(again) is type(net)
     expected = logits(small, inputs)
-    torch.testing.assert_close(logits(again.eval(), inputs), expected, rtol=1e-6, atol=1e-6)
+    close(logits(again.eval(), inputs), expected, rtol=1e-6, atol=1e-6)
     assert (logits(net, inputs) - expected).abs().max() > 1e-3, "four bits change something"
     assert len({id(x) for x in again.parameters()}) == len({id(x) for x in net.parameters()}), "ties last"
 
@@ -105,15 +106,15 @@ def test_parts_shards_and_given_tensors_are_saved_alike(tmp_path: Path) -> None:
     expected = logits(small, inputs)
     small.bert.save_pretrained(tmp_path / "part")
     part = type(net.bert).from_pretrained(tmp_path / "part")
-    torch.testing.assert_close(part.embeddings.word_embeddings.weight, small.bert.embeddings.word_embeddings.weight)
+    close(part.embeddings.word_embeddings.weight, small.bert.embeddings.word_embeddings.weight)
     small.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
-    torch.testing.assert_close(logits(type(net).from_pretrained(tmp_path / "shards").eval(), inputs), expected)
+    close(logits(type(net).from_pretrained(tmp_path / "shards").eval(), inputs), expected)
     gathered = {key: x.clone() for key, x in small.state_dict().items()}
     small.save_pretrained(tmp_path / "given", state_dict=gathered)
-    torch.testing.assert_close(logits(type(net).from_pretrained(tmp_path / "given").eval(), inputs), expected)
+    close(logits(type(net).from_pretrained(tmp_path / "given").eval(), inputs), expected)
     small.save_pretrained(tmp_path / "third", True, to_dense(small).state_dict())
-    torch.testing.assert_close(logits(type(net).from_pretrained(tmp_path / "third").eval(), inputs), expected)
+    close(logits(type(net).from_pretrained(tmp_path / "third").eval(), inputs), expected)
     with pytest.raises(InputError, match=r"state_dict: the tensors to save .*give all of model.state_dict\(\)"):
         small.save_pretrained(tmp_path / "wrong", state_dict={"other": torch.ones(1)})
 
@@ -123,9 +124,7 @@ def test_copies_and_pickles_save_alike_and_a_dense_copy_is_plain(tmp_path: Path)
     small: Any = encoded(net)
     for i, other in enumerate((copy.deepcopy(small), pickle.loads(pickle.dumps(small)))):
         other.save_pretrained(tmp_path / str(i))
-        torch.testing.assert_close(
-            logits(type(net).from_pretrained(tmp_path / str(i)).eval(), inputs), logits(small, inputs)
-        )
+        close(logits(type(net).from_pretrained(tmp_path / str(i)).eval(), inputs), logits(small, inputs))
     assert isinstance(small, type(net)) and plain_class(small) is type(net)
     assert all(type(module) is plain_class(module) for module in to_dense(small).modules())
 
@@ -142,7 +141,7 @@ def test_what_is_uploaded_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("transformers.utils.hub.hf_api", _Hub)
     monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: _Hub())
     small.push_to_hub("x/y")
-    torch.testing.assert_close(logits(type(net).from_pretrained(kept).eval(), inputs), logits(small, inputs))
+    close(logits(type(net).from_pretrained(kept).eval(), inputs), logits(small, inputs))
 
 
 class _Hub:
@@ -180,7 +179,7 @@ def test_the_hubs_mixin_saves_what_it_loads(tmp_path: Path) -> None:
     small, x = encoded(Mixed(width=20)), torch.randn(4, 8)
     for other in (small, copy.deepcopy(small)):
         other.save_pretrained(tmp_path)
-        torch.testing.assert_close(Mixed.from_pretrained(tmp_path)(x), small(x), rtol=1e-6, atol=1e-6)
+        close(Mixed.from_pretrained(tmp_path)(x), small(x), rtol=1e-6, atol=1e-6)
 
 
 def test_the_trainer_saves_what_the_class_loads(tmp_path: Path) -> None:
@@ -189,9 +188,7 @@ def test_the_trainer_saves_what_the_class_loads(tmp_path: Path) -> None:
     small = encoded(net)
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     transformers.Trainer(small, arguments).save_model(str(tmp_path / "saved"))
-    torch.testing.assert_close(
-        logits(type(net).from_pretrained(tmp_path / "saved").eval(), inputs), logits(small, inputs)
-    )
+    close(logits(type(net).from_pretrained(tmp_path / "saved").eval(), inputs), logits(small, inputs))
 
 
 def test_codes_do_not_pass_for_weights_elsewhere(tmp_path: Path) -> None:
@@ -208,7 +205,7 @@ def test_codes_do_not_pass_for_weights_elsewhere(tmp_path: Path) -> None:
     assert torch.equal(logits(other, inputs), logits(small, inputs))
     safetensors.torch.save_model(lp.to_dense(small), str(tmp_path / "dense.safetensors"))
     safetensors.torch.load_model(net, tmp_path / "dense.safetensors")
-    torch.testing.assert_close(logits(net, inputs), logits(small, inputs))
+    close(logits(net, inputs), logits(small, inputs))
 
 
 def test_a_pruned_and_quantized_model_is_loaded_by_its_new_config(tmp_path: Path) -> None:
@@ -220,7 +217,7 @@ def test_a_pruned_and_quantized_model_is_loaded_by_its_new_config(tmp_path: Path
     small.save_pretrained(tmp_path)
     again = type(net).from_pretrained(tmp_path)
     assert again.config.num_hidden_layers == 1 and net.config.num_hidden_layers == 2
-    torch.testing.assert_close(logits(again.eval(), inputs), logits(small, inputs), rtol=1e-6, atol=1e-6)
+    close(logits(again.eval(), inputs), logits(small, inputs), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", ["", "bert"])

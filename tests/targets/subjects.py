@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -104,12 +105,12 @@ def initializers(path: Path) -> dict[str, int]:
     return {x.name: x.data_type for x in onnx.load(path).graph.initializer}
 
 
-def close(driver: Driver, path: Path, inputs: Sequence[Tensor], tolerance: float) -> None:
+def agree(driver: Driver, path: Path, inputs: Sequence[Tensor], **tolerance: float) -> None:
     """What was built computes what the module computes, on more samples than it was traced with."""
     expected = driver.model(inputs[0]).detach()
     run = driver.target.open(path, Signature.of(Inputs.of(inputs[0]), expected))
     for x in (*inputs, torch.cat(list(inputs))):
-        torch.testing.assert_close(run(x), driver.model(x).detach(), atol=tolerance, rtol=0)
+        close(run(x), driver.model(x).detach(), **tolerance)
 
 
 def images() -> list[Tensor]:

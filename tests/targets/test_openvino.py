@@ -11,7 +11,8 @@ from pathlib import Path
 import openvino
 import pytest
 import torch
-from subjects import EXACT, Convolutions, Tokens, built, close, images, sentences
+from compared import close
+from subjects import EXACT, Convolutions, Tokens, agree, built, images, sentences
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -44,7 +45,7 @@ def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
     assert ops["Convolution", "f32"] == 1  # the 3-channel stem gains nothing
     assert integers(path, "FullyConnected") == 1
     assert integers(path, "Pooling") == 1  # integers pass through without Q/DQ of its own
-    close(driver, path, images(), 0.05)
+    agree(driver, path, images(), share=0.02)
 
 
 def test_only_what_layers_read_is_encoded(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_static_linear_layers_run_on_integers(tmp_path: Path, shape: tuple[int, 
     net, inputs = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8)), [torch.randn(shape) for _ in range(3)]
     driver, path = built(tmp_path, net, inputs, STATIC, target=TARGET)
     assert integers(path, "FullyConnected") == 2
-    close(driver, path, inputs, 0.02)
+    agree(driver, path, inputs, share=0.02)
 
 
 def test_linear_layers_after_gelu_keep_their_inputs(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_weights_alone_stay_integers_in_the_kernel(tmp_path: Path, weights: lp.I
     net, inputs = nn.Sequential(nn.Linear(256, 256)), [torch.randn(4, 32, 256)]
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(weights=weights)], target=TARGET)
     assert integers(path, "FullyConnected") == 1
-    close(driver, path, inputs, 0.1)  # of weights with an offset it rounds no values, of those without it may
+    agree(driver, path, inputs, share=0.02)  # of weights with an offset it rounds no values, of those without it may
 
 
 def test_ranges_at_run_time_are_left_to_the_runtime(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_ranges_at_run_time_are_left_to_the_runtime(tmp_path: Path) -> None:
     steps = [lp.Quantize(weights=EXACT, activations=lp.Int(8, dynamic=True))]
     driver, path = built(tmp_path, Tokens(), sentences(), steps, {0: {0: "batch", 1: "tokens"}}, TARGET)
     assert "DynamicQuantizeLinear" not in path.read_bytes().decode("latin1")
-    close(driver, path, sentences()[:1], 0.3)
+    agree(driver, path, sentences()[:1], share=0.05)
 
 
 def test_report_file_and_export(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_report_file_and_export(tmp_path: Path) -> None:
     assert Reader(tmp_path / "out" / "net.lil").header["graph"]["target"] == "openvino"
     x = torch.cat(batches)
     run = lp.open(tmp_path / "out" / "net.lil", threads=1)
-    torch.testing.assert_close(run(x), small.model(x).detach(), atol=0.05, rtol=0)
+    close(run(x), small.model(x).detach(), share=0.02)
     path = lp.export(tmp_path / "net.onnx", small.model, x[:1], target="openvino")
     assert integers(path, "Convolution") == 2
 
@@ -142,7 +143,7 @@ def test_inputs_by_name_and_answers_that_last(tmp_path: Path) -> None:
     kept = first["out"].clone()
     run(ids=example["ids"], mask=0 * example["mask"])
     assert torch.equal(first["out"], kept)  # the runtime's memory is used again, what was returned is not
-    torch.testing.assert_close(first["out"], net(**example)["out"].detach(), atol=1e-5, rtol=0)
+    close(first["out"], net(**example)["out"].detach(), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="OpenVINO fails on this input"):
         run(ids=example["ids"], mask=torch.ones(3, 9))
 
@@ -155,7 +156,7 @@ def test_precisions(tmp_path: Path) -> None:
     for precision in ("f32", "bf16", None):
         target = lp.OpenVino(threads=1, precision=precision)
         driver, path = built(tmp_path, net, inputs, [], target=target)
-        close(driver, path, inputs, 1e-5 if precision == "f32" else 0.05)
+        agree(driver, path, inputs, share=1e-5 if precision == "f32" else 0.02)
 
 
 WITHOUT = """

@@ -13,7 +13,7 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from subjects import CALIBRATED, Convolutions, Tokens, built, close, images, sentences
+from subjects import CALIBRATED, Convolutions, Tokens, agree, built, images, sentences
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -162,7 +162,7 @@ def test_what_is_built_for_a_profile(
     types = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
     zeros = [node.input[2] for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
     assert zeros and {types[zero] for zero in zeros} == {TensorProto.INT8}
-    close(driver, path, inputs(), 0.1)
+    agree(driver, path, inputs(), share=0.02)
 
 
 def test_by_default_ranges_for_a_profile_come_from_calibration() -> None:
@@ -196,7 +196,7 @@ def test_safe_weights_cannot_overflow_sixteen_bits(tmp_path: Path, values: lp.In
     assert len(codes) == 2
     for code in codes:  # [outputs, inputs] or turned: the worst pair of products with values of 255
         assert 2 * 255 * np.abs(code).max() <= 32767
-    close(driver, path, inputs, 0.05)
+    agree(driver, path, inputs, share=0.02)
 
 
 def test_safe_is_the_default_recipes_choice() -> None:

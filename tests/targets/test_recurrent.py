@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from compared import close
 from subjects import AT_RUN_TIME, DYNAMIC, EXACT, built, fused
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ def test_weights_alone_compute_what_the_module_does_for_any_number_of_steps(weig
     assert not driver.skipped
     for x in (sequences(), torch.randn(2, 9, 16)):
         for ours, theirs in zip(run(x), driver.model(x), strict=True):
-            torch.testing.assert_close(ours, theirs.detach(), atol=1e-5, rtol=0)
+            close(ours, theirs.detach(), atol=1e-5, rtol=0)
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def test_an_lstm_with_ranges_found_at_run_time_runs_on_integers(weights: lp.Int,
     long = torch.randn(3, 40, 16)
     with torch.no_grad():
         expected = slow_lstm(driver.model.cell, long)
-    torch.testing.assert_close(run(long)[0], expected, atol=2e-3, rtol=0)
+    close(run(long)[0], expected, atol=2e-3, rtol=0)
     assert {row["runs_as"] for row in layers(driver, {}, {})} == {
         "int8 kernel, ranges of inputs and hidden states found at each run"
     }
@@ -196,7 +197,7 @@ def test_one_weight_encoded_otherwise_later_leaves_the_layer_in_float(tmp_path: 
     assert fused(path)["LSTM"] == 1
     assert all(row["runs_as"].startswith("simulated in float") for row in layers(driver, {}, {}))
     run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
-    torch.testing.assert_close(run(x)[0], driver.model(x)[0].detach(), atol=1e-5, rtol=0)
+    close(run(x)[0], driver.model(x)[0].detach(), atol=1e-5, rtol=0)
 
 
 def test_static_ranges_leave_an_lstm_in_float(tmp_path: Path) -> None:
@@ -223,8 +224,8 @@ def test_the_default_recipe_encodes_a_classifier_and_the_file_holds_it_once(tmp_
     assert not any(name.startswith(":graph:") for name in shared)
     other = torch.randint(0, 50, (2, 11))
     loaded = lp.load(path, into=Classifier())
-    torch.testing.assert_close(loaded(other), small.model(other), rtol=0, atol=0)
-    torch.testing.assert_close(lp.open(path)(other), loaded(other).detach(), atol=0.02, rtol=0)
+    close(loaded(other), small.model(other), rtol=0, atol=0)
+    close(lp.open(path)(other), loaded(other).detach(), share=0.02)
 
 
 def test_bytes_are_the_same_when_built_again(tmp_path: Path) -> None:

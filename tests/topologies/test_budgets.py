@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from shrunken import driven
+from torch import nn
 from zoo import subject
 
 import lilliput as lp
@@ -68,3 +70,11 @@ def test_a_budget_that_cannot_be_met_is_refused() -> None:
     model, inputs = subject("hard view").build()
     with pytest.raises(InputError, match="cannot come down to 1% of its parameters"):
         driven(model, inputs, lp.Prune("channels", parameters=0.01))
+
+
+def test_half_of_the_channels_is_half_of_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    small = driven(model, (torch.randn(4, 5),), lp.Prune("channels", 0.5, multiple=1)).model
+    sizes = [tuple(x.shape) for x in small.state_dict().values()]
+    assert sizes == [(12, 5), (12,), (6, 12), (6,), (3, 6), (3,)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from networks import CNN, TOPOLOGIES, Topology, Transformer, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ def flat(out: Any) -> Tensor:
     return torch.cat([x.flatten() for x in out]) if isinstance(out, tuple) else out.flatten()
 
 
-def close(a: Tensor, b: Tensor) -> float:
+def likeness(a: Tensor, b: Tensor) -> float:
     return float(F.cosine_similarity(a.double(), b.double(), dim=0))
 
 
@@ -125,7 +126,7 @@ def test_what_a_step_established_lasts(name: str, recipe: str, tmp_path: Path) -
         )
 
     # the user's model is as it was
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    close(dict(model.state_dict()), before, rtol=0, atol=0)
     assert [type(m) for m in model.modules()] == types and [m.training for m in model.modules()] == modes
 
     # nothing is left out in silence
@@ -142,14 +143,14 @@ def test_what_a_step_established_lasts(name: str, recipe: str, tmp_path: Path) -
         out, expected = Inputs.of(batches[0]).call(driver.model), Inputs.of(batches[0]).call(model.eval())
     gentle = not any(isinstance(step, Prune) or step.weights in (Int(4), Int(4, scale=Float16())) for step in steps)
     assert bool(torch.isfinite(flat(out)).all())
-    assert not gentle or close(flat(out), flat(expected)) > 0.99
+    assert not gentle or likeness(flat(out), flat(expected)) > 0.99
 
     # and can be stored
     sizes = save(tmp_path / "net.lil", driver.model)
     assert sum(sizes.values()) == (tmp_path / "net.lil").stat().st_size
     with torch.no_grad():
         again = Inputs.of(batches[0]).call(load(tmp_path / "net.lil", topology.make()))
-    torch.testing.assert_close(again, out, rtol=0, atol=0)
+    close(again, out, rtol=0, atol=0)
 
 
 def _wanted(asked: Encoding, held: Encoding) -> bool:
@@ -181,9 +182,9 @@ def test_what_a_step_established_lasts_through_training(topology: Topology) -> N
         channels = held().movedim(inner.axis, 0).flatten(1)  # type: ignore[union-attr]
         assert all(len(row.unique()) <= 15 for row in channels)
     for name, x in scales.items():
-        torch.testing.assert_close(model.state_dict()[name], x, rtol=0, atol=0)
+        close(model.state_dict()[name], x, rtol=0, atol=0)
     with torch.no_grad():
-        torch.testing.assert_close(flat(Inputs.of(batches[0]).call(model)), out, rtol=1e-3, atol=1e-4)
+        close(flat(Inputs.of(batches[0]).call(model)), out, rtol=1e-3, atol=1e-4)
         dense = to_dense(model)
     assert [type(m) for m in dense.modules()] == [_plain(m) for m in dense.modules()]
 
@@ -255,11 +256,11 @@ def test_compress_from_end_to_end(name: str, recipe: str, tmp_path: Path) -> Non
     before = {key: x.clone() for key, x in model.state_dict().items()}
     task = lp.Task(model, calibrate=batches, example=batches[0])
     small = lp.compress(task, lp.Recipe(RECIPES[recipe]), folder=tmp_path / "out")
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    close(dict(model.state_dict()), before, rtol=0, atol=0)
     assert isinstance(small.model, topology.make) and model.training  # type: ignore[arg-type]
     loaded = lp.load(small.save(tmp_path / "net.lil"), into=topology.make())
     with torch.no_grad():
-        torch.testing.assert_close(loaded(batches[0]), small.model(batches[0]), rtol=0, atol=0)
+        close(loaded(batches[0]), small.model(batches[0]), rtol=0, atol=0)
 
 
 class SharedBias(nn.Module):

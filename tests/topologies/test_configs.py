@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from test_shrink import answers, driven
 from torch import Tensor, nn
 from zoo import enliven, subject
@@ -73,7 +74,7 @@ def test_what_the_library_saves_it_loads_again(name: str, tmp_path: Path) -> Non
     for one, other in zip(
         answers(loaded_again(driver.model, tmp_path), inputs), answers(driver.model, inputs), strict=True
     ):
-        torch.testing.assert_close(one, other)
+        close(one, other)
 
 
 @every
@@ -125,7 +126,7 @@ def test_kinds_of_layers_stay_with_their_layers(tmp_path: Path) -> None:
     assert not driver.drop(layers("model.model.layers.0", "model.model.layers.1"))
     assert driver.model.model.config.layer_types == kinds[2:] and model.model.config.layer_types == kinds
     again = loaded_again(driver.model, tmp_path)
-    torch.testing.assert_close(answers(again, inputs), answers(driver.model, inputs))
+    close(answers(again, inputs), answers(driver.model, inputs))
     lp.save(tmp_path / "net.lil", driver.model)
     into = lp.load(tmp_path / "net.lil", into=decoder("Qwen3", **sizes)[0])
     assert torch.equal(answers(into, inputs)[0], answers(driver.model, inputs)[0])
@@ -163,7 +164,7 @@ def test_a_module_of_the_users_that_keeps_a_config_is_passed_by(tmp_path: Path) 
     driver = driven(model, inputs, LAYERS)
     assert driver.model.config is driver.model.model.config and driver.model.config.num_hidden_layers == 1
     assert model.config.num_hidden_layers == 2
-    torch.testing.assert_close(answers(loaded_again(driver.model, tmp_path), inputs), answers(driver.model, inputs))
+    close(answers(loaded_again(driver.model, tmp_path), inputs), answers(driver.model, inputs))
 
 
 def test_a_config_that_makes_no_module_is_told() -> None:
@@ -187,7 +188,7 @@ def test_a_network_pruned_again_loads_again(tmp_path: Path) -> None:
     _, inputs, driver = pruned("bert, layers")
     small = driven(driver.model, inputs, CHANNELS).model
     assert numbers(small)["num_hidden_layers"] == 1 and numbers(small)["hidden_size"] == 24
-    torch.testing.assert_close(answers(loaded_again(small, tmp_path), inputs), answers(small, inputs))
+    close(answers(loaded_again(small, tmp_path), inputs), answers(small, inputs))
     lp.save(tmp_path / "net.lil", small)
     again = lp.load(tmp_path / "net.lil", into=subject("bert").build(seed=1)[0])
     assert numbers(again) == numbers(small)

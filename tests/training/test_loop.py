@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,7 +62,7 @@ def same(a: nn.Module, b: nn.Module, exactly: bool = True) -> None:
         if exactly:
             assert torch.equal(x, y), name
         else:
-            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+            close(x, y, rtol=1e-4, atol=1e-6)
 
 
 def test_it_is_a_bare_loop() -> None:
@@ -105,7 +106,7 @@ def test_weights_decay_and_biases_do_not() -> None:
         trained = lp.train(given, step).model
         for name, p in given.model.named_parameters():
             shrunk = everything or p.dim() > 1
-            torch.testing.assert_close(trained.get_parameter(name), 0.95 * p if shrunk else p, rtol=1e-6, atol=1e-8)
+            close(trained.get_parameter(name), 0.95 * p if shrunk else p, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "inf"])
@@ -345,7 +346,7 @@ def test_statistics_are_estimated_anew() -> None:
     plain = lp.train(given, Finetune(lr=0.01)).model
     with torch.no_grad():
         means = [plain.conv(x).mean((0, 2, 3)) for x, _ in given.train or ()]  # type: ignore[operator]
-    torch.testing.assert_close(trained.norm.running_mean, torch.stack(means).mean(0))  # type: ignore[union-attr]
+    close(trained.norm.running_mean, torch.stack(means).mean(0))  # type: ignore[union-attr]
     assert trained.norm.momentum == 0.1  # type: ignore[union-attr]
 
 
@@ -362,7 +363,7 @@ def test_the_average_of_weights_is_kept() -> None:
         held = [decay * a + (1 - decay) * p.detach() for a, p in zip(held, bare.parameters(), strict=True)]
     trained = lp.train(given, Finetune(optimizer="SGD", lr=0.1, ema=0.5)).model
     for a, p in zip(held, trained.parameters(), strict=True):
-        torch.testing.assert_close(a, p.detach())
+        close(a, p.detach())
 
 
 def test_half_precision() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compared import close
 
 import lilliput as lp
 from lilliput.engine.lessons import LAST_GOOD
@@ -40,7 +41,7 @@ def test_two_processes_train_what_one_does(sharing: str, compressed: str, out: P
         two = lp.load(out / f"{rank}.lil", into=processes.Net())
         for (name, x), (_, y) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
             if x.dtype.is_floating_point:
-                torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5, msg=name)
+                close(x, y, rtol=1e-4, atol=1e-5, msg=name)
             else:
                 assert float((x != y).float().mean()) < 0.01, name  # a weight between two codes may fall either way
 
@@ -53,7 +54,7 @@ def test_two_processes_go_on_in_one_folder(out: Path) -> None:
     first, second = (lp.load(out / f"{rank}.lil", into=processes.Net()).state_dict() for rank in (0, 1))
     for name, x in one.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], x, rtol=1e-4, atol=1e-5, msg=name)
+        close(first[name], x, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("sharing", ["copies", "shards"])
@@ -67,7 +68,7 @@ def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, out: Pa
     assert all(torch.equal(first[name], second[name]) for name in first)
     mean = "layers.2.running_mean"
     assert not torch.equal(first[mean], torch.zeros(32))
-    torch.testing.assert_close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
+    close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["spoilt", "failing"])

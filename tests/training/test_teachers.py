@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -120,7 +121,7 @@ def test_saved_answers_train_the_same(teacher: nn.Module, tmp_path: Path) -> Non
     live = lp.train(task(teacher), Finetune(epochs=3, lr=0.01, distill=terms))
     saved = lp.train(task(teacher), Finetune(epochs=3, lr=0.01, distill=terms, save_teacher=True), folder=tmp_path)
     for x, y in zip(live.model.parameters(), saved.model.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)  # a teacher answers other batches to rounding
+        close(x, y, rtol=1e-4, atol=1e-6)  # a teacher answers other batches to rounding
     (answers,) = tmp_path.glob("*.teachers")
     calls: list[int] = []
     hook = teacher.register_forward_hook(lambda *_: calls.append(0))
@@ -151,7 +152,7 @@ def test_samples_that_the_saved_epoch_left_out_are_asked(teacher: nn.Module) -> 
     step = Finetune(epochs=4, optimizer="SGD", lr=0.1, distill=(Response(),))
     live, saved = lp.train(given, step), lp.train(given, replace(step, save_teacher=True))
     for x, y in zip(live.model.parameters(), saved.model.parameters(), strict=True):
-        assert torch.allclose(x, y, atol=1e-5)
+        close(x, y, atol=1e-5)
 
 
 class Noisy(DataLoader[Any]):

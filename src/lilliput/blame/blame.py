@@ -17,7 +17,7 @@ from lilliput.blame.facts import value_facts, weight_facts
 from lilliput.blame.places import Place, encoded_weights, places
 from lilliput.blame.simulation import Case, pieces_of
 from lilliput.engine.run import Driver
-from lilliput.errors import reason
+from lilliput.errors import raise_own, reason
 from lilliput.measure import cpu, decibels
 from lilliput.model.values import value_encodings
 from lilliput.task import Batches
@@ -57,6 +57,7 @@ def brief(driver: Driver, original: nn.Module, batches: Batches | None, name: st
     try:
         found = _brief(driver, original, batches, name)
     except Exception as error:  # whatever the user's own model raises
+        raise_own(error)
         nothing = Diagnosis(
             name, driver.target.name, "module", "example", 0, None, (), (f"not found: {reason(error)}",)
         )

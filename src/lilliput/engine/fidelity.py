@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
-from lilliput.errors import ExportError, InputError, LilliputError
+from lilliput.errors import ExportError, InputError, LilliputError, raise_own
 from lilliput.measure import Noise
 from lilliput.model.carrier import encoded_tensors
 from lilliput.model.duplicate import duplicate
@@ -205,7 +205,8 @@ def _inherent(
             return Inputs(args, kwargs).map(lambda _, x: x.double() if x.is_floating_point() else x).call(double)
 
         return _off(plain, run, samples)
-    except Exception:  # the user's own code need not take double precision
+    except Exception as error:  # the user's own code need not take double precision
+        raise_own(error)
         return [(0.0, 0.0)] * len(off)
 
 

@@ -15,7 +15,7 @@ from lilliput.engine.budget import check_timed
 from lilliput.engine.evidence import asked_scores, check_scores
 from lilliput.engine.lessons import rehearse
 from lilliput.engine.run import Driver
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError, raise_own, reason
 from lilliput.model.carrier import tensor_held
 from lilliput.model.copies import as_it_stands
 from lilliput.model.duplicate import duplicate
@@ -189,6 +189,7 @@ def _as_float32(driver: Driver) -> str:
             converted = driver.example.map(lambda key, x: x.float() if x.is_floating_point() else x)
             out = flatten_outputs(converted.call(duplicate(driver.model).float()))
     except Exception as error:  # the user's own code
+        raise_own(error)
         return reason(error)
     return "" if all(bool(x.isfinite().all()) for x in out) else "it answers with NaN or infinity"
 

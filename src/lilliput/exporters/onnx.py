@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
-from lilliput.errors import ExportError, reason
+from lilliput.errors import ExportError, raise_own, reason
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
@@ -168,6 +168,7 @@ def export(
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
+        raise_own(first)
         raise ExportError(
             "the model cannot be exported to ONNX",
             why=reason(first),

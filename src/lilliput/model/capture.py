@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from lilliput.errors import CaptureError, InputError, reason
+from lilliput.errors import CaptureError, InputError, raise_own, reason
 from lilliput.model.carrier import stored_of, tensors
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.inputs import Inputs
@@ -46,6 +46,7 @@ def capture(
         captured = _traced(model, inputs, dynamic)
         view = View("whole", _by_first_path(_calls(model, captured, ""), ties), ties, {})
     except Exception as error:  # torch.export raises whatever the model's own code raises
+        raise_own(error)
         return _in_parts(model, inputs, ties, reason(error))
     for where, other in others:
         _check_answers(model, captured, other, where)
@@ -71,6 +72,7 @@ def _check_answers(model: nn.Module, captured: ExportedProgram, inputs: Inputs, 
             apart = departure(expected, captured.module(check_guards=False)(*given.args, **given.kwargs))
             why = f"its answers are {apart:.2g} of the largest apart" if apart > _APART else ""
         except Exception as error:
+            raise_own(error)
             why = reason(error)
     if why:
         raise CaptureError(
@@ -121,6 +123,7 @@ def _descend(
             calls += _calls(module, _traced(module, seen[path], {}), path)
             return rungs or {"submodule"}
         except Exception as error:
+            raise_own(error)
             problems[path] = reason(error)
     for name, child in children.items():
         rungs |= _descend(f"{path}.{name}", child, seen, calls, problems)

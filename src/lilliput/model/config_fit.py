@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.errors import reason
+from lilliput.errors import raise_own, reason
 from lilliput.model.config import is_config
 from lilliput.model.trial import same_chance
 
@@ -104,6 +104,7 @@ class Fit:
         try:
             base = made(type(self.old), self.config, "meta")
         except Exception as error:  # a class that takes more than a config, or none
+            raise_own(error)
             raise Untold(f"{type(self.old).__name__} is not made by its config alone ({reason(error)})") from None
         if shapes_of(base) != shapes_of(self.old):
             raise Untold(f"{type(self.old).__name__} makes other tensors of its config than it has")
@@ -171,7 +172,8 @@ class Fit:
         for kept in ({}, cut) if cut else ({},):
             try:
                 return lengths(made(type(self.old), with_numbers(self.config, {leaf: other}, kept), "meta"))
-            except Exception:  # the class refuses such numbers: others are tried
+            except Exception as error:  # the class refuses such numbers: others are tried
+                raise_own(error)
                 continue
         return {}
 
@@ -192,6 +194,7 @@ class Fit:
         try:
             small = made(type(self.old), config, "meta")
         except Exception as error:  # what the config or the class checks
+            raise_own(error)
             why = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
             return f"it refuses such numbers ({why})"
         one, other = shapes_of(small), shapes_of(self.new)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lilliput.errors import CaptureError, reason
+from lilliput.errors import CaptureError, raise_own, reason
 from lilliput.model.carrier import plain_class
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
@@ -82,6 +82,7 @@ def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> No
             with exact_products():
                 apart = departure(answers(after, inputs), answers(duplicate(after, {id(owner): again}), inputs))
         except Exception as error:  # somebody else's class
+            raise_own(error)
             raise Untold(f"made again by it, the network fails ({reason(error)})") from error
         if not apart <= TOLERANCE:
             raise Untold(
@@ -117,7 +118,8 @@ def _owners(before: nn.Module, after: nn.Module) -> list[str]:
 def _is_made(kind: type[nn.Module], config: Any) -> bool:
     try:
         made(kind, config, "meta")
-    except Exception:  # a class of somebody's that takes more
+    except Exception as error:  # a class of somebody's that takes more
+        raise_own(error)
         return False
     return True
 

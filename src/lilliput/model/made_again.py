@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lilliput.errors import InputError
+from lilliput.errors import InputError, raise_own
 from lilliput.model.carrier import plain_class
 from lilliput.model.config import is_config
 from lilliput.model.config_fit import made, shapes_of
@@ -20,6 +20,7 @@ def check_made_again(model: nn.Module) -> None:
         try:
             found = shapes_of(made(kind, config, "meta"))
         except Exception as error:  # somebody else's class
+            raise_own(error)
             why = f"its class is not made by its config alone ({type(error).__name__})"
         else:
             held = shapes_of(model)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lilliput.errors import reason
+from lilliput.errors import raise_own, reason
 from lilliput.model.duplicate import duplicate
 from lilliput.model.edit import Edit
 from lilliput.model.inputs import Inputs
@@ -42,6 +42,7 @@ def misfit(model: nn.Module, changes: Sequence[Change], inputs: Inputs, expected
     try:
         found = shapes(changed(model, changes), inputs)
     except Exception as error:  # the network's own code raises anything
+        raise_own(error)
         return reason(error)
     return "" if found == expected else f"it would answer with shapes {found} instead of {expected}"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lilliput.errors import ExportError, InputError, reason
+from lilliput.errors import ExportError, InputError, raise_own, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.exporters.unrounded import unrounded
@@ -109,7 +109,8 @@ class OnnxFile(Target):
         arrays = [x.detach().numpy() for x in signature.arguments(example)]
         try:
             return self.accounts(built, arrays, min(_ACCOUNT_S, self.seconds))
-        except Exception:  # runtimes raise many kinds; what they would tell explains a figure, and changes none
+        except Exception as error:  # runtimes raise many kinds; what they tell explains a figure, and changes none
+            raise_own(error)
             return ()
 
     def open(self, built: Path | bytes, signature: Signature) -> Runner:

@@ -17,6 +17,10 @@ Axis = npt.NDArray[np.int64]  # the atoms of one axis, position by position
 NONE = -1
 
 
+class Unfit(Exception):
+    """Axes whose lengths do not go together: a call of a form that its rule was not made for."""
+
+
 class Atoms:
     """A growing set of atoms, joined and taken apart.
 
@@ -87,6 +91,8 @@ class Atoms:
 
     def join(self, one: Axis, other: Axis) -> None:
         """From now on, what goes at a position of one axis goes at that position of the other."""
+        if len(one) != len(other) and 1 not in (len(one), len(other)):
+            raise Unfit
         a, b = self.find(one), self.find(other)
         plain = (self._pair[a, 0] == NONE)[:, None]
         pairs = np.unique(np.where(plain, np.stack([b, a], 1), np.stack([a, b], 1))[a != b], axis=0)
@@ -151,6 +157,8 @@ class Atoms:
         if outer == 1 or inner == 1:
             alone = self.fixed(1, "an axis of length 1")
             return (alone, axis) if outer == 1 else (axis, alone)
+        if len(axis) != outer * inner:
+            raise Unfit
         table = self.find(axis).reshape(outer, inner)
         if self.fixed_whole(axis):
             return self.fixed(outer, self._some_reason(axis)), self.fixed(inner, self._some_reason(axis))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from lilliput.model.coupling.atoms import Atoms, Axis
+from lilliput.errors import raise_own
+from lilliput.model.coupling.atoms import Atoms, Axis, Unfit
 
 Axes = list[Axis]
 ENCODED = "encoded already: prune first, encode then"
@@ -188,7 +189,10 @@ def _returned(flow: Flow, node: Node, rules: Mapping[str, Rule]) -> Any:
         rule = rules["pointwise"]
     try:
         found = None if rule is None else rule(flow, call)
-    except (ValueError, IndexError, KeyError, TypeError):  # a form of the operator that its rule was not made for
+    except Unfit:
+        found = None
+    except (ValueError, IndexError, KeyError, TypeError) as error:  # a form that its rule was not made for
+        raise_own(error)
         found = None
     if found is not None and _fits(found, node.meta.get("val")):
         return found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lilliput.errors import CaptureError, reason
+from lilliput.errors import CaptureError, raise_own, reason
 from lilliput.model.carrier import tensors
 from lilliput.model.configured import TOLERANCE, described
 from lilliput.model.coupling.flow import Number
@@ -186,6 +186,7 @@ class Shrinking:
         try:
             self.checked(gone)
         except Exception as error:  # the network's own code raises anything
+            raise_own(error)
             return reason(error)
         return ""
 
