@@ -97,23 +97,30 @@ def _coarse(model: nn.Module) -> bool:
 
 def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Signature, run: Runner) -> str:
     """A sentence where the target's kernels are far less exact than the file as it is written; else empty."""
+    with torch.no_grad():
+        right = [(inputs, ask(model, inputs, "a sample")) for inputs in _samples(driver)]
+    as_run = _noise_of(run, right)
+    if as_run.ratio <= _LEAST:
+        return ""
     written = driver.target.reference(path, signature, rounded=True)
     if written is None:
         return ""
-    noises = (Noise(), Noise())
-    with torch.no_grad():
-        for inputs in _samples(driver):
-            expected = ask(model, inputs, "a sample")
-            for noise, one in zip(noises, (written, run), strict=True):
-                noise.add(expected, ask(one, inputs, "a sample"))
-    as_written, as_run = noises
-    if as_run.ratio <= max(_LEAST, _FAR * as_written.ratio):
+    as_written = _noise_of(written, right)
+    if as_run.ratio <= _FAR * as_written.ratio:
         return ""
     run_db, written_db = ("exact" if one.db is None else f"{one.db:.1f} dB" for one in (as_run, as_written))
     return (
         f"{driver.target.name} is at {run_db} of the module where the file as written is at {written_db}:"
         " its kernels saturate, or round more than the file says"
     )
+
+
+def _noise_of(run: Runner, right: Sequence[tuple[Inputs, Any]]) -> Noise:
+    """What its answers differ by from those that are right."""
+    noise = Noise()
+    for inputs, expected in right:
+        noise.add(expected, ask(run, inputs, "a sample"))
+    return noise
 
 
 def check_precise(expected: Any) -> None:
