@@ -174,7 +174,10 @@ def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refus
 
 
 def test_weights_alone_need_no_calibration(net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime) -> None:
-    lp.compress(lp.Task(net, example=batches[0]), lp.Recipe([lp.Quantize()]), target=quick)
+    small = lp.compress(lp.Task(net, example=batches[0]), lp.Recipe([lp.Quantize()]), target=quick)
+    rows = small.data["layers"]
+    assert rows and all(row["encoding"].startswith("int8") and row["activations"] == "float32" for row in rows)
+    assert all(30 < row["sqnr_db"] < 60 for row in rows)
 
 
 def test_a_recipe_that_changes_no_layer(refused: Refused) -> None:

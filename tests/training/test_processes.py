@@ -68,7 +68,7 @@ def test_processes_agree_on_the_statistics_of_their_shares(sharing: str, out: Pa
     assert all(torch.equal(first[name], second[name]) for name in first)
     mean = "layers.2.running_mean"
     assert not torch.equal(first[mean], torch.zeros(32))
-    close(first[mean], one.state_dict()[mean], rtol=0.2, atol=0.1)
+    close(first[mean], one.state_dict()[mean], share=0.05)
 
 
 @pytest.mark.parametrize("kind", ["spoilt", "failing"])
