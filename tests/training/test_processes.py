@@ -41,7 +41,7 @@ def test_two_processes_train_what_one_does(sharing: str, compressed: str, out: P
         two = lp.load(out / f"{rank}.lil", into=processes.Net())
         for (name, x), (_, y) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
             if x.dtype.is_floating_point:
-                close(x, y, rtol=1e-4, atol=1e-5, msg=name)
+                close(x, y, rtol=4e-5, atol=4e-6, msg=name)
             else:
                 assert float((x != y).float().mean()) < 0.01, name  # a weight between two codes may fall either way
 

@@ -24,12 +24,17 @@ def accelerator_for(step: Finetune) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise InputError(
             "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
         ) from error
     AcceleratorState._reset_state()  # an earlier step may have had another precision
-    accelerator = Accelerator(mixed_precision=step.precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision=step.precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # `agree` takes the mean of all
+    )
     if str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED", "MEGATRON_LM")):
         raise InputError(
             f"accelerate is set up for {accelerator.distributed_type}",
