@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,22 @@ def compressed(kind: str, target: str) -> lp.Result:
     torch.manual_seed(0)
     net, batches = make().eval(), [torch.randn(shape) for _ in range(3)]
     return lp.compress(net, recipe, calibrate=batches, target=TARGETS[target])
+
+
+def test_a_file_that_is_built_again_is_compared_again(tmp_path: Path) -> None:
+    """A resumed run whose file is gone remembered that an earlier one was right, and believed the new one to be."""
+    make, shape, recipe = KINDS["images, static"]
+    torch.manual_seed(0)
+    net, batches = make().eval(), [torch.randn(shape)]
+
+    def run() -> lp.Result:
+        return lp.compress(net, recipe, calibrate=batches, target=TARGETS["onnxruntime"], folder=tmp_path / "out")
+
+    first = run().data["export"]["after"]
+    (tmp_path / "out" / "work" / "net.onnx").unlink()
+    with exporting(MUTANTS["a scale times 1.3"]), pytest.raises(ExportError, match="does not compute"):
+        run()
+    assert run().data["export"]["after"] == first
 
 
 def test_builds_are_compared_on_batches_to_evaluate_with_too() -> None:
