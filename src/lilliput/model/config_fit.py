@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.errors import raise_own, reason
+from lilliput.errors import reason
 from lilliput.model.config import is_config
 from lilliput.model.trial import same_chance
 
@@ -31,10 +31,20 @@ class Untold(Exception):
     """A config cannot tell what a network has become; the text is why."""
 
 
+class Unmade(Exception):
+    """A class makes no module of a config; the text is why, in the words of what refused it."""
+
+
 def made(kind: type[nn.Module], config: Any, device: str = "cpu") -> nn.Module:
-    """What a class makes of a config that went through a dict, as it does through a file."""
-    with torch.device(device), same_chance():
-        return kind(type(config).from_dict(copy.deepcopy(config).to_dict()))
+    """What a class makes of a config that went through a dict, as it does through a file.
+
+    Raises Unmade where the class takes more than a config, or it or the config refuses the numbers.
+    """
+    try:
+        with torch.device(device), same_chance():
+            return kind(type(config).from_dict(copy.deepcopy(config).to_dict()))
+    except Exception as error:  # somebody else's class
+        raise Unmade(reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)) from error
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -103,9 +113,8 @@ class Fit:
     def __post_init__(self) -> None:
         try:
             base = made(type(self.old), self.config, "meta")
-        except Exception as error:  # a class that takes more than a config, or none
-            raise_own(error)
-            raise Untold(f"{type(self.old).__name__} is not made by its config alone ({reason(error)})") from None
+        except Unmade as error:
+            raise Untold(f"{type(self.old).__name__} is not made by its config alone ({error})") from None
         if shapes_of(base) != shapes_of(self.old):
             raise Untold(f"{type(self.old).__name__} makes other tensors of its config than it has")
         self.before, run, after = lengths(base), lengths(self.old), lengths(self.new)
@@ -172,8 +181,7 @@ class Fit:
         for kept in ({}, cut) if cut else ({},):
             try:
                 return lengths(made(type(self.old), with_numbers(self.config, {leaf: other}, kept), "meta"))
-            except Exception as error:  # the class refuses such numbers: others are tried
-                raise_own(error)
+            except Unmade:  # the class refuses such numbers: others are tried
                 continue
         return {}
 
@@ -193,10 +201,8 @@ class Fit:
     def _misfit(self, config: Any) -> str:
         try:
             small = made(type(self.old), config, "meta")
-        except Exception as error:  # what the config or the class checks
-            raise_own(error)
-            why = reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            return f"it refuses such numbers ({why})"
+        except Unmade as error:
+            return f"it refuses such numbers ({error})"
         one, other = shapes_of(small), shapes_of(self.new)
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):

@@ -10,7 +10,7 @@ from torch import nn
 from lilliput.errors import CaptureError, raise_own, reason
 from lilliput.model.carrier import plain_class
 from lilliput.model.config import is_config
-from lilliput.model.config_fit import Fit, Leaf, Untold, leaves, made, shapes_of
+from lilliput.model.config_fit import Fit, Leaf, Unmade, Untold, leaves, made, shapes_of
 from lilliput.model.duplicate import duplicate
 from lilliput.model.held import passing_buffers
 from lilliput.model.inputs import Inputs
@@ -77,6 +77,9 @@ def _check_made_again(before: nn.Module, after: nn.Module, inputs: Inputs) -> No
         owner = after.get_submodule(path)
         try:
             again = made(plain_class(owner), vars(owner)["config"])
+        except Unmade as error:
+            raise Untold(f"made again by it, the network fails ({error})") from error
+        try:
             again.load_state_dict(owner.state_dict(), assign=True)
             again.to(next(x.device for x in owner.parameters()))
             with exact_products():
@@ -118,8 +121,7 @@ def _owners(before: nn.Module, after: nn.Module) -> list[str]:
 def _is_made(kind: type[nn.Module], config: Any) -> bool:
     try:
         made(kind, config, "meta")
-    except Exception as error:  # a class of somebody's that takes more
-        raise_own(error)
+    except Unmade:
         return False
     return True
 

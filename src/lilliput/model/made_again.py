@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from lilliput.errors import InputError, raise_own
+from lilliput.errors import InputError
 from lilliput.model.carrier import plain_class
 from lilliput.model.config import is_config
-from lilliput.model.config_fit import made, shapes_of
+from lilliput.model.config_fit import Unmade, made, shapes_of
 
 
 def check_made_again(model: nn.Module) -> None:
@@ -19,9 +19,8 @@ def check_made_again(model: nn.Module) -> None:
     else:
         try:
             found = shapes_of(made(kind, config, "meta"))
-        except Exception as error:  # somebody else's class
-            raise_own(error)
-            why = f"its class is not made by its config alone ({type(error).__name__})"
+        except Unmade as error:
+            why = f"its class is not made by its config alone ({error})"
         else:
             held = shapes_of(model)
             why = next(
