@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from labelled import LABELLED, Answers
 from networks import OUT
-from processes import timed
 from table import write
+from timings import timed
 
 import lilliput as lp
 from lilliput.engine.begin import begin, follow

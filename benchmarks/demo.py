@@ -1,6 +1,6 @@
 """EfficientNet-Lite0, MiniLM and ResNet-18 by the default recipe, run on one thread and on all cores.
 
-What they gain in speed is measured here and nowhere else, in several processes (processes.py).
+What they gain in speed is measured here and nowhere else, in several processes (timings.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from networks import NETWORKS, OUT
-from processes import Taken, timed
 from table import agreed, cost, write
+from timings import Taken, timed
 
 import lilliput as lp
 from lilliput.model.inputs import Inputs

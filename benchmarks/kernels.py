@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from networks import OUT
-from processes import timed
 from table import write
+from timings import timed
 from torch import Tensor, nn
 
 import lilliput as lp

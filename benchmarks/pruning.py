@@ -31,8 +31,8 @@ import fashion
 import numpy as np
 import scipy.stats
 import torch
-from processes import Taken, timed
 from table import write
+from timings import Taken, timed
 from torch import Tensor, nn
 
 import lilliput as lp

@@ -21,8 +21,8 @@ import torch
 from networks import OUT, data
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from processes import timed
 from table import write
+from timings import timed
 from torch import Tensor, nn
 
 import lilliput as lp

@@ -2,7 +2,7 @@
 
 torch-pruning runs in an environment of its own (see pruning_peers.py), whose Python the variable PEERS_PYTHON names;
 what it has answered lies in out/shrink and is not asked again. Without the variable, only what lies there is made anew;
-other rows of the file stay as they are. Whether a network is right is judged by tests/topologies/oracle.py.
+other rows of the file stay as they are. Whether a network is right is judged by tests/topologies/zeroed.py.
 
     PEERS_PYTHON=peers/bin/python make bench NAME=shrink
 """

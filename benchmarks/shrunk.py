@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests" / "topologies"), str(ROOT / "src")]
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # transformers knows another one of that name
 
-import oracle  # noqa: E402
-from oracle import Kept  # noqa: E402
+import zeroed  # noqa: E402
+from zeroed import Kept  # noqa: E402
 from zoo import subject  # noqa: E402
 
 from lilliput.measure.cost import macs, parameters  # noqa: E402  # neither needs what only Lilliput's environment has
@@ -244,11 +244,11 @@ def judged(
         return
     try:
         unseen = [subject(trial.name).build(seed)[1] for seed in SEEDS]
-        apart = oracle.departure(original, small, kept, unseen, unscaled)
+        apart = zeroed.departure(original, small, kept, unseen, unscaled)
     except Exception as error:  # networks raise many kinds
         trial.row |= {"equals_zeroed": "unknown", "why": said(error)}
     else:
-        trial.row |= {"equals_zeroed": apart <= oracle.TOLERANCE, "departure_from_zeroed": apart}
+        trial.row |= {"equals_zeroed": apart <= zeroed.TOLERANCE, "departure_from_zeroed": apart}
 
 
 def kept_by_values(original: nn.Module, small: nn.Module) -> Kept | None:

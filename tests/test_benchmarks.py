@@ -118,20 +118,20 @@ def test_no_benchmark_writes_a_csv_by_itself():
 
 
 @pytest.fixture
-def processes(monkeypatch):
+def timings(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.delenv("DRY", raising=False)
-    import processes
+    import timings
 
-    return processes
+    return timings
 
 
 def _took(ours, **conditions):
     return Latencies({"float": (4.0,) * 9, "ours": (ours,) * 9}, **conditions)
 
 
-def test_a_speed_is_the_median_of_processes_and_its_interval_lies_between_them(processes):
-    taken = processes.Taken((_took(2.0), _took(1.6), _took(2.5)))
+def test_a_speed_is_the_median_of_processes_and_its_interval_lies_between_them(timings):
+    taken = timings.Taken((_took(2.0), _took(1.6), _took(2.5)))
     found = taken.ratio("float", "ours")
     assert (found.value, found.samples) == (2.0, 3)
     # Student's t on the logarithms of 2.5, 2 and 1.6, by hand: their standard deviation is log 1.25
@@ -144,15 +144,15 @@ def test_a_speed_is_the_median_of_processes_and_its_interval_lies_between_them(p
     assert row["processes"] == 3
 
 
-def test_one_process_and_disturbed_ones_have_no_interval(processes):
-    alone = processes.Taken((_took(2.0),)).row("faster", "float", "ours")
+def test_one_process_and_disturbed_ones_have_no_interval(timings):
+    alone = timings.Taken((_took(2.0),)).row("faster", "float", "ours")
     assert (alone["faster"], alone["faster_low"], alone["faster_high"]) == (2.0, None, None)
     quiet, busy = _took(2.0), _took(2.0, others_cores=1.5, cores=2)
-    row = processes.Taken((quiet, busy, quiet)).row("faster", "float", "ours")
+    row = timings.Taken((quiet, busy, quiet)).row("faster", "float", "ours")
     assert (row["faster"], row["faster_low"], row["others_cores"]) == (None, None, 1.5)
 
 
-def test_files_are_timed_in_fresh_processes(processes, tmp_path):
+def test_files_are_timed_in_fresh_processes(timings, tmp_path):
     torch.manual_seed(0)
     target, example, files = lp.OnnxRuntime(threads=1), torch.randn(1, 256), {}
     for name in ("one", "other"):
@@ -162,8 +162,8 @@ def test_files_are_timed_in_fresh_processes(processes, tmp_path):
     with torch.no_grad():
         signature = Signature.of(inputs, inputs.call(net))
     quick = {"rounds": 2, "warmup_s": 0.0, "settle_s": 0.0, "round_s": 0.01}
-    taken = processes.timed(files, target, signature, inputs, count=2, **quick)
+    taken = timings.timed(files, target, signature, inputs, count=2, **quick)
     assert [(one.rounds, set(one.rounds_ms), one.threads) for one in taken.processes] == [(2, {"one", "other"}, 1)] * 2
     assert taken.processes[0].rounds_ms != taken.processes[1].rounds_ms  # each has timed for itself
     with pytest.raises(RuntimeError, match="missing"):
-        processes.timed({"gone": tmp_path / "missing.onnx"}, target, signature, inputs, count=1)
+        timings.timed({"gone": tmp_path / "missing.onnx"}, target, signature, inputs, count=1)

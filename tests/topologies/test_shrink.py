@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from compared import close
-from oracle import TOLERANCE, departure
 from shrunken import answers, driven, kept, unscaled
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from zeroed import TOLERANCE, departure
 from zoo import subject
 
 import lilliput as lp

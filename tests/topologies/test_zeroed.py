@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import oracle
 import pytest
 import torch
-from oracle import TOLERANCE, departure
+import zeroed
 from shrunken import driven, kept
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zeroed import TOLERANCE, departure
 
 import lilliput as lp
 
@@ -107,7 +107,7 @@ def test_gains_that_were_scaled_are_not_told_to_have_stayed() -> None:
 
 @pytest.mark.parametrize("answer", [torch.full((4,), math.nan), torch.zeros(3), torch.zeros(4)])
 def test_answers_that_tell_nothing_are_as_far_as_can_be(answer: Tensor) -> None:
-    assert oracle.apart(answer, torch.zeros(4)) == math.inf
+    assert zeroed.apart(answer, torch.zeros(4)) == math.inf
 
 
 def test_the_users_module_is_left_as_it_is() -> None:
@@ -120,7 +120,7 @@ def test_the_users_module_is_left_as_it_is() -> None:
 
 
 def test_it_imports_nothing_of_what_it_judges() -> None:
-    tree = ast.parse(Path(oracle.__file__).read_text())
+    tree = ast.parse(Path(zeroed.__file__).read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     tops = {name.partition(".")[0] for name in modules}

@@ -27,7 +27,7 @@ from lilliput.model.signature import Signature
 from lilliput.targets import Target
 
 PROCESSES = 3
-_START = "import sys, processes; processes.answer(*sys.argv[1:])"
+_START = "import sys, timings; timings.answer(*sys.argv[1:])"
 
 
 @dataclass(frozen=True)
