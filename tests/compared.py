@@ -77,6 +77,8 @@ def _close(found: Tensor, right: Tensor, atol: float | None, rtol: float | None,
         apart = float((_real(found) - _real(right)).square().mean().sqrt())
         assert apart <= share * whole, f"{msg} apart by {apart / max(whole, 1e-300):.3g} of the spread, not {share:g}"
         return
+    if not whole:  # zeros, or nothing at all
+        atol, rtol = 0.0, 0.0
     usual = _USUAL.get(right.dtype, 0.0)
     atol = usual * whole if atol is None and rtol is None else atol or 0.0
     rtol = rtol or 0.0

@@ -23,7 +23,7 @@ from lilliput.model.coupling.rules import RULES
 from lilliput.model.inputs import Inputs
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-HALF, INT8 = lp.Prune("channels", 0.5, multiple=1), lp.Quantize(activations=lp.Int(8))
+HALF, INT8 = lp.Prune("channels", 0.5, multiple=1), lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))
 
 
 def network() -> nn.Module:

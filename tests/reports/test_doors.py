@@ -92,7 +92,11 @@ def test_batches_of_arrays() -> None:
     before = x.copy(), y.copy()
     assert Inputs.of(x).args[0].data_ptr() == x.ctypes.data
     small = [
-        lp.compress(lp.Task(net, calibrate=batches), lp.Recipe([lp.Quantize(activations=lp.Int(8))]), target=TARGET)
+        lp.compress(
+            lp.Task(net, calibrate=batches),
+            lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))]),
+            target=TARGET,
+        )
         for batches in ([x, y], [torch.tensor(x), torch.tensor(y)])
     ]
     assert small[0].state.digest == small[1].state.digest
@@ -262,7 +266,6 @@ def test_every_character_comes_out(encoding: str, monkeypatch: pytest.MonkeyPatc
 
 TASK = """
 import torch
-from compared import close
 from torch import nn
 import lilliput as lp
 torch.manual_seed(0)

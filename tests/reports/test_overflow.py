@@ -6,6 +6,8 @@ the layers that differ". Right is a remedy that works: weights of seven bits can
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from compared import close
@@ -29,7 +31,7 @@ def compressed(weights: lp.Int, target: lp.OnnxRuntime | lp.OpenVino, activation
 def refused(result: lp.Result, target: lp.OnnxRuntime | lp.OpenVino, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is said as if its integers had overflowed, which on few processors they do."""
     with monkeypatch.context() as strict:
-        strict.setattr(evidence, "_LEAST_COSINE", 1.1)
+        strict.setattr(evidence, "_LEAST_DB", math.nan)
         strict.setattr(evidence, "told_of_kernels", lambda *given: "its kernels round more than the file says")
         with pytest.raises(ExportError) as error:
             lp.export(result.folder / "again.onnx", result.model, torch.randn(4, 64), target=target)
@@ -39,7 +41,7 @@ def refused(result: lp.Result, target: lp.OnnxRuntime | lp.OpenVino, monkeypatch
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_the_remedy_is_named_and_works(target: lp.OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "cpu", lambda: Cpu("", "x86_64", ("avx2",)))
-    monkeypatch.setattr(evidence, "_LEAST_COSINE", 0.0)
+    monkeypatch.setattr(evidence, "_LEAST_DB", -1e9)
     said = refused(compressed(lp.Int(8), target, lp.Int(8)), target, monkeypatch)
     assert "overflow" in said and "give weights=Int(7)" in said
     result, x = compressed(lp.Int(7), target, lp.Int(8)), torch.randn(16, 64)
@@ -48,7 +50,7 @@ def test_the_remedy_is_named_and_works(target: lp.OnnxRuntime, monkeypatch: pyte
 
 
 def test_it_is_no_reason_without_integers_that_flow_or_with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_LEAST_COSINE", 0.0)
+    monkeypatch.setattr(evidence, "_LEAST_DB", -1e9)
     monkeypatch.setattr(evidence, "cpu", lambda: Cpu("", "x86_64", ("avx2",)))
     assert "please report" in refused(compressed(lp.Int(8), TARGETS[0]), TARGETS[0], monkeypatch)
     monkeypatch.setattr(evidence, "cpu", lambda: Cpu("", "x86_64", ("avx2", "avx512_vnni")))

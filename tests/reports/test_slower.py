@@ -50,7 +50,8 @@ class Pretended(lp.OnnxRuntime):
         return run
 
     def latencies(self, runs: Mapping[str, Any], example: Inputs) -> Latencies:
-        TIMED.append({name: run.ms for name, run in runs.items()})
+        if self.threads is not None:  # else batches are timed on all cores
+            TIMED.append({name: run.ms for name, run in runs.items()})
         taken = {name: tuple(run.ms * (1 + 0.001 * (i % 3)) for i in range(9)) for name, run in runs.items()}
         return Latencies(taken, self.others_cores, threads=1, cores=2)
 
