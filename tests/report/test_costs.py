@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,9 +52,11 @@ def test_calls_and_batches_are_told(data: dict[str, Any]) -> None:
             assert 0 < calls["p50_ms"] <= calls.get("p95_ms", math.inf)
         assert data[side]["joules"] is None or data[side]["joules"] > 0
     batches = data["batches"]
-    if batches is not None:  # else others were at work on the cores that it needs
-        assert batches["samples"] == 16
-        assert data["after"]["throughput"]["value"] > 0
+    assert batches["samples"] == 16 and batches["threads"] >= 1
+    assert (data["after"]["throughput"] is None) is bool(batches["untold"])  # others were at work on the cores
+    if not batches["untold"]:
+        rates = [data[side]["throughput"]["value"] for side in ("before", "after")]
+        assert batches["faster"]["value"] == pytest.approx(rates[1] / rates[0], rel=0.5)
 
 
 def test_samples_a_second_are_those_of_a_call() -> None:
@@ -62,6 +65,11 @@ def test_samples_a_second_are_those_of_a_call() -> None:
     assert found.a_second("after").value == pytest.approx(1600)
     before = found.a_second("before")
     assert before.value == pytest.approx(800) and before.low < 800 < before.high
+    assert not found.untold
+    busy = Throughput(16, 2, replace(taken, others_cores=1.5))
+    assert busy.untold == "other work kept 1.5 of 2 cores busy while they were timed"
+    assert Throughput(16, 2, Latencies({}, untimed="seconds=0")).untold == "seconds=0"
+    assert batch_figures(Costs(taken, busy, {})) == {"samples": 16, "threads": 2, "faster": None, "untold": busy.untold}
     open_ended = Throughput(16, 2, Latencies({"before": (20.0,), "after": (10.0,)}, threads=2, cores=2))
     assert open_ended.a_second("before").value == pytest.approx(800) and open_ended.a_second("before").open
 

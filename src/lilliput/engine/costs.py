@@ -19,11 +19,13 @@ from lilliput.measure.loading import RUNTIMES, Loading, loading
 from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs
 from lilliput.targets.operators import Operator
+from lilliput.targets.target import Target
 from lilliput.task import batch_size, fingerprint
 
 _LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 _BATCH = 16  # samples of a call by which throughput is told
 _THROUGHPUT_S = 2.0  # at most, for timing batches
+_NOT_ASKED = "seconds=0"
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,36 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
 
     What is not timed has no rounds, and says why: no work is lost to a timing that fails.
     """
-    if not driver.target.times:
-        return Latencies({}, untimed=NOT_ASKED)
-    question = (
-        "latency",
-        driver.environment,
-        before.digest,
-        after.digest,
-        fingerprint(driver.example),
-        repr(driver.target),
-    )
+    return _timed(driver, "timing", driver.target, driver.example, before, after)
+
+
+def throughput(driver: Driver, before: Built, after: Built) -> Throughput | None:
+    """Samples a second of both in batches on all cores, in turns; None where the target's runtime is not one that
+    tells it.
+    """
+    if driver.target.name not in RUNTIMES:
+        return None
+    target = dataclasses.replace(driver.target, threads=None, seconds=min(driver.target.seconds, _THROUGHPUT_S))
+    batch = _enlarged(driver)
+    taken = _timed(driver, "timing batches", target, batch, before, after)
+    return Throughput(batch_size(batch), target.threads_used, taken)
+
+
+def _timed(driver: Driver, doing: str, target: Target, inputs: Inputs, before: Built, after: Built) -> Latencies:
+    """Both sides called on `inputs` by `target`, which may be the driver's with other threads."""
+    if not target.times:
+        return Latencies({}, untimed=_NOT_ASKED)
+    question = (doing, driver.environment, before.digest, after.digest, fingerprint(inputs), repr(target))
 
     def compute() -> Answer:
-        driver.progress("timing", 0, 1)
-        taken = driver.target.latencies({"before": before.run, "after": after.run}, driver.example)
-        driver.progress("timing", 1, 1)
+        driver.progress(doing, 0, 1)
+        same = target == driver.target
+        runs = {
+            name: one.run if same else target.open(one.path, one.signature)
+            for name, one in (("before", before), ("after", after))
+        }
+        taken = target.latencies(runs, inputs)
+        driver.progress(doing, 1, 1)
         return Answer(_plain(taken))
 
     try:
@@ -108,36 +125,18 @@ def latency(driver: Driver, before: Built, after: Built) -> Latencies:
         return Latencies({}, untimed=str(error))
 
 
-def throughput(driver: Driver, before: Built, after: Built) -> Throughput | None:
-    """Samples a second of both in batches on all cores, in turns; None where that is not timed, or cannot be told."""
-    target = dataclasses.replace(driver.target, threads=None, seconds=min(driver.target.seconds, _THROUGHPUT_S))
-    if not target.times or target.name not in RUNTIMES:
-        return None
-    batch = _enlarged(driver)
-    samples = batch_size(batch.tensors())
-    question = ("throughput", driver.environment, before.digest, after.digest, fingerprint(batch), repr(target))
-
-    def compute() -> Answer:
-        driver.progress("timing batches", 0, 1)
-        runs = {name: target.open(one.path, one.signature) for name, one in (("before", before), ("after", after))}
-        taken = target.latencies(runs, batch)
-        driver.progress("timing batches", 1, 1)
-        return Answer(_plain(taken))
-
-    try:
-        taken = _latencies(driver.store.answer(question, compute, lasting=_undisturbed).data)
-    except MeasureError:
-        return None
-    return Throughput(samples, target.threads_used, taken) if taken.known else None
-
-
 @dataclass(frozen=True)
 class Throughput:
-    """Calls on batches, timed; `samples` in each."""
+    """Calls on batches, timed or said not to be; `samples` in each."""
 
     samples: int
     threads: int
     taken: Latencies
+
+    @property
+    def untold(self) -> str:
+        """Why nothing is known of it; empty where something is."""
+        return "" if self.taken.known else self.taken.untimed or f"{self.taken.disturbance} while they were timed"
 
     def a_second(self, side: str) -> Measurement:
         """Samples a second, from the time of a call in each round."""
@@ -151,15 +150,12 @@ class Throughput:
 
 def _enlarged(driver: Driver) -> Inputs:
     """The example, so often that there are samples enough for every core; as it is where its first axis is closed."""
-    example, count = driver.example, batch_size(driver.example.tensors())
+    example, count = driver.example, batch_size(driver.example)
     opened = {driver.dynamic.get(key, {}).get(0) for key in example.tensors()}
     if None in opened or len(opened) != 1 or count >= _BATCH or {len(x) for x in example.tensors().values()} != {count}:
         return example
     times = -(-_BATCH // count)
     return example.map(lambda _, x: torch.cat([x] * times)[:_BATCH])
-
-
-NOT_ASKED = "seconds=0"
 
 
 def _plain(taken: Latencies) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def cost_figures(costs: Costs, side: str) -> dict[str, Any]:
         "latency_ms": taken.ms(side).to_json() if taken.known else None,
         "calls": {"count": taken.calls.get(side, 0), **{f"{name}_ms": ms for name, ms in taken.tail_ms(side).items()}},
         "joules": taken.joules.get(side),
-        "throughput": None if batches is None else batches.a_second(side).to_json(),
+        "throughput": None if batches is None or batches.untold else batches.a_second(side).to_json(),
         "loading": None if loaded is None else asdict(loaded),
     }
 
@@ -29,8 +29,8 @@ def batch_figures(costs: Costs) -> dict[str, Any] | None:
     batches = costs.batches
     if batches is None:
         return None
-    faster = batches.taken.ratio("before", "after").to_json()
-    return {"samples": batches.samples, "threads": batches.threads, "faster": faster}
+    faster = None if batches.untold else batches.taken.ratio("before", "after").to_json()
+    return {"samples": batches.samples, "threads": batches.threads, "faster": faster, "untold": batches.untold}
 
 
 def worse(before: Loading | None, after: Loading | None) -> str:

@@ -73,7 +73,8 @@ def _at(held: Any, path: tuple[str, ...]) -> Any:
 def _notes(data: Data) -> Iterable[str]:
     """What the table cannot hold."""
     if batches := data.get("batches"):
-        yield f"In batches: {batches['samples']} samples a call on {batches['threads']} threads."
+        untold = f"; nothing is told of it: {batches['untold']}" if batches["untold"] else ""
+        yield f"In batches: {batches['samples']} samples a call on {batches['threads']} threads{untold}."
     ratio = data["ratio"]
     if ratio.get("nonzero") is not None:
         left, shared, moved = (ratio[key] for key in ("nonzero", "shared", "weight_error"))
