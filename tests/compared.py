@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 MOST = 1 / 20  # of the spread
+_SINGLE = 10  # times `share`, that a single value may be off
 _USUAL = {
     torch.float64: 1e-7,
     torch.float32: 2e-5,
@@ -36,8 +37,8 @@ def close(
     """Fail where `found` is not `right`: tensors, arrays, numbers, and lists and dicts of them.
 
     Every element may be off by `atol` and by `rtol` of itself, by default by what the order of sums does to the spread;
-    or, with `share`, the whole by so much of the spread, as where single values fall on the other side of a rounding
-    step. A tolerance that would let anything pass is an error of the test, and says so.
+    or, with `share`, the whole by so much of the spread and single values by ten times that, as where some fall on the
+    other side of a rounding step. A tolerance that would let anything pass is an error of the test, and says so.
     """
     if isinstance(right, Mapping):
         assert found.keys() == right.keys(), msg
@@ -74,8 +75,10 @@ def _close(found: Tensor, right: Tensor, atol: float | None, rtol: float | None,
     if share is not None:
         assert found.shape == right.shape and atol is None and rtol is None, msg
         assert share <= MOST, f"{msg} a share of {share:g} of the spread is refused: at most {MOST:g}"
-        apart = float((_real(found) - _real(right)).square().mean().sqrt())
+        error = (_real(found) - _real(right)).abs()
+        apart, most = float(error.square().mean().sqrt()), float(error.max()) if error.numel() else 0.0
         assert apart <= share * whole, f"{msg} apart by {apart / max(whole, 1e-300):.3g} of the spread, not {share:g}"
+        assert most <= _SINGLE * share * whole, f"{msg} one is apart by {most / max(whole, 1e-300):.3g} of the spread"
         return
     if not whole:  # zeros, or nothing at all
         atol, rtol = 0.0, 0.0
