@@ -38,7 +38,7 @@ def write(
     found = environment(threads)
     conditions = {
         "command": f"make bench NAME={name}",
-        "commit": _COMMIT,
+        "commit": COMMIT,
         **{key: found[key] for key in ("cpu", "logical_cores", "threads", "torch", "onnxruntime", "openvino")},
         "flags": " ".join(found["flags"]),  # type: ignore[arg-type]
     }
@@ -143,6 +143,6 @@ def _git(*command: str) -> str:
     return done.stdout.rstrip("\n")
 
 
-_COMMIT = _git("describe", "--always")  # when the benchmark began: its code is that of this commit
+COMMIT = _git("describe", "--always")  # when the benchmark began: its code is that of this commit
 if not DRY and Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == HERE and changes():
     sys.exit(f"nothing is measured: {_told(changes())}")
