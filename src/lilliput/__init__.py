@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gives
     from lilliput import metrics as metrics
     from lilliput.blame.diagnosis import Diagnosis as Diagnosis
+    from lilliput.delivery import Result as Result
     from lilliput.encodings import NF4 as NF4
     from lilliput.encodings import BFloat16 as BFloat16
     from lilliput.encodings import Fixed as Fixed
@@ -55,7 +56,6 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.scalings import Ranges as Ranges
     from lilliput.techniques.scalings import Smooth as Smooth
     from lilliput.techniques.share import Share as Share
-    from lilliput.verbs import Result as Result
     from lilliput.verbs import compress as compress
     from lilliput.verbs import diagnose as diagnose
     from lilliput.verbs import export as export
@@ -108,7 +108,7 @@ _PLACES = {
     "Recipe": "recipe",
     "Relation": "techniques.distill",
     "Response": "techniques.distill",
-    "Result": "verbs",
+    "Result": "delivery",
     "save": "verbs",
     "Share": "techniques.share",
     "Signs": "encodings",

@@ -47,9 +47,7 @@ class Task:
     name: str = ""
     assets: Mapping[str, str | Path | bytes] | None = None  # files to travel in the .lil: name there -> path, or bytes
     baseline: nn.Module | None = None  # what the result is compared with; None: the model as it is given
-    output: str | Mapping[str, str] | None = (
-        None  # what an answer is, or {place: what}; None: as `metric` says, or values
-    )
+    output: str | Mapping[str, str] | None = None  # what an answer is, or {place: what}; None: as the metric says
 
 
 def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -15,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lilliput.blame.blame import brief, full
+from lilliput.blame.blame import full
 from lilliput.blame.diagnosis import Diagnosis
-from lilliput.disk import clear_parts, whole_file
-from lilliput.engine.answers import closeness
+from lilliput.delivery import Result, copied, finished, graph_of
+from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
-from lilliput.engine.costs import costs, operators
-from lilliput.engine.estimate import tensor_bytes
-from lilliput.engine.evidence import Built, build, judge
+from lilliput.engine.evidence import Built, build
 from lilliput.engine.identity import model_digest
 from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
@@ -33,75 +29,23 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
-from lilliput.file.container import Reader, recoded
-from lilliput.file.graph import Graph, restored
-from lilliput.file.lil import check_readable, lossless_bytes
+from lilliput.file.container import Reader
+from lilliput.file.graph import restored
+from lilliput.file.lil import check_readable
 from lilliput.file.lil import save as write_module
-from lilliput.measure import Latencies, artifact, cpu, environment
-from lilliput.model.carrier import tensors
+from lilliput.measure import environment
 from lilliput.model.copies import private_copy
-from lilliput.model.edit import structure
-from lilliput.model.edits import State, edits_of
 from lilliput.model.inputs import Dynamic
-from lilliput.model.origins import of_tensor, origins
-from lilliput.model.parameters import rescaled
 from lilliput.model.signature import Signature
-from lilliput.model.structure import Replace
 from lilliput.modes import ordinary_modes
-from lilliput.plain import digest, to_plain
+from lilliput.plain import digest
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
-from lilliput.report import data as report_data
-from lilliput.report.costs import cost_figures
-from lilliput.report.layers import layers
-from lilliput.report.page import page
-from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets import TARGETS, Target
 from lilliput.targets import target as target_called
-from lilliput.targets.operators import Share, slower_layers
 from lilliput.targets.target import Runner
-from lilliput.task import Batches, Task, fingerprint, read_assets
+from lilliput.task import Task, fingerprint, read_assets
 from lilliput.techniques.finetune import Finetune
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A compressed model with the evidence for it."""
-
-    model: nn.Module  # of the user's own class; train it on, compress it again
-    state: State
-    data: dict[str, Any]  # the report
-    folder: Path  # holds net.lil, net.<target's format>, report.json and report.html
-    digest: str  # of the model as it was delivered
-    built: Path  # what the target runs
-
-    def save(self, path: str | Path, coder: Coder = "dense") -> Path:
-        """Write the `.lil` file, to store and send: *dense* is smaller, *fast* is read some ten times faster."""
-        self._check_unchanged("save")
-        if coder == "dense":
-            return _copy(self.folder / "net.lil", Path(path))
-        recoded(self.folder / "net.lil", path, coder)
-        return Path(path)
-
-    def export(self, path: str | Path) -> Path:
-        """Write the file that the target runs."""
-        self._check_unchanged("export")
-        return _copy(self.built, Path(path))
-
-    def report(self, path: str | Path) -> Path:
-        """Write the report: a page (`.html`) or its data (`.json`)."""
-        return _copy(self.folder / f"report{_report_ending(Path(path))}", Path(path))
-
-    def _check_unchanged(self, verb: str) -> None:
-        if model_digest(self.model) != self.digest:
-            raise InputError(
-                "the model was changed since it was compressed, and the result holds it as it was then",
-                where="result.model",
-                next=f"lilliput.{verb}(path, result.model, example=…) writes it as it is",
-            )
-
-    def __str__(self) -> str:
-        return str(self.data["sentence"])
 
 
 @ordinary_modes()
@@ -275,82 +219,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
     follow(recipe, driver)
     if given is None:
         driver, recipe = paying(task.model, driver, recipe, work)
-    return _finish(task, driver, evaluate, recipe, place, assets)
-
-
-def _finish(
-    task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, assets: Mapping[str, bytes]
-) -> Result:
-    """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
-    work, ending = place / "work", driver.target.format
-    original = driver.afresh(task.model if task.baseline is None else task.baseline)
-    first = build(original, original.model, original.state.digest, work / f"original.{ending}")
-    last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
-    original.settle()
-    driver.settle()
-    provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
-    stored = write_module(
-        work / "net.lil", driver.model, graph=_graph(driver, last), assets=assets, provenance=provenance
-    )
-    named = task.name or type(task.model).__name__
-    near = closeness(driver, task, first, last, evaluate)
-    judged = judge(driver, task.metric, first, last) if task.metric else None
-    spent = costs(driver, first, last)
-    weighed: list[dict[str, Any]] = [
-        artifact(work / f"net.{ending}", ending, driver.target.name),
-        artifact(work / "net.lil", "lil", report_data.LOADED),
-    ]
-    plain = {
-        "format": "tensors",
-        "bytes": tensor_bytes(original.model),
-        "coded_bytes": lossless_bytes(original.model),
-        "runs_on": report_data.LOADED,
-    }
-    weighed_before: list[dict[str, Any]] = [artifact(work / f"original.{ending}", ending, driver.target.name), plain]
-    data = report_data.assemble(
-        name=named,
-        driver=driver,
-        recipe=recipe,
-        before=report_data.side(
-            original.model, driver, weighed_before, judged.before if judged else None, cost_figures(spent, "before")
-        ),
-        after=report_data.side(
-            driver.model, driver, weighed, judged.after if judged else None, cost_figures(spent, "after")
-        ),
-        builds=(first, last),
-        near=near,
-        judged=judged,
-        spent=spent,
-        losing=_losing(driver, spent.taken, first, last),
-        rows=layers(driver, exact_tensors(original, driver), stored),
-        conditions={
-            "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
-            "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
-            "clusters": len(set(task.clusters)) if task.clusters and evaluate else None,
-            "confidence": 0.95,
-            "may_saturate": cpu().may_saturate,
-        },
-        environment=environment(driver.target.threads_used),
-        loses=brief(driver, task.model, evaluate or driver.calibrate, named),
-        compressed=task.baseline is None and bool(edits_of(task.model)),
-    )
-    for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
-        with whole_file(work / name) as file:
-            file.write(text.encode())
-    for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
-        _deliver(work / name, place / name)
-    driver.settle()
-    return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
-
-
-def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
-    """The layers that take longer than before, where the whole is no faster."""
-    if not taken.known or taken.ratio("before", "after").value >= NO_SPEED_UP:
-        return []
-    driver.progress("looking for what takes longer", 0, 1)
-    found = slower_layers(operators(driver, before), operators(driver, after))
-    driver.progress("looking for what takes longer", 1, 1)
-    return found
+    return finished(task, driver, evaluate, recipe, place, assets)
 
 
 @ordinary_modes()
@@ -382,7 +251,7 @@ def save(
         return write_module(path, model, coder=coder, assets=held)
     with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
         driver, built = _built(model, example, dynamic, target, Path(folder))
-        return write_module(path, model, coder=coder, graph=_graph(driver, built), assets=held)
+        return write_module(path, model, coder=coder, graph=graph_of(driver, built), assets=held)
 
 
 @ordinary_modes()
@@ -404,7 +273,7 @@ def export(
     'net.onnx'
     """
     with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
-        return _copy(_built(model, example, dynamic, target, Path(folder))[1].path, Path(path))
+        return copied(_built(model, example, dynamic, target, Path(folder))[1].path, Path(path))
 
 
 def _built(
@@ -415,11 +284,6 @@ def _built(
     for place, kind in built.left_out.items():
         warnings.warn(f"output {place}: left out of the graph, for a {kind} is no tensor", stacklevel=3)
     return driver, built
-
-
-def _graph(driver: Driver, built: Built) -> Graph:
-    """What was built, to travel inside the file."""
-    return Graph(built.path, driver.target.opened_by, built.signature.to_plain(), built.departure)
 
 
 def open(path: str | Path, *, threads: int | None = None) -> Runner:
@@ -447,47 +311,3 @@ def open(path: str | Path, *, threads: int | None = None) -> Runner:
     if target not in TARGETS:
         raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
     return TARGETS[target](threads=threads).open(built, signature)
-
-
-def _deliver(source: Path, path: Path) -> None:
-    """Give `source` the name `path` as well, without a second copy where the disk can do that."""
-    beside = path.with_name(f".{path.name}.link")
-    try:
-        beside.unlink(missing_ok=True)
-        os.link(source, beside)
-        os.replace(beside, path)
-    except OSError:
-        _copy(source, path)
-    beside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
-
-
-def exact_tensors(original: Driver, driver: Driver) -> dict[str, tuple[str, Tensor]]:
-    """What the parameters of the compressed model were in the original, and called there, by their paths now.
-
-    They are prepared and rescaled as those of the compressed model were; what the original has not is left out.
-    """
-    made = [edit for edit in structure(driver.model) if edit not in structure(original.model)]
-    modules = origins(original.model, made)
-    if any(isinstance(edit, Replace) for edit in made):
-        original.prepare()
-    found, known = dict[str, tuple[str, Tensor]](), {path for paths in tensors(original.model) for path in paths}
-    for path, shape in driver.shapes().items():
-        was = of_tensor(path, modules)
-        if was is not None and was in known:
-            x, factor = original.tensor(was), driver.factors.get(path)
-            found[path] = (was, x if factor is None or tuple(x.shape) != shape else rescaled(x, factor))
-    return found
-
-
-def _copy(source: Path, path: Path) -> Path:
-    with whole_file(path) as file, source.open("rb") as read:
-        shutil.copyfileobj(read, file)
-    return path
-
-
-def _report_ending(path: Path) -> str:
-    if path.suffix not in (".html", ".json"):
-        raise InputError(
-            f"a report as {path.suffix or 'a file without an ending'}", where=str(path), next="write .html or .json"
-        )
-    return path.suffix

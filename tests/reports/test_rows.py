@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.delivery import exact_tensors
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.model.depth import Dispensable
 from lilliput.progress import silent
 from lilliput.report.layers import layers
-from lilliput.verbs import exact_tensors
 
 Rows = dict[str, dict[str, Any]]
 

@@ -19,40 +19,34 @@ from lilliput.outputs import flatten_outputs
 from lilliput.task import Batches, Task, ask, batch_size, fingerprint
 
 
-def kinds(task: Task, answered: Any, samples: int) -> dict[str, Kind]:
-    """What each output is, by its place, where the task or its metric says so; `answered` is an answer to `samples`.
+def kinds(task: Task, driver: Driver) -> dict[str, Kind]:
+    """What each output is, by its place, where the task or its metric says so.
 
     Raises InputError for a kind or a place that there is none of, and for an output that cannot be of its kind.
     """
-    shapes = dict(zip(places(answered), (as_rows(x, samples).shape for x in flatten_outputs(answered)), strict=True))
-    told, where = task.output, "output"
+    with torch.no_grad():
+        answered = driver.example.call(driver.model)
+    rows = (as_rows(x, batch_size(driver.example)) for x in flatten_outputs(answered))
+    shapes = {place: tuple(x.shape) for place, x in zip(places(answered), rows, strict=True)}
+    told, judged = task.output, "logits" if "logits" in shapes else next(iter(shapes), "")  # as metrics judge it
     if told is None:
         said = getattr(task.metric, "output", None)
-        place = _judged(shapes)
-        return {place: said} if shapes and said in KINDS and not misfit(said, tuple(shapes[place])) else {}
-    if isinstance(told, str):
-        told = {_judged(shapes): told} if shapes else {}
-    elif not isinstance(told, Mapping):
-        raise InputError(
-            f"is {told!r}", where=where, next=f"give one of {', '.join(KINDS)}, or {{output: one of them}}"
-        )
-    found: dict[str, Kind] = {}
-    for place, kind in ((str(key), kind) for key, kind in told.items()):
-        if kind not in KINDS:
-            raise InputError(f"is {kind!r}", where=where, next=nearest(str(kind), KINDS))
-        if place not in shapes:
-            raise InputError(f"the model has no output {place!r}", where=where, next=nearest(place, shapes))
-        if why := misfit(kind, tuple(shapes[place])):
-            raise InputError(
-                f"{kind} of shape {list(shapes[place])}", where=_where(place), why=why, next='say output="values"'
-            )
-        found[place] = kind
-    return found
+        return {judged: said} if shapes and said in KINDS and not misfit(said, shapes[judged]) else {}
+    if not isinstance(told, str | Mapping):
+        raise InputError(f"is {told!r}", where="output", next=f"give one of {', '.join(KINDS)}, or {{output: one}}")
+    named = {judged: told} if isinstance(told, str) else {str(place): kind for place, kind in told.items()}
+    return {place: _checked(place, kind, shapes) for place, kind in named.items()}
 
 
-def _judged(shapes: Mapping[str, Any]) -> str:
-    """The output that metrics look at."""
-    return "logits" if "logits" in shapes else next(iter(shapes), "")
+def _checked(place: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Kind:
+    known = next((one for one in KINDS if one == kind), None)
+    if known is None:
+        raise InputError(f"is {kind!r}", where="output", next=nearest(str(kind), KINDS))
+    if place not in shapes:
+        raise InputError(f"the model has no output {place!r}", where="output", next=nearest(place, shapes))
+    if why := misfit(known, shapes[place]):
+        raise InputError(f"{kind} of shape {list(shapes[place])}", where=_where(place), why=why, next='say "values"')
+    return known
 
 
 def _where(place: str) -> str:
@@ -100,11 +94,6 @@ class Closeness:
     samples: int
     outputs: tuple[Likeness, ...]
 
-    @property
-    def furthest(self) -> Likeness:
-        """The output that is furthest from the original's, by SQNR; of those alike, the first."""
-        return min(self.outputs, key=lambda one: one.sqnr_db)
-
     def to_json(self) -> dict[str, Any]:
         return {"judged_on": self.judged_on, "samples": self.samples, "outputs": [_plain(one) for one in self.outputs]}
 
@@ -120,8 +109,7 @@ def closeness(driver: Driver, task: Task, before: Built, after: Built, evaluate:
     batches: Batches | Sequence[Inputs] = evaluate or driver.calibrate or [driver.example]
     judged_on = "evaluation batches" if evaluate else "calibration batches" if driver.calibrate else "the example"
     data = batches.digest if isinstance(batches, Batches) else [fingerprint(inputs) for inputs in batches]
-    with torch.no_grad():
-        are = kinds(task, driver.example.call(driver.model), samples_of(driver.example))
+    are = kinds(task, driver)
     question = ("closeness", driver.environment, before.digest, after.digest, data, sorted(are.items()))
 
     def compute() -> Answer:
@@ -136,13 +124,15 @@ def closeness(driver: Driver, task: Task, before: Built, after: Built, evaluate:
         signal, noise, *of_kind = (answer.tensors[f"{i}.{name}"] for name in ("signal", "noise", *scores))
         found.append(Distance(place, kind, largest, constant, signal, noise, dict(zip(scores, of_kind, strict=True))))
     clusters = task.clusters if evaluate else None
+    for one in found:
+        if not one.samples:
+            driver.skip(_where(one.place), "it is empty for every sample, so nothing of it was compared")
     likenesses = tuple(Likeness.of(one, clusters) for one in found if one.samples)
-    samples = batches.samples if isinstance(batches, Batches) else sum(map(samples_of, batches))
-    return Closeness(judged_on, samples, likenesses)
+    return Closeness(judged_on, _samples(batches), likenesses)
 
 
-def samples_of(inputs: Inputs) -> int:
-    return batch_size(inputs.tensors())
+def _samples(batches: Batches | Sequence[Inputs]) -> int:
+    return batches.samples if isinstance(batches, Batches) else sum(map(batch_size, batches))
 
 
 def _held(one: Distance) -> dict[str, torch.Tensor]:
@@ -152,20 +142,18 @@ def _held(one: Distance) -> dict[str, torch.Tensor]:
 def _distances(
     driver: Driver, before: Built, after: Built, batches: Batches | Sequence[Inputs], are: Mapping[str, Kind]
 ) -> list[Distance]:
-    samples = batches.samples if isinstance(batches, Batches) else sum(map(samples_of, batches))
     field = batches.field if isinstance(batches, Batches) else "example"
     so_far, done = DistanceSoFar(are), 0
     for i, inputs in enumerate(batches):
-        where, count = f"{field}[{i}]", samples_of(inputs)
+        where, count = f"{field}[{i}]", batch_size(inputs)
         so_far.add(ask(before.run, inputs, where), ask(after.run, inputs, where), count)
-        bad = next((one for one in so_far.distances() if math.isinf(one.largest_error)), None)
-        if bad is not None:
+        if (bad := so_far.infinite) is not None:
             raise InputError(
                 "the compressed network and the one it was made of answer with NaN or infinity in different places",
-                where=", ".join(filter(None, (where, _where(bad.place) if bad.place else ""))),
+                where=", ".join(filter(None, (where, bad and _where(bad)))),
                 why=f"run by {driver.target.name}",
                 next="leave the batch out, or mend where the network divides by zero or overflows",
             )
         done += count
-        driver.progress("comparing outputs", done, samples)
+        driver.progress("comparing outputs", done, _samples(batches))
     return so_far.distances()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from lilliput.engine.answers import kinds, samples_of
+from lilliput.engine.answers import kinds
 from lilliput.engine.carried import check_carried
 from lilliput.engine.lessons import Lessons
 from lilliput.engine.preflight import check_given, check_precision, other_floats_told, try_out
@@ -69,8 +69,7 @@ def begin(
     driver.warm(check_repeatable(driver.model, driver.before, inputs, where, unlike))
     driver.probes = [*(one for one in batches.items() if _taken(*one, example, dynamic)), *varied]
     if judges:
-        with torch.no_grad():
-            kinds(task, driver.example.call(driver.model), samples_of(driver.example))
+        kinds(task, driver)
     try_out(driver, recipe, task.metric if judges else None)
     rung = driver.view().rung
     if rung != "whole":

@@ -142,6 +142,10 @@ class Judged:
     after: Measurement
     change: Measurement
 
+    def to_json(self) -> dict[str, Any]:
+        """What changed; the sides hold what it was on each."""
+        return {"name": self.name, "higher_is_better": self.higher_is_better, "change": self.change.to_json()}
+
 
 def judge(driver: Driver, metric: Callable[[Any], Any], before: Built, after: Built) -> Judged:
     """The metric on both built models, on the same samples."""

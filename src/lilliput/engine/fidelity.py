@@ -80,7 +80,7 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
             far = off[i][0] > max(RELATIVE, steps[i], blur, _SUMS * one)
             if far or (off[i][1] > max(LARGEST, _SUMS * two) and not (rounded and blur)):
                 _refuse(driver, model, off, i, rounded)
-    return asdict(Written(relative, largest, sum(map(batch_size_of, samples)), rounded))
+    return asdict(Written(relative, largest, sum(map(batch_size, samples)), rounded))
 
 
 def _answer(driver: Driver, model: nn.Module) -> list[Tensor]:
@@ -136,10 +136,6 @@ def check_precise(expected: Any) -> None:
         )
 
 
-def batch_size_of(inputs: Inputs) -> int:
-    return batch_size(inputs.tensors())
-
-
 def _samples(driver: Driver) -> Iterator[Inputs]:
     """The example, and batches to calibrate or evaluate with that the graph takes, until there are enough samples."""
     yield driver.example
@@ -151,7 +147,7 @@ def _samples(driver: Driver) -> Iterator[Inputs]:
         except InputError:  # other lengths, along axes that are not open
             continue
         yield given
-        count += batch_size_of(given)
+        count += batch_size(given)
         if count >= SAMPLES:
             return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,11 @@ class DistanceSoFar:
             raise MeasureError(f"{len(pairs)} outputs after batches of {len(self._outputs)}")
         for one, pair in zip(self._outputs, pairs, strict=True):
             one.add(*(as_rows(x, samples) for x in pair))
+
+    @property
+    def infinite(self) -> str | None:
+        """The place of the first output that is infinitely far from its reference; None where all are near."""
+        return next((one.place for one in self._outputs if math.isinf(one.largest_error)), None)
 
     def distances(self) -> list[Distance]:
         """Those over all batches so far, output by output; raises MeasureError when there were no samples."""

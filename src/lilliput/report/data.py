@@ -72,7 +72,8 @@ def assemble(
     harmed, answers = harm(near, judged), near.to_json()
     costlier = worse(*(spent.loading[side] for side in ("before", "after")))
     changed = f"{judged.name} changes by {_change(judged.change)}" if judged else ""
-    clauses = (agreement(answers["outputs"]), changed, costlier)
+    doubtful = doubts(answers["outputs"])
+    clauses = (agreement(answers["outputs"]), *doubtful, changed, costlier)
     gained = max(smaller, coded / now[LOADED], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
@@ -96,19 +97,10 @@ def assemble(
         },
         "batches": batch_figures(spent),
         "loading": costlier,
-        "metric": None
-        if judged is None
-        else {
-            "name": judged.name,
-            "higher_is_better": judged.higher_is_better,
-            "change": judged.change.to_json(),
-        },
+        "metric": judged and judged.to_json(),
         "conditions": conditions,
-        "agreement": {**answers, "doubts": doubts(answers["outputs"])},
-        "export": {
-            name: {**_finite(built.departure), "written": built.written, "told": built.told}
-            for name, built in zip(("before", "after"), builds, strict=True)
-        },
+        "agreement": {**answers, "doubts": doubtful},
+        "export": dict(zip(("before", "after"), map(_export, builds), strict=True)),
         "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
         "layers": rows,
         "loses": loses,
@@ -120,8 +112,10 @@ def assemble(
     }
 
 
-def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in figures.items()}
+def _export(built: Built) -> dict[str, Any]:
+    """How far a file is from the module that it was built from."""
+    finite = {key: x if math.isfinite(x) else None for key, x in built.departure.items()}
+    return {**finite, "written": built.written, "told": built.told}
 
 
 def sentence(smaller: float, stored: float, fast: Speed, clauses: Iterable[str], target: str, ending: str) -> str:
