@@ -1,5 +1,7 @@
 """EfficientNet-Lite0, MiniLM and ResNet-18 by the default recipe, run on one thread and on all cores.
 
+    make bench NAME=demo ARGS=minilm    one of them again; the rows of the others stay, each of its own commit
+
 What they gain in speed is measured here and nowhere else, in several processes (timings.py).
 """
 
@@ -21,8 +23,8 @@ from lilliput.model.signature import Signature
 
 
 def main() -> None:
-    rows = []
-    for name in sys.argv[1:] or NETWORKS:
+    rows, names = [], sys.argv[1:] or list(NETWORKS)
+    for name in names:
         task = NETWORKS[name]()
         for threads in sorted({1, os.cpu_count() or 1}):
             folder = OUT / f"demo-{name}-{threads}"
@@ -51,7 +53,14 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    write("demo", rows, os.cpu_count() or 1)
+    order = list(NETWORKS)
+    write(
+        "demo",
+        rows,
+        os.cpu_count() or 1,
+        keep=lambda row: row["network"] not in names,
+        order=lambda row: order.index(row["network"]),
+    )
 
 
 def speed(task: lp.Task, target: lp.OnnxRuntime, folder: Path) -> Taken:
