@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
+from lilliput.exporters.decomposed import decomposed_where_needed
 from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
@@ -148,7 +149,7 @@ def export(
     """
     opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
-        with quiet(), translators_kept():
+        with quiet(), translators_kept(), decomposed_where_needed():
             captured = _copying(program(model, example, dynamic))
             _refuse_wrong(captured)
             exported = torch.onnx.export(
