@@ -48,7 +48,7 @@ def ours(folder: Path) -> Work:
 
     def capture() -> Driver:
         driver, _ = begin(task, target, Store(), silent)
-        driver.prepare()
+        prepare(driver)
         driver.view()
         return driver
 

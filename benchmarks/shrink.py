@@ -70,7 +70,7 @@ def one(trial: Trial) -> None:
         except LilliputError as error:
             raise Refused(str(error)) from None
     small = driver.model
-    trial.row["departure_from_masked"] = driver.checks[-1]
+    trial.row["departure_from_masked"] = driver.told.facts["check"][-1]
     trial.row |= figures(small, inputs, "after")
     put_through(
         trial,

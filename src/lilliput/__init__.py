@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.scalings import Ranges as Ranges
     from lilliput.techniques.scalings import Smooth as Smooth
     from lilliput.techniques.share import Share as Share
+    from lilliput.verbs import apply as apply
     from lilliput.verbs import compress as compress
     from lilliput.verbs import diagnose as diagnose
     from lilliput.verbs import export as export
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
 _PLACES = {
     "AdaRound": "techniques.rounding",
     "BRECQ": "techniques.rounding",
+    "apply": "verbs",
     "Attention": "techniques.distill",
     "AWQ": "techniques.scalings",
     "BFloat16": "encodings",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.blame.blame import brief
@@ -18,7 +19,6 @@ from lilliput.engine.answers import closeness
 from lilliput.engine.costs import costs, operators
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, judge
-from lilliput.engine.identity import model_digest
 from lilliput.engine.run import Driver
 from lilliput.entropy import Coder
 from lilliput.errors import InputError
@@ -30,8 +30,9 @@ from lilliput.measure import Latencies, artifact, cpu, environment
 from lilliput.model.carrier import tensors
 from lilliput.model.edit import structure
 from lilliput.model.edits import State, edits_of
+from lilliput.model.identity import model_digest
 from lilliput.model.origins import of_tensor, origins
-from lilliput.model.parameters import rescaled
+from lilliput.model.parameters import read, rescaled, shapes
 from lilliput.model.structure import Replace
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
@@ -42,6 +43,7 @@ from lilliput.report.page import page
 from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets.operators import Share, slower_layers
 from lilliput.task import Batches, Task
+from lilliput.techniques.encode import prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,12 +201,15 @@ def exact_tensors(original: Driver, driver: Driver) -> dict[str, tuple[str, Tens
     made = [edit for edit in structure(driver.model) if edit not in structure(original.model)]
     modules = origins(original.model, made)
     if any(isinstance(edit, Replace) for edit in made):
-        original.prepare()
+        prepare(original)
+    factors = dict[str, Tensor]()
+    for fact in driver.told.facts["rescaled"]:
+        factors[fact["path"]] = factors.get(fact["path"], torch.ones(())) * fact["factor"]
     found, known = dict[str, tuple[str, Tensor]](), {path for paths in tensors(original.model) for path in paths}
-    for path, shape in driver.shapes().items():
+    for path, shape in shapes(driver.model).items():
         was = of_tensor(path, modules)
         if was is not None and was in known:
-            x, factor = original.tensor(was), driver.factors.get(path)
+            x, factor = read(original.model, was), factors.get(was)
             found[path] = (was, x if factor is None or tuple(x.shape) != shape else rescaled(x, factor))
     return found
 

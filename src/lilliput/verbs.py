@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from lilliput.delivery import Result, copied, finished, graph_of
 from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import Built, build
-from lilliput.engine.identity import model_digest
-from lilliput.engine.lessons import Lessons, learn
 from lilliput.engine.paying import paying
 from lilliput.engine.resume import check_same, conditions
 from lilliput.engine.run import Driver
@@ -35,6 +33,7 @@ from lilliput.file.lil import check_readable
 from lilliput.file.lil import save as write_module
 from lilliput.measure import environment
 from lilliput.model.copies import private_copy
+from lilliput.model.identity import model_digest
 from lilliput.model.inputs import Dynamic
 from lilliput.model.signature import Signature
 from lilliput.modes import ordinary_modes
@@ -46,6 +45,8 @@ from lilliput.targets import target as target_called
 from lilliput.targets.target import Runner
 from lilliput.task import Task, fingerprint, read_assets
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.run import Answer
+from lilliput.training.lessons import Kept, Lessons, learn
 
 
 @ordinary_modes()
@@ -89,6 +90,40 @@ def compress(
         raise
     weakref.finalize(result, shutil.rmtree, place, ignore_errors=True)  # the folder lives as long as the result
     return result
+
+
+@ordinary_modes()
+def apply(
+    task: Task | nn.Module,
+    recipe: Recipe,
+    *,
+    target: str | Target = "onnxruntime",
+    calibrate: Iterable[Any] | None = None,
+    folder: str | Path | None = None,
+    progress: Progress = silent,
+) -> nn.Module:
+    """The model with a recipe followed, and no more: nothing is built, timed, judged or written.
+
+    The model is copied and never changed. `target` says what it wants encoded. A model that cannot be captured whole
+    may have its weights pruned or quantized alone. With a `folder`, a killed run goes on there when it is begun again.
+
+    Raises LilliputError as `compress` does.
+
+    >>> import torch
+    >>> from lilliput import Int, Quantize
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> small = apply(net, Recipe([Quantize(weights=Int(4))]), calibrate=[torch.randn(4, 64)])
+    >>> small[0].weight.unique().numel() <= 64 * 15
+    True
+    """
+    if recipe is None:
+        raise InputError("nothing to apply", where="recipe", next="give lp.Recipe([…]); compress finds one by itself")
+    task = _checked(task, recipe, calibrate, "apply")
+    store = Store(None if folder is None else Path(folder))
+    driver, _ = begin(task, target_called(target), store, progress, recipe, builds=False)
+    follow(recipe, driver)
+    driver.settle()
+    return driver.model
 
 
 @ordinary_modes()
@@ -182,16 +217,19 @@ def train(
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     if not isinstance(step, Finetune | None):
         raise InputError(f"train by a {type(step).__name__}", next="give lp.Finetune(…)")
-    model = private_copy(task.model)
-    store = Store(None if folder is None else Path(folder))
-    done = learn(
-        model,
-        step or Finetune(),
-        Lessons.of(task, task.model),
-        store,
-        (digest(environment(torch.get_num_threads())), model_digest(model)),
-        progress,
+    model, lessons = private_copy(task.model), Lessons.of(task, task.model)
+    if lessons is None:
+        raise InputError("there is nothing to train with", where="train", next="give train= and loss=")
+    kept = Kept(
+        None if folder is None else Path(folder),
+        digest(digest(environment(torch.get_num_threads())), model_digest(model)),
     )
+    store = Store(kept.folder)
+
+    def ask(question: Sequence[Any], compute: Callable[[], Answer]) -> Answer:
+        return store.answer((*question, kept.conditions), compute)
+
+    done = learn(model, step or Finetune(), lessons, ask, kept, progress)
     model.load_state_dict(dict(done.tensors))
     return Trained(model, done.history)
 

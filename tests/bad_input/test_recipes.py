@@ -14,6 +14,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
+from lilliput.model.parameters import encoding_of
 from lilliput.progress import silent
 
 Refused = Callable[..., Any]
@@ -236,9 +237,9 @@ def test_weights_that_are_no_parameters_are_named(step: Any) -> None:
     task = lp.Task(Hidden().eval(), calibrate=[torch.randn(8, 6)])
     driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([step]), driver)
-    assert driver.encoding("layer.weight") is not None
-    assert driver.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter"
-    assert any("computed or no parameter" in reason for reason in driver.skipped.values())
+    assert encoding_of(driver.model, "layer.weight") is not None
+    assert driver.told.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter"
+    assert any("computed or no parameter" in reason for reason in driver.told.skipped.values())
 
 
 class Multiplied(nn.Module):
@@ -259,6 +260,6 @@ def test_buffers_that_are_multiplied_by_are_named() -> None:
     task = lp.Task(Multiplied().eval(), calibrate=[torch.randn(6, 6)], dynamic={})
     driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([lp.Quantize()]), driver)
-    assert driver.skipped == dict.fromkeys(
+    assert driver.told.skipped == dict.fromkeys(
         ("plain", "turned", "property"), "a buffer that is multiplied by: make it the weight of a linear layer"
     )

@@ -24,6 +24,7 @@ from lilliput.engine.store import Store
 from lilliput.measure import Noise
 from lilliput.targets.placing import exact_here
 from lilliput.task import Batches
+from lilliput.techniques.encode import prepare
 
 TARGET = lp.OnnxRuntime(threads=1)
 EXACT = exact_here()
@@ -176,7 +177,7 @@ def test_the_damage_of_places_adds_up_to_that_of_the_network() -> None:
     task = plain(images())
     driver, looked_at = driven(task, STATIC)
     model = driver.afresh(task.model)
-    model.prepare()
+    prepare(model)
     found = places(driver.view(), driver.model)
     owned = [name for place in found for name in place.values]
     assert len(owned) == len(set(owned))

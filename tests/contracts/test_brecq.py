@@ -21,14 +21,18 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, RecipeError
 from lilliput.model.capture import capture
+from lilliput.model.depth import repeated
 from lilliput.model.edits import SetTensor
 from lilliput.model.inputs import Inputs
+from lilliput.model.parameters import encoding_of, read
 from lilliput.progress import silent
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import JointChoice
+from lilliput.techniques.encode import encode_block, set_tensor
 from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.soft import UpOrDown, decide, reconstruct
+from lilliput.techniques.walk import walk
 
 QUICK = BRECQ(steps=150, lr=0.03)
 
@@ -93,9 +97,9 @@ def test_blocks_come_closer_to_what_they_were_with_numbers_of_the_encoding(encod
     rounded = driven(net(), QUICK, encoding)
     assert error(rounded.model, exact) < 0.6 * error(driven(net(), None, encoding).model, exact)
     for path in ("layers.0.up.weight", "layers.1.down.weight"):
-        assert rounded.encoding(path) == encoding.for_weight(None)
-        assert path not in rounded.notes
-    assert rounded.notes["stem.weight"] == rounded.notes["head.weight"] == "in no block: rounded by itself"
+        assert encoding_of(rounded.model, path) == encoding.for_weight(None)
+        assert path not in rounded.told.notes
+    assert rounded.told.notes["stem.weight"] == rounded.told.notes["head.weight"] == "in no block: rounded by itself"
     assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_Pass"]
     assert not any(module._forward_pre_hooks for module in rounded.model.modules())
 
@@ -114,7 +118,7 @@ def test_convolutions_of_every_kind_are_rounded_within_a_block() -> None:
         follow(lp.Recipe([lp.Quantize(weights=Int(3), rounding=rounding)]), driver)
         with torch.no_grad():
             errors.append(sum((driver.model(x) - model(x)).square().sum() for x in data))
-    assert not driver.notes
+    assert not driver.told.notes
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -124,7 +128,7 @@ def test_pruned_weights_stay_zero() -> None:
     driver, _ = begin(task, OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([lp.Prune("weights", 0.5), lp.Quantize(weights=Int(4), rounding=QUICK)]), driver)
     for path in ("layers.0.up.weight", "layers.1.down.weight"):
-        assert float((driver.tensor(path) == 0).float().mean()) >= 0.4
+        assert float((read(driver.model, path) == 0).float().mean()) >= 0.4
 
 
 def test_a_layer_stays_beside_the_weight_and_biases_stay_where_they_are_not_to_move() -> None:
@@ -134,12 +138,12 @@ def test_a_layer_stays_beside_the_weight_and_biases_stay_where_they_are_not_to_m
     follow(lp.Recipe([lp.Quantize(weights=encoding, rounding=QUICK, bias_correction=False)]), driver)
     for path, module in exact.named_modules():
         if isinstance(module, nn.Linear):
-            assert torch.equal(driver.tensor(f"{path}.bias"), module.bias)
+            assert torch.equal(read(driver.model, f"{path}.bias"), module.bias)
     for path in ("layers.0.up", "layers.1.down"):
         weight = exact.get_parameter(f"{path}.weight").detach()
         step = lp.MSE().fit(weight, Int(4).for_weight(None))["scale"][:, None]
         inside = weight.abs() <= 7 * step
-        assert bool(((driver.tensor(f"{path}.weight") - weight).abs() <= step * 1.0001)[inside].all())
+        assert bool(((read(driver.model, f"{path}.weight") - weight).abs() <= step * 1.0001)[inside].all())
 
 
 def test_what_earlier_blocks_did_is_made_up_for() -> None:
@@ -177,7 +181,7 @@ def test_a_block_that_no_batch_reaches_is_told() -> None:
             return self.head(y)
 
     torch.manual_seed(0)
-    notes = driven(Rare().eval(), QUICK).notes
+    notes = driven(Rare().eval(), QUICK).told.notes
     assert "no calibration batch reaches it" in notes["layers.1.up.weight"]
     assert "layers.0.up.weight" not in notes
 
@@ -217,20 +221,20 @@ def test_batches_that_enter_a_block_in_one_walk_only_are_left_out(
     weights = driver.view().weights
     paths = ["body.0.weight", "body.2.weight"]
     block = Block("body", {path: weights[path][0] for path in paths})
-    exact = {path: driver.tensor(path) for path in paths}
-    with closing(driver.walk([weights["first.weight"][0], block])) as stops:
+    exact = {path: read(driver.model, path) for path in paths}
+    with closing(walk(driver, [weights["first.weight"][0], block])) as stops:
         next(stops)
-        driver.set_tensor("first.weight", torch.diag(LAST - FIRST))
+        set_tensor(driver, "first.weight", torch.diag(LAST - FIRST))
         entry = next(stops)
         assert isinstance(entry, Entry)
         assert list(entry.batches) == left
         for correct in (True, False):
             assert list(entry.targets(correct)) == left
-        driver.encode_block(dict.fromkeys(paths, Int(3)), JointChoice(None, BRECQ(steps=20, lr=0.1), entry))
+        encode_block(driver, dict.fromkeys(paths, Int(3)), JointChoice(None, BRECQ(steps=20, lr=0.1), entry))
     for path in paths:
-        assert driver.notes[path].startswith(told)
+        assert driver.told.notes[path].startswith(told)
         plain = Int(3).represent(exact[path]).decode()
-        assert left or torch.equal(driver.tensor(path), plain)
+        assert left or torch.equal(read(driver.model, path), plain)
 
 
 def test_biases_are_set_in_the_order_of_the_layers() -> None:
@@ -249,7 +253,7 @@ def test_what_is_used_twice_is_rounded_by_itself() -> None:
             return self.head(y)
 
     torch.manual_seed(0)
-    notes = driven(Twice(count=3).eval(), QUICK).notes
+    notes = driven(Twice(count=3).eval(), QUICK).told.notes
     assert "at the first of its 2 uses; in no block" in notes["layers.1.up.weight"]
     assert "layers.0.up.weight" not in notes
 
@@ -264,20 +268,15 @@ def test_blocks_are_the_innermost_repeated_modules_or_those_that_are_named() -> 
 
     model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(pair(), pair()), nn.Sequential(pair(), pair()))
     x = torch.randn(2, 6)
-    repeated = driven_repeated(model)
-    assert {"1", "2", "1.0", "2.1"} <= set(repeated)
-    assert chosen(model, x, repeated) == ["1.0", "1.1", "2.0", "2.1"]
-    assert chosen(model, x, repeated, "1*") == ["1"]
-    assert chosen(model, x, repeated, ("1.*", "2", "!1.0*")) == ["1.1", "2"]
+    found = repeated(model)
+    assert {"1", "2", "1.0", "2.1"} <= set(found)
+    assert chosen(model, x, found) == ["1.0", "1.1", "2.0", "2.1"]
+    assert chosen(model, x, found, "1*") == ["1"]
+    assert chosen(model, x, found, ("1.*", "2", "!1.0*")) == ["1.1", "2"]
     with pytest.raises(RecipeError, match="modules are called"):
-        chosen(model, x, repeated, "layers.*")
+        chosen(model, x, found, "layers.*")
     with pytest.raises(RecipeError, match=r"no blocks found.*AdaRound"):
         chosen(model, x, [])
-
-
-def driven_repeated(model: nn.Module) -> list[str]:
-    x = torch.randn(2, 6)
-    return begin(lp.Task(model.eval(), example=x, dynamic={}), OnnxRuntime(), Store(), silent)[0].repeated()
 
 
 class Odd(nn.Module):

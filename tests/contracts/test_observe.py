@@ -14,12 +14,13 @@ from torch.nn import functional
 import lilliput as lp
 from lilliput.encodings import Int
 from lilliput.engine.begin import begin, follow
-from lilliput.engine.observe import observed
 from lilliput.engine.store import Store
 from lilliput.model.capture import capture
 from lilliput.model.inputs import Inputs
+from lilliput.model.parameters import read
 from lilliput.progress import silent
 from lilliput.task import Batches
+from lilliput.techniques.observe import observed
 from lilliput.techniques.ranges import MSE
 from lilliput.techniques.statistics import Observe, Statistics
 
@@ -180,5 +181,5 @@ def test_a_convolution_of_one_image_is_corrected_by_its_channels(step: lp.Quanti
     for batched in (True, False):
         driver, _ = begin(lp.Task(Single(batched=batched), calibrate=images), lp.OnnxRuntime(), Store(), silent)
         follow(lp.Recipe([step]), driver)
-        answers.append((driver.tensor("conv.bias"), driver.model(images[0])))
+        answers.append((read(driver.model, "conv.bias"), driver.model(images[0])))
     close(answers[0], answers[1])

@@ -18,19 +18,21 @@ from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse,
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.engine.walk import walking
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
 from lilliput.model.capture import capture
 from lilliput.model.inputs import Inputs
+from lilliput.model.parameters import read
 from lilliput.model.view import Call, Window
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches
 from lilliput.techniques.choice import Choice
+from lilliput.techniques.encode import encode, set_tensor
 from lilliput.techniques.inputs import Stop, gram, moments, patches
 from lilliput.techniques.quantize import mean_shift
 from lilliput.techniques.rounding import GPTQ, AdaRound, Rounding, compensated, damage, swept, with_damp
+from lilliput.techniques.walk import walk, walking
 
 FORMATS: tuple[Encoding, ...] = (
     Int(4),
@@ -266,9 +268,9 @@ def at_a_turn(*data: Tensor) -> tuple[Driver, Iterator[Stop]]:
         store=Store(),
         environment="a test",
     )
-    stops = driver.walk(calls_of(model, data[0]))
+    stops = walk(driver, calls_of(model, data[0]))
     next(stops)
-    driver.set_tensor("first.weight", torch.diag(LAST - FIRST))
+    set_tensor(driver, "first.weight", torch.diag(LAST - FIRST))
     return driver, stops
 
 
@@ -280,18 +282,18 @@ def test_a_batch_that_now_goes_another_way_is_left_out() -> None:
     assert list(stop.inputs) == [1, 2] and list(stop.batches) == [2]
     close(stop.moments.gram[0], data[2].T @ data[2] / 7)
     close(stop.gram[0], (data[1].T @ data[1] + data[2].T @ data[2]) / 14)
-    driver.encode("second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
-    assert driver.notes["second.weight"].startswith("2 calibration batches do not reach it as they did before")
+    encode(driver, "second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
+    assert driver.told.notes["second.weight"].startswith("2 calibration batches do not reach it as they did before")
 
 
 def test_where_all_go_another_way_it_is_as_if_none_came() -> None:
     torch.manual_seed(15)
     driver, stops = at_a_turn(*((0.1 + torch.rand(7, 4)) * way for way in (FIRST, -FIRST)))
-    stop, exact = next(stops), driver.tensor("second.weight")
-    driver.encode("second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
-    assert torch.equal(driver.tensor("second.weight"), Int(3).represent(exact).decode())
-    assert "no calibration batch reaches it as they did before" in driver.notes["second.weight"]
-    assert not mean_shift(exact, driver.tensor("second.weight"), stop).any()
+    stop, exact = next(stops), read(driver.model, "second.weight")
+    encode(driver, "second.weight", Int(3), Choice(rounding=GPTQ(), stop=stop))
+    assert torch.equal(read(driver.model, "second.weight"), Int(3).represent(exact).decode())
+    assert "no calibration batch reaches it as they did before" in driver.told.notes["second.weight"]
+    assert not mean_shift(exact, read(driver.model, "second.weight"), stop).any()
 
 
 def test_what_is_told_of_a_layer_is_told_once_and_until_it_is_encoded_again() -> None:
@@ -299,9 +301,9 @@ def test_what_is_told_of_a_layer_is_told_once_and_until_it_is_encoded_again() ->
     driver.note("second.weight", "2 of 4 channels left", lasting=True)
     for text in ("seen once", "seen once", "by itself"):
         driver.note("second.weight", text)
-    assert driver.notes == {"second.weight": "2 of 4 channels left; seen once; by itself"}
-    driver.encode("second.weight", Int(3))
-    assert driver.notes == {"second.weight": "2 of 4 channels left"}
+    assert driver.told.notes == {"second.weight": "2 of 4 channels left; seen once; by itself"}
+    encode(driver, "second.weight", Int(3))
+    assert driver.told.notes == {"second.weight": "2 of 4 channels left"}
 
 
 def test_the_original_runs_only_where_it_is_asked_for() -> None:

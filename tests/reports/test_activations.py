@@ -22,6 +22,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
+from lilliput.model.parameters import encoding_of, shapes
 from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.progress import silent
@@ -120,9 +121,9 @@ def reads_encoded(view: View, call: Call, names: set[str]) -> bool:
 @pytest.mark.parametrize("values", VALUES, ids=repr)
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_each_layer_reads_is_encoded_or_told(name: str, values: Encoding, begun: Driver) -> None:
-    view, shapes = begun.view(), begun.shapes()
+    view, known = begun.view(), shapes(begun.model)
     for weights in WEIGHTS:
-        encodings = {path: for_weight(weights, calls[0], shapes[path]) for path, calls in view.weights.items()}
+        encodings = {path: for_weight(weights, calls[0], known[path]) for path, calls in view.weights.items()}
         placed = TARGETS[name].place(view, values.for_value(), {path: x for path, x in encodings.items() if x})
         names = {place.value for place in placed.values}
         for path, (call, *_) in view.weights.items():
@@ -141,9 +142,9 @@ def test_what_each_layer_reads_is_encoded_or_told(name: str, values: Encoding, b
 def test_beside_weights_without_a_kernel_all_is_rounded_and_called_simulated(begun: Driver) -> None:
     driver, weights, values = again(begun), lp.Int(4, group=8), lp.Int(8)
     follow(lp.Recipe([lp.Quantize(weights=weights, activations=values)]), driver)
-    assert driver.skipped.keys() == {"multihead.in_proj_weight", "multihead.out_proj.weight"}
+    assert driver.told.skipped.keys() == {"multihead.in_proj_weight", "multihead.out_proj.weight"}
     for path, row in rows(driver).items():
-        if path not in driver.skipped and row["op"] != "embedding":
+        if path not in driver.told.skipped and row["op"] != "embedding":
             assert row["activations"].startswith("uint8") and "simulated in float" in row["runs_as"]
 
 
@@ -156,16 +157,16 @@ def test_the_default_values_are_those_that_they_were(begun: Driver) -> None:
         *("stem.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "gru.weight_ih_l0", "gru.weight_hh_l0"),
         *("multihead.in_proj_weight", "multihead.out_proj.weight"),
     }
-    assert set(driver.skipped) == floats | ({"up.weight"} & set(driver.skipped))
-    assert "float kernel is the faster" in driver.skipped["stem.weight"]
-    assert "dynamic=True" in driver.skipped["lstm.weight_ih_l0"]
+    assert set(driver.told.skipped) == floats | ({"up.weight"} & set(driver.told.skipped))
+    assert "float kernel is the faster" in driver.told.skipped["stem.weight"]
+    assert "dynamic=True" in driver.told.skipped["lstm.weight_ih_l0"]
 
 
 def test_ranges_at_run_time_leave_convolutions_in_float_and_say_so(begun: Driver) -> None:
     driver = again(begun)
     follow(lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8, dynamic=True))]), driver)
     for path in ("stem.weight", "wide.weight", "depthwise.weight", "line.weight"):
-        assert "calibrated ranges, activations=Int(8)" in driver.skipped[path]
+        assert "calibrated ranges, activations=Int(8)" in driver.told.skipped[path]
     assert rows(driver)["attention.q.weight"]["runs_as"].startswith("int8 kernel")
 
 
@@ -180,7 +181,7 @@ def test_a_reason_lasts_when_the_weight_is_encoded_again() -> None:
     steps = [dynamic, lp.Quantize(weights=lp.Int(7), where="2")]
     driver, _ = begin(lp.Task(net(), example=torch.randn(1, 8, 9, 9)), ORT, Store(), silent)
     follow(lp.Recipe(steps), driver)
-    assert driver.encoding("2.weight").bits == 7 and "stays float" in driver.skipped["2.weight"]  # type: ignore[union-attr]
+    assert encoding_of(driver.model, "2.weight").bits == 7 and "stays float" in driver.told.skipped["2.weight"]  # type: ignore[union-attr]
 
 
 def test_a_later_step_leaves_the_values_of_an_earlier_one() -> None:

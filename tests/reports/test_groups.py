@@ -20,6 +20,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
+from lilliput.model.parameters import encoding_of, read
 from lilliput.model.values import value_encodings
 from lilliput.progress import silent
 from lilliput.techniques.ranges import MinMax
@@ -47,45 +48,45 @@ GROUPED = [
 @pytest.mark.parametrize("weights", GROUPED, ids=repr)
 def test_the_nearest_group_that_divides_is_taken_and_told(weights: Encoding) -> None:
     driver = driven(net(), lp.Quantize(weights=weights, fit=lp.MSE(), bias_correction=False))
-    groups = [driver.encoding(f"{i}.weight").group for i in (0, 1, 2, 3, 5)]  # type: ignore[union-attr]
+    groups = [encoding_of(driver.model, f"{i}.weight").group for i in (0, 1, 2, 3, 5)]  # type: ignore[union-attr]
     assert groups == [64, 72, 131, 9, 54]
-    notes = driver.notes
+    notes = driver.told.notes
     assert "0.weight" not in notes and notes["1.weight"] == "groups of 72: 64 do not divide its inputs"
     assert all(f"groups of {n}" in notes[f"{i}.weight"] for i, n in ((2, 131), (3, 9), (5, 54)))
-    assert not driver.skipped
-    x, encoding = net()[1].weight.detach(), driver.encoding("1.weight")
+    assert not driver.told.skipped
+    x, encoding = net()[1].weight.detach(), encoding_of(driver.model, "1.weight")
     assert encoding is not None
     expected = encoding.represent(x, lp.MSE().fit(x, encoding)).decode()
-    close(driver.tensor("1.weight"), expected)
+    close(read(driver.model, "1.weight"), expected)
 
 
 def test_groups_of_72_are_those_computed_by_hand() -> None:
     driver = driven(net(), lp.Quantize(weights=lp.Int(4, group=64), fit=MinMax(), bias_correction=False), x=(4, 128))
     x = net()[1].weight.detach()
     scale = x.abs().amax(1, keepdim=True) / 7
-    close(driver.tensor("1.weight"), (x / scale).round().clamp(-7, 7) * scale)
+    close(read(driver.model, "1.weight"), (x / scale).round().clamp(-7, 7) * scale)
 
 
 def test_tiles_of_channels_that_do_not_divide() -> None:
     weights = lp.Tiles(4, channels=8, group=64)
     driver = driven(net(), lp.Quantize(weights=weights, bias_correction=False))
-    found = [driver.encoding(f"{i}.weight") for i in (0, 1, 2, 3, 5)]
+    found = [encoding_of(driver.model, f"{i}.weight") for i in (0, 1, 2, 3, 5)]
     assert [(one.channels, one.group) for one in found] == [(8, 64), (131, 72), (9, 131), (6, 9), (5, 54)]  # type: ignore[union-attr]
-    assert "tiles of 9 channels" in driver.notes["2.weight"]
+    assert "tiles of 9 channels" in driver.told.notes["2.weight"]
 
 
 def test_what_was_pruned_keeps_its_zeros_in_other_groups() -> None:
     driver = driven(net(), lp.Prune("weights", 0.5), lp.Quantize(weights=lp.Int(4, group=64), bias_correction=False))
-    assert float((driver.tensor("1.weight") == 0).float().mean()) >= 0.5
-    assert driver.encoding("1.weight").values.group == 72  # type: ignore[union-attr]
-    assert "groups of 72" in driver.notes["1.weight"]
+    assert float((read(driver.model, "1.weight") == 0).float().mean()) >= 0.5
+    assert encoding_of(driver.model, "1.weight").values.group == 72  # type: ignore[union-attr]
+    assert "groups of 72" in driver.told.notes["1.weight"]
 
 
 def test_a_format_with_one_length_of_groups_leaves_the_layer_out() -> None:
     driver = driven(net(), lp.Quantize(weights=lp.mxfp4(), bias_correction=False))
-    assert driver.encoding("0.weight") is not None
+    assert encoding_of(driver.model, "0.weight") is not None
     for path in ("1.weight", "2.weight", "3.weight", "5.weight"):
-        assert driver.encoding(path) is None and "do not divide its inputs" in driver.skipped[path]
+        assert encoding_of(driver.model, path) is None and "do not divide its inputs" in driver.told.skipped[path]
     with pytest.raises(InputError, match=r"changed no layer.*do not divide"):
         driven(net(), lp.Quantize(weights=lp.mxfp4(), where="1"))
 
@@ -93,14 +94,14 @@ def test_a_format_with_one_length_of_groups_leaves_the_layer_out() -> None:
 @pytest.mark.parametrize("where", ["1", "1.weight"])
 def test_a_layer_that_is_named_gets_them_too(where: str) -> None:
     driver = driven(net(), lp.Quantize(weights=lp.Int(4, group=64), where=where))
-    assert driver.encoding("1.weight").group == 72  # type: ignore[union-attr]
+    assert encoding_of(driver.model, "1.weight").group == 72  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("rounding", [lp.GPTQ(), lp.AdaRound(steps=5)], ids=repr)
 def test_rounding_by_what_flows_takes_them(rounding: Any) -> None:
     driver = driven(net()[:4], lp.Quantize(weights=lp.Int(4, group=64), rounding=rounding))
-    assert driver.encoding("1.weight").group == 72  # type: ignore[union-attr]
-    assert "groups of 72" in driver.notes["1.weight"]
+    assert encoding_of(driver.model, "1.weight").group == 72  # type: ignore[union-attr]
+    assert "groups of 72" in driver.told.notes["1.weight"]
 
 
 @pytest.mark.parametrize("values", [lp.Log(4, group=32, dynamic=True), lp.Tiles(4, group=32)], ids=repr)
@@ -108,6 +109,6 @@ def test_groups_of_values_that_do_not_divide(values: Encoding) -> None:
     driver = driven(net(), lp.Quantize(weights=lp.Int(8), activations=values))
     found = {name.partition(":")[0]: one.encoding for name, one in value_encodings(driver.model).items()}
     assert [found[f"{i}"].group for i in (0, 1, 2, 3, 5)] == [32, 36, 131, 9, 6]
-    assert "what it reads in groups of 36" in driver.notes["1.weight"]
+    assert "what it reads in groups of 36" in driver.told.notes["1.weight"]
     with torch.no_grad():
         assert torch.isfinite(driver.model(torch.randn(2, 128))).all()

@@ -20,6 +20,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.model.carrier import tensors
 from lilliput.model.encoded_tensor import EncodedTensor
+from lilliput.model.parameters import encoding_of
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.techniques.ranges import MinMax
@@ -122,14 +123,14 @@ def test_every_weight_is_a_row_or_skipped(name: str) -> None:
         for paths, held in tensors(driver.model).items():
             if len(held.shape) > 1:
                 encoded = isinstance(held, EncodedTensor)
-                assert paths[0] in driver.skipped or (paths[0] in rows and encoded), paths
-                assert not (paths[0] in driver.skipped and encoded)
-        assert all(driver.skipped.values())
+                assert paths[0] in driver.told.skipped or (paths[0] in rows and encoded), paths
+                assert not (paths[0] in driver.told.skipped and encoded)
+        assert all(driver.told.skipped.values())
 
 
 def test_products_that_are_no_layers_are_listed() -> None:
     driver = run(Products(), (torch.ones(2, 8),), lp.Quantize(weights=lp.Int(8)))
-    told = driver.skipped
+    told = driver.told.skipped
     assert "addmm" in told["a"] or "read by t" in told["a"] or "numpy_T" in told["a"]
     assert "matmul" in told["b"] and "no captured call reads it" in told["unused"]
     assert "buffer that is multiplied by" in told["held"] and "c" in told
@@ -149,4 +150,4 @@ def test_layers_in_regions_that_are_not_looked_into_are_listed() -> None:
 
     driver = run(Region(), (torch.ones(2, 8),), lp.Quantize(weights=lp.Int(8)))
     for path in ("a.weight", "b.weight"):
-        assert driver.encoding(path) is not None or driver.skipped[path]
+        assert encoding_of(driver.model, path) is not None or driver.told.skipped[path]

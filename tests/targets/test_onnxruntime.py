@@ -32,13 +32,14 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.blame.places import places
 from lilliput.engine.begin import begin
-from lilliput.engine.identity import model_digest
 from lilliput.engine.store import Store
+from lilliput.model.identity import model_digest
 from lilliput.model.inputs import Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped
 from lilliput.progress import silent
 from lilliput.report.layers import layers
+from lilliput.techniques.encode import encode
 
 
 def test_static_convolutions_run_on_integers(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_weights_of_every_layout_beside_integer_values(tmp_path: Path, values: l
     net = nn.Sequential(nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 8))
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=values)])
     for weight in ("0.weight", "2.weight"):
-        driver.encode(weight, later)
+        encode(driver, weight, later)
     driver.target.build(path, driver.model, Inputs.of(inputs[0]), driver.dynamic)
     options = (
         onnxruntime.SessionOptions()

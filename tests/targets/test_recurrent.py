@@ -24,6 +24,7 @@ from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.report.layers import layers
+from lilliput.techniques.encode import encode
 
 AXES = {0: {0: "batch", 1: "steps"}}
 
@@ -101,7 +102,7 @@ class Every(nn.Module):
 def test_weights_alone_compute_what_the_module_does_for_any_number_of_steps(weights: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     driver, run = runner(tmp_path, Every(), lp.Quantize(weights=weights) if weights else None, sequences())
-    assert not driver.skipped
+    assert not driver.told.skipped
     for x in (sequences(), torch.randn(2, 9, 16)):
         for ours, theirs in zip(run(x), driver.model(x), strict=True):
             close(ours, theirs.detach(), atol=1e-5, rtol=0)
@@ -192,7 +193,7 @@ def test_one_weight_encoded_otherwise_later_leaves_the_layer_in_float(tmp_path: 
     torch.manual_seed(0)
     net, x = Net(nn.LSTM, batch_first=True), sequences()
     driver, path = built(tmp_path, net, [x], [AT_RUN_TIME], AXES)
-    driver.encode("cell.weight_hh_l0", lp.Int(8, symmetric=False))
+    encode(driver, "cell.weight_hh_l0", lp.Int(8, symmetric=False))
     driver.target.build(path, driver.model, Inputs.of(x), driver.dynamic)
     assert fused(path)["LSTM"] == 1
     assert all(row["runs_as"].startswith("simulated in float") for row in layers(driver, {}, {}))
@@ -260,4 +261,4 @@ def test_the_default_recipe_gives_each_of_both_its_own_ranges(tmp_path: Path) ->
     driver, path = built(tmp_path, net, x, recipe.steps)
     ops = fused(path)
     assert (ops["QLinearConv"], ops["DynamicQuantizeLSTM"], ops["QGemm"]) == (1, 1, 1)
-    assert driver.skipped == {}
+    assert driver.told.skipped == {}

@@ -53,4 +53,4 @@ def kept(driver: Driver) -> dict[str, dict[int, Tensor]]:
 
 def unscaled(driver: Driver) -> set[str]:
     """The norms over fewer channels whose gains could not be scaled up, as the user is told."""
-    return {path for path, why in driver.skipped.items() if "norm over fewer channels" in why}
+    return {path for path, why in driver.told.skipped.items() if "norm over fewer channels" in why}

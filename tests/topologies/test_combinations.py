@@ -111,7 +111,7 @@ def test_what_a_step_established_lasts(name: str, recipe: str, tmp_path: Path) -
         now = zeros(driver.model)
         if isinstance(step, Prune):
             for paths, held in encoded_tensors(driver.model):
-                assert isinstance(held.encoding, Sparse) or paths[0] in driver.skipped
+                assert isinstance(held.encoding, Sparse) or paths[0] in driver.told.skipped
                 if isinstance(held.encoding, Sparse) and step.scope == "layer":
                     assert now[paths[0]].sum() >= round(step.amount * now[paths[0]].numel())
         for earlier in ended:
@@ -132,7 +132,7 @@ def test_what_a_step_established_lasts(name: str, recipe: str, tmp_path: Path) -
     # nothing is left out in silence
     for paths, held in tensors(driver.model).items():
         if len(held.shape) > 1:
-            reason = driver.skipped.get(paths[0], "")
+            reason = driver.told.skipped.get(paths[0], "")
             assert isinstance(held, EncodedTensor) or reason, paths
             if isinstance(held, EncodedTensor):
                 assert isinstance(steps[-1], Prune) or _wanted(steps[-1].weights, held.encoding), paths
@@ -222,7 +222,7 @@ def test_what_where_leaves_out_is_left_as_it_is() -> None:
     driver = start(Apart(), [torch.randn(4, 8)])
     Quantize(weights=Int(8), where="!b").apply(driver)
     assert [paths for paths, _ in encoded_tensors(driver.model)] == [("a.weight",)]
-    assert "where" in driver.skipped["b.weight"]
+    assert "where" in driver.told.skipped["b.weight"]
     with pytest.raises(RecipeError, match=r"matches no layer.*a, b"):
         Prune("weights", 0.5, where="c*").apply(driver)
 
@@ -238,14 +238,14 @@ def test_all_matrices_of_a_recurrent_layer_are_pruned_and_quantized(name: str) -
     assert ("cell:lstm#0@0" in value_encodings(driver.model)) == (name == "lstm")
     for key, x in biases.items():  # an error of a recurrent weight comes back through the state: no bias takes it up
         assert torch.equal(driver.model.state_dict()[key], x)
-    assert all("stays float: there is no integer kernel for gru" in why for why in driver.skipped.values())
+    assert all("stays float: there is no integer kernel for gru" in why for why in driver.told.skipped.values())
 
 
 def test_what_is_looked_up_is_not_pruned_and_the_reason_is_given() -> None:
     driver = start(Transformer(), [tokens()])
     Prune("weights", 0.5).apply(driver)
-    assert driver.skipped["embed.weight"] == "rows of it are looked up"
-    assert driver.skipped["place"] == "no layer multiplies by it"
+    assert driver.told.skipped["embed.weight"] == "rows of it are looked up"
+    assert driver.told.skipped["place"] == "no layer multiplies by it"
     assert bool(zeros(driver.model)["embed.weight"].sum() == 0)
 
 

@@ -26,6 +26,7 @@ from lilliput.model.depth import Dispensable, relied_on
 from lilliput.model.inputs import Inputs
 from lilliput.model.structure import KeepChildren, LeaveOut
 from lilliput.progress import silent
+from lilliput.techniques.surgery import drop
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -70,7 +71,7 @@ def test_what_the_library_saves_it_loads_again(name: str, tmp_path: Path) -> Non
     before = numbers(model)
     after = numbers(driver.model)
     assert {key: n for key, n in after.items() if n != before[key]} == STEPS[name][2]
-    assert "config" not in driver.skipped
+    assert "config" not in driver.told.skipped
     for one, other in zip(
         answers(loaded_again(driver.model, tmp_path), inputs), answers(driver.model, inputs), strict=True
     ):
@@ -112,7 +113,7 @@ def layers(*paths: str) -> list[Dispensable]:
 def test_layers_that_moved_up_have_the_number_of_their_place() -> None:
     model, inputs = decoder("Llama", **{**LLAMA, "num_hidden_layers": 4})
     driver = started(model, inputs)
-    assert not driver.drop(layers("model.model.layers.0", "model.model.layers.2"))
+    assert not drop(driver, layers("model.model.layers.0", "model.model.layers.2"))
     assert [layer.self_attn.layer_idx for layer in driver.model.model.model.layers] == [0, 1]
     assert driver.model.model.config.num_hidden_layers == 2 and model.model.config.num_hidden_layers == 4
 
@@ -123,7 +124,7 @@ def test_kinds_of_layers_stay_with_their_layers(tmp_path: Path) -> None:
     model, inputs = decoder("Qwen3", **sizes)
     enliven(model, inputs)
     driver = started(model, inputs)
-    assert not driver.drop(layers("model.model.layers.0", "model.model.layers.1"))
+    assert not drop(driver, layers("model.model.layers.0", "model.model.layers.1"))
     assert driver.model.model.config.layer_types == kinds[2:] and model.model.config.layer_types == kinds
     again = loaded_again(driver.model, tmp_path)
     close(answers(again, inputs), answers(driver.model, inputs))
@@ -138,7 +139,7 @@ def test_a_layer_that_makes_what_all_others_read_stays() -> None:
     needed = relied_on(model, Inputs.of(inputs))
     assert set(needed) == {"model.encoder.block.0", "model.decoder.block.0"}
     driver = started(model, inputs)
-    refused = driver.drop(layers("model.encoder.block.0", "model.decoder.block.1"))
+    refused = drop(driver, layers("model.encoder.block.0", "model.decoder.block.1"))
     assert refused == {"model.encoder.block.0": "model.encoder.block.1 reads something else that it makes"}
     assert numbers(driver.model)["num_decoder_layers"] == 1 and numbers(driver.model)["num_layers"] == 2
 
@@ -154,7 +155,7 @@ def test_a_layer_that_makes_what_all_others_read_stays() -> None:
 def test_what_a_config_cannot_tell_is_told(name: str, step: lp.Prune, why: str) -> None:
     model, inputs = subject(name).build()
     driver = driven(model, inputs, step)
-    assert re.search(why, driver.skipped["config"]) and "lilliput.save" in driver.skipped["config"]
+    assert re.search(why, driver.told.skipped["config"]) and "lilliput.save" in driver.told.skipped["config"]
     assert driver.model.model.config.to_dict() == model.model.config.to_dict()
 
 
@@ -180,8 +181,8 @@ def test_a_config_that_makes_no_module_is_told() -> None:
     config = subject("bert").build()[0].model.config
     net = nn.Sequential(nn.Linear(4, 8), *(Attention(config, i) for i in range(3))).eval()
     driver = driven(net, (torch.randn(2, 4),), CHANNELS)
-    assert "Attention is not made by its config alone" in driver.skipped["config"]
-    assert not started(net, (torch.randn(2, 4),)).drop(layers("1"))
+    assert "Attention is not made by its config alone" in driver.told.skipped["config"]
+    assert not drop(started(net, (torch.randn(2, 4),)), layers("1"))
 
 
 def test_a_network_pruned_again_loads_again(tmp_path: Path) -> None:
@@ -219,9 +220,9 @@ def started(model: nn.Module, inputs: tuple[Tensor, ...]) -> Driver:
 def test_layers_are_numbered_anew_beside_blocks_that_were_left_out() -> None:
     model, inputs = decoder("Llama", **{**LLAMA, "num_hidden_layers": 4})
     small = started(model, inputs)
-    small.drop(
-        [Dispensable("model.model.layers.1.self_attn", 0.0, LeaveOut("model.model.layers.1.self_attn", True, 2))]
+    drop(
+        small, [Dispensable("model.model.layers.1.self_attn", 0.0, LeaveOut("model.model.layers.1.self_attn", True, 2))]
     )
-    small.drop(layers("model.model.layers.0"))
+    drop(small, layers("model.model.layers.0"))
     held = [getattr(layer.self_attn, "layer_idx", None) for layer in small.model.model.model.layers]
     assert held == [None, 1, 2]

@@ -38,7 +38,7 @@ def test_the_layer_that_changes_least_goes(name: str, tmp_path: Path) -> None:
     faint(model.get_submodule(max(one.path for one in found)))
     least = min(layers(model, [Inputs.of(inputs)]), key=lambda one: one.change).path
     driver = driven(model, inputs, lp.Prune("layers", 1 / len(found)))
-    assert parameters(driver.model) < parameters(model) and least not in driver.skipped
+    assert parameters(driver.model) < parameters(model) and least not in driver.told.skipped
     assert [x.shape for x in answers(driver.model, inputs)] == [x.shape for x in answers(model, inputs)]
     assert same_after_loading(driver.model, name, inputs, tmp_path / "net.lil")
 
@@ -60,8 +60,9 @@ def test_the_block_without_which_answers_turn_least_goes(name: str, tmp_path: Pa
     assert parameters(driver.model) < parameters(model)
     for one, other in zip(answers(driver.model, inputs), before, strict=True):
         close(one, other, atol=1e-2 * float(other.abs().max()))
-    assert [gone["path"] for gone in driver.removed] == [found[1].path]
-    assert "changes the answers by" in driver.removed[0]["told"] and driver.skipped.keys() <= {"config"}
+    assert [gone["path"] for gone in driver.told.facts["removed"]] == [found[1].path]
+    assert "changes the answers by" in driver.told.facts["removed"][0]["told"]
+    assert driver.told.skipped.keys() <= {"config"}
     assert same_after_loading(driver.model, name, inputs, tmp_path / "net.lil")
 
 
@@ -93,7 +94,11 @@ def test_a_threshold_takes_what_changes_less(unit: str) -> None:
     limit = sorted(one.change for one in found)[1]  # one of them changes less
     driver = driven(model, inputs, lp.Prune(unit, threshold=limit))
     assert sum(isinstance(edit, KeepChildren | LeaveOut) for edit in structure(driver.model)) == 1
-    assert len(driver.removed) == 1 and driver.removed[0]["score"] < limit and driver.skipped.keys() <= {"config"}
+    assert (
+        len(driver.told.facts["removed"]) == 1
+        and driver.told.facts["removed"][0]["score"] < limit
+        and driver.told.skipped.keys() <= {"config"}
+    )
 
 
 def test_layers_then_channels_then_bits(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lilliput.errors import InputError, RecipeError
 from lilliput.model.carrier import tensors
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.pairs import find_pairs
+from lilliput.model.parameters import encoding_of, read, shapes
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
@@ -161,14 +162,14 @@ def test_the_function_stays(name: str, by: Scaling) -> None:
     driver = start(model, [batch() for _ in range(2)])
     Equalize(by).apply(driver)
     assert departure(model, driver.model, batch()) < 1e-4
-    assert not [reason for reason in driver.skipped.values() if "would change" in reason]
+    assert not [reason for reason in driver.told.skipped.values() if "would change" in reason]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_what_can_be_rescaled_is_found(name: str) -> None:
     make, batch, wanted = OWN[name]
     driver = start(make(), [batch()])
-    found, apart = find_pairs(driver.view(), driver.shapes())
+    found, apart = find_pairs(driver.view(), shapes(driver.model))
     assert len(found) == wanted, apart
     layers = {path for pair in found for path in (part.path for part in pair.multiplied)}
     assert not layers & apart.keys()
@@ -196,7 +197,7 @@ def test_everything_is_rescaled_or_has_a_reason() -> None:
     }
     driver = start(TOPOLOGIES["vae"].make(), [TOPOLOGIES["vae"].batch()])
     Equalize(Smooth()).apply(driver)
-    assert driver.skipped == {
+    assert driver.told.skipped == {
         "encode": "not equalized: it reads an input",
         "mean": "not equalized: it reads what comes out of silu",
         "spread": "not equalized: it reads what comes out of silu",
@@ -277,16 +278,16 @@ def test_pruned_weights_stay_pruned_and_encoded_ones_are_left() -> None:
     batches = [torch.randn(4, 3, 8, 8)]
     driver = start(uneven(Chain()), batches)
     Prune("weights", 0.5).apply(driver)
-    before = driver.tensor("b.weight")
+    before = read(driver.model, "b.weight")
     Equalize(Smooth()).apply(driver)
-    now = driver.tensor("b.weight")
+    now = read(driver.model, "b.weight")
     assert bool(((now == 0) == (before == 0)).all()) and not torch.equal(now, before)
     driver = start(Chain(), batches)
     Quantize(weights=Float16(), where="b").apply(driver)
     Equalize(Smooth()).apply(driver)
-    assert "b.weight is encoded already: put Equalize before Quantize" in driver.skipped["b"]
-    assert "b.weight is encoded already" in driver.skipped["c"]
-    assert driver.encoding("b.weight") == Float16()
+    assert "b.weight is encoded already: put Equalize before Quantize" in driver.told.skipped["b"]
+    assert "b.weight is encoded already" in driver.told.skipped["c"]
+    assert encoding_of(driver.model, "b.weight") == Float16()
 
 
 class Shifted(nn.Module):
@@ -318,9 +319,9 @@ def test_what_would_change_the_function_is_undone() -> None:
     driver = start(model, [batch])
     Equalize(Ranges()).apply(driver)
     assert departure(model, driver.model, batch) < 1e-4
-    assert driver.skipped.keys() == {"a", "b", "c"}
-    assert all("outputs would change by" in driver.skipped[name] for name in "bc")
-    assert not torch.equal(driver.tensor("d.weight"), model.d.weight)
+    assert driver.told.skipped.keys() == {"a", "b", "c"}
+    assert all("outputs would change by" in driver.told.skipped[name] for name in "bc")
+    assert not torch.equal(read(driver.model, "d.weight"), model.d.weight)
 
 
 def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +333,7 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> Any:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("lilliput.engine.run.observed", never)
+    monkeypatch.setattr("lilliput.techniques.observe.observed", never)
     monkeypatch.setattr(AWQ, "_damages", never)
     again = start(model, batches, store=store)
     Equalize(AWQ(Int(4), steps=3)).apply(again)
@@ -358,7 +359,7 @@ def test_bad_input_is_answered() -> None:
         Equalize(Ranges(), where="e*").apply(start(Chain(), None, torch.randn(1, 3, 8, 8)))
     driver = start(Chain(), [torch.randn(1, 3, 8, 8)])
     Equalize(AWQ(lp.mxfp4())).apply(driver)
-    assert "groups of one length, which do not divide its inputs" in driver.skipped["b"]
+    assert "groups of one length, which do not divide its inputs" in driver.told.skipped["b"]
     with pytest.raises(InputError, match="changed no layer"):
         lp.compress(TOPOLOGIES["vae"].make(), Recipe([Equalize(Ranges())]), calibrate=[torch.randn(4, 8)])
 
@@ -377,7 +378,7 @@ def test_products_of_less_precision_hide_nothing() -> None:
     try:
         driver = start(net, [torch.randn(32, 64)])
         Equalize(Ranges()).apply(driver)
-        assert driver.factors and torch.get_float32_matmul_precision() == "medium"
+        assert driver.told.facts["rescaled"] and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -399,4 +400,4 @@ def test_a_layer_that_no_batch_reaches_is_skipped_with_the_reason(way: Scaling) 
 
     driver = start(Branch(), [torch.randn(4, 5, 8)])
     Equalize(way).apply(driver)
-    assert driver.skipped["b"] == "not equalized: no calibration batch reaches it"
+    assert driver.told.skipped["b"] == "not equalized: no calibration batch reaches it"

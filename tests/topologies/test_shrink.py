@@ -118,7 +118,7 @@ def test_heads_go(name: str) -> None:
     unseen = [subject(name).build(seed)[1] for seed in (1, 2, 3)]
     assert departure(model, driver.model, kept(driver), unseen, unscaled(driver)) <= TOLERANCE
     assert parameters(driver.model) < 0.9 * parameters(model)
-    assert any("heads left" in note for note in driver.notes.values())
+    assert any("heads left" in note for note in driver.told.notes.values())
 
 
 def test_numbers_of_channels_are_multiples() -> None:
@@ -171,17 +171,17 @@ def test_where_spares_what_it_excludes() -> None:
 def test_what_is_not_removed_is_told_with_its_reason() -> None:
     model, inputs = subject("hard view").build()
     driver = driven(model, inputs, lp.Prune("channels", 0.5, multiple=1))
-    assert "along axis 0 all stay: RuntimeError: mat1 and mat2 shapes" in driver.notes["conv3.weight"]
-    assert driver.notes["conv1.weight"] == "10 of 20 channels left along axis 0 (50% removed, asked 50%)"
+    assert "along axis 0 all stay: RuntimeError: mat1 and mat2 shapes" in driver.told.notes["conv3.weight"]
+    assert driver.told.notes["conv1.weight"] == "10 of 20 channels left along axis 0 (50% removed, asked 50%)"
 
 
 def test_what_was_removed_is_told_after_quantization_too() -> None:
     model, inputs = subject("vgg").build()
     driver = driven(model, inputs, lp.Prune("channels", 0.5))
-    removed = dict(driver.notes)
+    removed = dict(driver.told.notes)
     assert removed and all("removed, asked 50%)" in text for text in removed.values())
     follow(lp.Recipe([lp.Quantize(activations=None)]), driver)
-    assert driver.notes == removed
+    assert driver.told.notes == removed
 
 
 def test_the_users_model_is_not_touched() -> None:
@@ -197,7 +197,7 @@ def test_what_is_encoded_is_left_alone_and_told() -> None:
     steps = lp.Quantize(activations=None, where=("*", "!features.0*", "!features.2*")), lp.Prune("channels", 0.5)
     driver = driven(model, inputs, *steps)
     assert len(driver.model.get_parameter("features.0.0.weight")) < len(model.get_parameter("features.0.0.weight"))
-    assert "encoded already" in driver.skipped["classifier.0.weight"]
+    assert "encoded already" in driver.told.skipped["classifier.0.weight"]
 
 
 def test_where_all_is_encoded_there_is_nothing_to_remove() -> None:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import lilliput as lp
 import lilliput.training.loop
 from lilliput.encodings import tensor_digest
-from lilliput.engine.lessons import LAST_GOOD
 from lilliput.errors import InputError
 from lilliput.model.carrier import attach
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed
+from lilliput.training.lessons import LAST_GOOD
 
 TOO_MUCH = 1 << 60  # bytes
 STEP = Finetune(epochs=3, lr=0.01)

@@ -12,7 +12,7 @@ import torch
 from compared import close
 
 import lilliput as lp
-from lilliput.engine.lessons import LAST_GOOD
+from lilliput.training.lessons import LAST_GOOD
 
 sys.path.insert(0, str(Path(__file__).parent))
 import processes

@@ -16,12 +16,12 @@ from lilliput.blame.exact import with_encodings
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.blame.simulation import Case
 from lilliput.encodings import Encoding, Int
-from lilliput.engine.store import Answer
 from lilliput.measure import Noise
 from lilliput.model.signature import Signature
 from lilliput.model.values import tapped, value_encodings
 from lilliput.outputs import flatten_outputs
 from lilliput.task import ask
+from lilliput.techniques.run import Answer
 
 Runner = Callable[..., Any]
 

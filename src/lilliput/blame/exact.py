@@ -15,6 +15,7 @@ from lilliput.model.duplicate import duplicate
 from lilliput.model.edits import EncodeTensor, EncodeValue
 from lilliput.model.structure import Replace
 from lilliput.model.values import Interception, attach_value, value_encodings
+from lilliput.techniques.encode import prepare
 
 
 def before_encoding(driver: Driver, model: nn.Module) -> nn.Module:
@@ -26,7 +27,7 @@ def before_encoding(driver: Driver, model: nn.Module) -> nn.Module:
     for step in steps[:first]:
         step.edit.apply(exact.model, step.tensors)
     if any(isinstance(step.edit, Replace) for step in steps[first:]):
-        exact.prepare()
+        prepare(exact)
     return exact.model.eval()
 
 

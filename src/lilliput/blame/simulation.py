@@ -12,12 +12,12 @@ from torch import nn
 from lilliput.blame.exact import differs, simulated
 from lilliput.blame.places import Place
 from lilliput.engine.run import Driver
-from lilliput.engine.store import Answer
 from lilliput.measure import Noise
 from lilliput.model.inputs import Inputs
 from lilliput.model.values import tapped
 from lilliput.plain import digest
 from lilliput.task import Batches, ask, batch_size, fingerprint
+from lilliput.techniques.run import Answer
 
 _PIECE = 4  # samples that run at a time: what all layers give is held at once
 _SAME = 1e-4  # noise over signal by which all places together may miss the compressed network

@@ -112,9 +112,9 @@ def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
         "recipe": to_plain(list(recipe.steps)),
         "target": target.name,
         "layers": _rows(driver),
-        "removed": driver.removed,
+        "removed": driver.told.facts["removed"],
         "undecided": plan.undecided,
-        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
+        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.told.skipped.items())],
         "estimate": {**dataclasses.asdict(estimate), "metric": "not included" if task.metric else "none"},
     }
 

@@ -11,12 +11,12 @@ import torch
 
 from lilliput.engine.evidence import Built
 from lilliput.engine.run import Driver
-from lilliput.engine.store import Answer
 from lilliput.errors import InputError, nearest
 from lilliput.measure import KINDS, Distance, DistanceSoFar, Kind, Measurement, as_rows, mean, misfit, places
 from lilliput.model.inputs import Inputs
 from lilliput.outputs import flatten_outputs
 from lilliput.task import Batches, Task, ask, batch_size, fingerprint
+from lilliput.techniques.run import Answer
 
 
 def kinds(task: Task, driver: Driver) -> dict[str, Kind]:

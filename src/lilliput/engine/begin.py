@@ -10,7 +10,6 @@ from torch import nn
 
 from lilliput.engine.answers import kinds
 from lilliput.engine.carried import check_carried
-from lilliput.engine.lessons import Lessons
 from lilliput.engine.preflight import check_given, check_precision, other_floats_told, try_out
 from lilliput.engine.repeatable import check_repeatable
 from lilliput.engine.resume import conditions
@@ -29,14 +28,23 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, check_like, checked_example
+from lilliput.training.lessons import Lessons
 
 
 def begin(
-    task: Task, target: Target, store: Store, progress: Progress, recipe: Recipe | None = None, *, judges: bool = False
+    task: Task,
+    target: Target,
+    store: Store,
+    progress: Progress,
+    recipe: Recipe | None = None,
+    *,
+    builds: bool = True,
+    judges: bool = False,
 ) -> tuple[Driver, Batches | None]:
     """Check everything that the user gives, and take a private copy of the model.
 
-    With a `recipe`, also what its steps need of the task; if the run `judges`, also the task's metric.
+    With a `recipe`, also what its steps need of the task; if the run `builds`, also that the model can be captured
+    whole; if it `judges`, also the task's metric.
     """
     check_given(task, recipe, target)
     example, dynamic = checked_example(task)
@@ -72,7 +80,7 @@ def begin(
         kinds(task, driver)
     try_out(driver, recipe, task.metric if judges else None)
     rung = driver.view().rung
-    if rung != "whole":
+    if builds and rung != "whole":
         problems = driver.view().problems
         first = next(iter(problems.items()))
         raise CaptureError(
@@ -160,7 +168,7 @@ def check_followed(recipe: Recipe, driver: Driver) -> None:
 def check_changed(driver: Driver) -> None:
     """Refuse a recipe that has changed no layer."""
     if not any(isinstance(step.edit, _CHANGES) for step in driver.state.steps):
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.skipped.items())[:5])
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(driver.told.skipped.items())[:5])
         raise InputError(
             "the recipe changed no layer",
             why=reasons,

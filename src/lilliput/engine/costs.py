@@ -12,7 +12,6 @@ import torch
 
 from lilliput.engine.evidence import Built
 from lilliput.engine.run import Driver
-from lilliput.engine.store import Answer
 from lilliput.errors import MeasureError
 from lilliput.measure import Latencies, Measurement
 from lilliput.measure.loading import RUNTIMES, Loading, loading
@@ -21,6 +20,7 @@ from lilliput.model.inputs import Inputs
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Target
 from lilliput.task import batch_size, fingerprint
+from lilliput.techniques.run import Answer
 
 _LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 _BATCH = 16  # samples of a call by which throughput is told

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.engine.planned import Plan, planned
+from lilliput.engine.plan import Plan
+from lilliput.engine.planned import planned
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
 from lilliput.model.carrier import tensors
@@ -70,8 +71,8 @@ def estimated(recipe: Recipe, driver: Driver, *, compared: int, begun_s: float) 
     stages = {
         "reading the data, capturing": begun_s,
         "calibrating": calibrating_s,
-        "encoding": plan.encoding_s,
-        **({"training": plan.training_s} if plan.training_s else {}),
+        "encoding": 0.0,
+        **plan.seconds,
         "building for the target": _BUILD_S + _BUILD_CAPTURES * capture_s,
         "comparing outputs": 2 * forward_s * compared,
         "finding where it loses": _LOOKED * forward_s,

@@ -14,13 +14,13 @@ from torch import nn
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.fidelity import check_precise, check_written, told_of_kernels
 from lilliput.engine.run import Driver
-from lilliput.engine.store import Answer
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import DistanceSoFar, Measurement, cpu, furthest, mean, paired_difference
 from lilliput.model.signature import Signature
 from lilliput.model.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
 from lilliput.task import fingerprint
+from lilliput.techniques.run import Answer
 
 _LEAST_DB = 14.0  # of the export and the module: an error of a fifth; integer kernels round otherwise than simulated
 

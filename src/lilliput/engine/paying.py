@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,6 @@ from lilliput.engine.begin import follow
 from lilliput.engine.costs import latency, operators
 from lilliput.engine.evidence import Built, build
 from lilliput.engine.run import Driver
-from lilliput.engine.store import Answer
 from lilliput.engine.tried import Tried
 from lilliput.errors import LilliputError
 from lilliput.measure import Latencies, Measurement
@@ -22,9 +20,8 @@ from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import slower_layers, unpaying
 from lilliput.task import fingerprint
-from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.technique import Technique
-from lilliput.techniques.where import chosen
+from lilliput.techniques.run import Answer
+from lilliput.techniques.where import but, chosen
 
 _LEAST_ROUNDS = 6  # with fewer, order statistics give no interval, and a difference of a tenth is chance
 _TIE = 0.97  # as fast as float: 1 is within the interval, and the median not below this
@@ -151,7 +148,7 @@ class _Tries:
         if lost and any(path not in lost for path in layers):
             told = {path: _stays(times, "int8") for path, times in lost.items()}
             yield "some layers read floats", _reading_floats(self.recipe, lost, layers), told
-        alone = _weights_alone(self.recipe)
+        alone = _reading_floats(self.recipe, layers, layers)
         told = {path: _stays(slower, "int8") for path in layers} if alone != self.recipe else {}
         if alone != self.recipe:
             yield "weights alone", alone, told
@@ -178,26 +175,10 @@ def _meant(path: str, recipe: Recipe) -> bool:
 
 def _reading_floats(recipe: Recipe, paths: Collection[str], layers: Sequence[str]) -> Recipe:
     """The recipe with the weights of these alone, of all `layers` that it means, not what flows into them."""
-    steps: list[Technique] = []
-    for step in recipe.steps:
-        if isinstance(step, Quantize):
-            some = any(chosen(path, step.where) and path not in paths for path in layers)
-            floats = {"activations_where": ("*", *_but(paths))} if some else {"activations": None}
-            step = replace(step, **floats)
-        steps.append(step)
-    return Recipe(steps)
-
-
-def _weights_alone(recipe: Recipe) -> Recipe:
-    return Recipe(replace(step, activations=None) if isinstance(step, Quantize) else step for step in recipe.steps)
+    return Recipe(step.reading_floats(paths, layers) for step in recipe.steps)
 
 
 def _without(recipe: Recipe, paths: Collection[str]) -> Recipe:
     """The recipe with these left as they are."""
     given = [(step, (step.where,) if isinstance(step.where, str) else step.where) for step in recipe.steps]
-    return Recipe(replace(step, where=(*where, *_but(paths))) for step, where in given)
-
-
-def _but(paths: Collection[str]) -> list[str]:
-    """Patterns that mean all but these."""
-    return [f"!{glob.escape(path)}" for path in sorted(paths)]
+    return Recipe(replace(step, where=(*where, *but(paths))) for step, where in given)

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.engine.budget import check_timed
 from lilliput.engine.evidence import asked_scores, check_scores
-from lilliput.engine.lessons import rehearse
 from lilliput.engine.run import Driver
-from lilliput.errors import InputError, raise_own, reason
+from lilliput.errors import InputError, RecipeError, raise_own, reason
 from lilliput.model.carrier import tensor_held
 from lilliput.model.copies import as_it_stands
 from lilliput.model.duplicate import duplicate
@@ -26,7 +24,6 @@ from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Task, ask
-from lilliput.techniques.finetune import Finetune
 
 _REAL_S = 2.0  # of answers that are computed for a metric; then those are given again that inputs of a shape had
 _GIVEN_UP_S = 10.0  # after which a metric that is only given answers again is believed
@@ -43,7 +40,7 @@ _NO_ARRAYS = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}  # floats 
 def check_given(task: Task, recipe: Recipe | None, target: Target) -> None:
     """Refuse what is missing, of another kind, or not installed, before anything is read or run."""
     target.check()
-    check_timed(recipe, target)
+    _check_timed(recipe, target)
     for name in ("metric", "loss"):
         given = getattr(task, name)
         if given is not None and not callable(given):
@@ -61,10 +58,18 @@ def try_out(driver: Driver, recipe: Recipe | None, metric: Callable[[Any], Any] 
         check_metric(driver, metric)
         driver.progress("trying the metric", 1, 1)
     for step in () if recipe is None else recipe.steps:
-        if isinstance(step, Finetune) and driver.lessons is not None:
-            driver.progress("trying the training", 0, 1)
-            driver.batch_s[step] = rehearse(driver.model, step, driver.lessons)
-            driver.progress("trying the training", 1, 1)
+        step.rehearse(driver)
+
+
+def _check_timed(recipe: Recipe | None, target: Target) -> None:
+    """Refuse a recipe that goes by timing for a target that is not to time."""
+    for i, step in enumerate(() if recipe is None or target.times else recipe.steps):
+        if step.times:
+            raise RecipeError(
+                f"step {i + 1}, {type(step).__name__}, has a budget of latency, and the target has seconds=0",
+                why="such a budget is measured on the target",
+                next="give the target seconds, or the step macs= or parameters= in place of latency=",
+            )
 
 
 # metrics

@@ -6,25 +6,15 @@ A killed run is resumed by asking again: what was answered is not computed twice
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from lilliput.errors import FormatError
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.arrays import to_array, to_tensor
 from lilliput.plain import digest
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is remembered: plain data and tensors."""
-
-    data: Any = None
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+from lilliput.techniques.run import Answer
 
 
 class Store:

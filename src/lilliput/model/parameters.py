@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lilliput.encodings import Encoding
 from lilliput.errors import InputError
-from lilliput.model.carrier import paths_of, tensor_held
+from lilliput.model.carrier import paths_of, tensor_held, tensors
 from lilliput.model.encoded_tensor import EncodedTensor
 
 
@@ -27,6 +28,17 @@ def read(model: nn.Module, path: str) -> Tensor:
     """A copy of a parameter, decoded."""
     held = one_held(model, path)
     return (held().detach() if isinstance(held, EncodedTensor) else held.detach()).clone()
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters, each under its first path."""
+    return {paths[0]: tuple(held.shape) for paths, held in tensors(model).items()}
+
+
+def encoding_of(model: nn.Module, path: str) -> Encoding | None:
+    """How a parameter is represented now; None as it is."""
+    held = one_held(model, path)
+    return held.encoding if isinstance(held, EncodedTensor) else None
 
 
 def write(model: nn.Module, path: str, x: Tensor) -> None:

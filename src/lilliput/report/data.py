@@ -104,10 +104,10 @@ def assemble(
         "capture": {"rung": driver.view().rung, "problems": dict(driver.view().problems)},
         "layers": rows,
         "loses": loses,
-        "removed": driver.removed,
-        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.skipped.items())],
+        "removed": driver.told.facts["removed"],
+        "skipped": [{"path": path, "reason": reason} for path, reason in sorted(driver.told.skipped.items())],
         "recipe": to_plain(list(recipe.steps)),
-        "training": list(driver.trainings),
+        "training": driver.told.facts["training"],
         "environment": {**environment, "others_cores": spent.taken.others_cores},
     }
 

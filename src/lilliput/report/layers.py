@@ -14,6 +14,7 @@ from lilliput.engine.run import Driver
 from lilliput.measure import Noise
 from lilliput.model.carrier import tensors
 from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
+from lilliput.model.parameters import encoding_of
 from lilliput.model.values import value_encodings
 
 
@@ -55,7 +56,7 @@ def layers(
                 "norm": None if moved is None else math.sqrt(moved.signal),
                 "sqnr_db": None if moved is None else moved.db,
                 "runs_as": _runs_as(driver, paths[0], call, encoding, None if read is None else read.encoding),
-                "note": driver.notes.get(paths[0], ""),
+                "note": driver.told.notes.get(paths[0], ""),
             }
         )
     return rows
@@ -63,7 +64,7 @@ def layers(
 
 def _runs_as(driver: Driver, path: str, call: Any, encoding: Encoding | None, activation: Encoding | None) -> str:
     """What the target will do with a layer."""
-    others = [driver.encoding(other) for other in call.weights if other != path]
+    others = [encoding_of(driver.model, other) for other in call.weights if other != path]
     return driver.target.remark(call, encoding, activation, others)
 
 

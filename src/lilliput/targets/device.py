@@ -29,7 +29,7 @@ from lilliput.recipe import Recipe
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Runner, Target
-from lilliput.techniques.technique import Placed
+from lilliput.techniques.run import Placed
 
 _ROUNDS = 20
 

@@ -34,7 +34,7 @@ from lilliput.targets.placing import (
 )
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.technique import Placed
+from lilliput.techniques.run import Placed
 
 SAFE_CODE = 63  # of a weight: two products with codes of 255 sum to 32,130, which 16 bits hold
 

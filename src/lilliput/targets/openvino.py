@@ -35,7 +35,7 @@ from lilliput.targets.placing import (
 )
 from lilliput.targets.simulated import REMARK, operands
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.technique import Placed
+from lilliput.techniques.run import Placed
 
 _TRACKER = "openvino_telemetry"
 _PRECISIONS = ("f32", "bf16", "f16")

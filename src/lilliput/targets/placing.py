@@ -9,7 +9,7 @@ from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.measure import cpu
 from lilliput.model.view import Call, View
-from lilliput.techniques.technique import Placed, Placement
+from lilliput.techniques.run import Placed, Placement
 
 INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _SAME_SCALE = frozenset(  # what comes out has the range of what goes in

@@ -10,7 +10,7 @@ from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
 from lilliput.model.view import RECURRENT, Call, View
 from lilliput.targets.placing import hidden, reading
-from lilliput.techniques.technique import Placed, Placement
+from lilliput.techniques.run import Placed, Placement
 
 REMARK = "simulated in float: shows accuracy, gains nothing"
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.errors import InputError
 from lilliput.measure import Latencies
 from lilliput.model.edit import Edit
-from lilliput.model.inputs import Inputs
+from lilliput.model.inputs import Dynamic, Inputs
 from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import Operator
-from lilliput.techniques.technique import Placed
+from lilliput.techniques.run import Placed
 
 Runner = Callable[..., Any]  # called like the module, answers like the module
 
@@ -85,7 +87,7 @@ class Target(ABC):
         path: Path,
         model: nn.Module,
         example: Inputs,
-        dynamic: Mapping[str | int, Mapping[int, str]],
+        dynamic: Dynamic,
     ) -> None:
         """Write the file that the runtime loads."""
 
@@ -97,6 +99,18 @@ class Target(ABC):
     @abstractmethod
     def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
         """What each of `runs`, opened by this target, takes on the example, in turns, in at most `seconds`."""
+
+    def timed(self, networks: Mapping[str, nn.Module], example: Inputs, dynamic: Dynamic) -> Latencies:
+        """What each network takes on the example once it is built and opened, in turns."""
+        with tempfile.TemporaryDirectory() as folder:
+            runs = {}
+            for name, net in networks.items():
+                path = Path(folder) / f"{name}.{self.format}"
+                self.build(path, net, example, dynamic)
+                with torch.no_grad():
+                    signature = Signature.of(example, example.call(net), net.forward)
+                runs[name] = self.open(path, signature)
+            return self.latencies(runs, example)
 
     @abstractmethod
     def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:

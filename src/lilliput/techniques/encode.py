@@ -1,22 +1,106 @@
-"""How tensors are encoded: what is asked of the store, and what is computed where it does not know."""
+"""How weights and values get their encodings: what is asked of the run, and what is computed where it does not know."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
-from lilliput.engine.store import Answer, Store
-from lilliput.errors import EncodingError
-from lilliput.model.edits import EncodeTensor, check_encodable
+from lilliput.errors import EncodingError, LilliputError
+from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor, check_encodable
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.parameters import held_at, read
-from lilliput.techniques.choice import Choice, JointChoice
+from lilliput.techniques.choice import NEAREST, Choice, Fit, JointChoice
+from lilliput.techniques.run import Answer, Placed, Rough, Run
+
+_SAMPLE = 1 << 16  # elements of a tensor by which it is told what fitting all of it takes
+
+
+def prepare(run: Run) -> None:
+    """Make the edits that the target needs before anything is encoded (folding of normalisations)."""
+    for edit, given in run.target.prepare(run.view(), run.model):
+        run.apply(edit, given)
+
+
+def place(run: Run, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
+    """The values that the target wants encoded if `weights` are: what each of their layers reads, or why not."""
+    return run.target.place(run.view(), encoding, weights)
+
+
+def encode(run: Run, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:
+    """Represent a parameter by the numbers that are chosen so."""
+    with told_where(path):
+        asked = Asked.of(run.model, path, encoding, choice.values)
+        question: tuple[Any, ...] = ("encode", tensor_digest(asked.x), asked.encoding, choice.fit, asked.grid)
+        flowing = choice.rounding is not None and run.calibrate is not None  # which follows from model and batches
+        if flowing:
+            question = (*question, choice.rounding, path)
+        found = run.ask(
+            question,
+            lambda: asked.chosen(choice),
+            model=flowing,
+            data=flowing,
+            rough=lambda: Rough(asked.nearest(), None if flowing else asked.fitting_s(choice.fit)),
+        )
+        _take(run, asked, found.data, found.tensors)
+
+
+def encode_block(run: Run, encodings: Mapping[str, Encoding], choice: JointChoice) -> None:
+    """Represent the weights of a block by numbers chosen together; the biases that may move are set beside them."""
+    asked = {}
+    for path, encoding in encodings.items():
+        with told_where(path):
+            asked[path] = Asked.of(run.model, path, encoding)
+    block = choice.entry.block
+    grids = {path: (one.encoding, one.grid) for path, one in asked.items()}
+
+    def nearest() -> Rough:
+        each = {f"{path}|{name}": x for path, one in asked.items() for name, x in one.nearest().tensors.items()}
+        return Rough(Answer("", each))
+
+    answer = run.ask(
+        ("block", block.path, sorted(block.biased), grids, choice.fit, choice.rounding),
+        lambda: _together(asked, choice),
+        rough=nearest,
+    )
+    for path, one in asked.items():
+        _take(run, one, answer.data, within(answer.tensors, path))
+    for path in choice.entry.biases:
+        if path in answer.tensors:
+            set_tensor(run, path, answer.tensors[path])
+
+
+def encode_value(run: Run, value: str, encoding: Encoding, parameters: Mapping[str, Tensor]) -> None:
+    """Represent a value that flows."""
+    run.apply(EncodeValue(value, encoding), parameters)
+
+
+def remembered(run: Run, question: Sequence[Any], compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is found from what flows, computed once; zero in a dry run."""
+    nothing = Rough(Answer(tensors={"found": torch.zeros(())}))
+    return run.ask(question, lambda: Answer(tensors={"found": compute()}), rough=lambda: nothing).tensors["found"]
+
+
+def set_tensor(run: Run, path: str, x: Tensor) -> None:
+    """Give a parameter new values."""
+    paths, held = held_at(run.model, path)
+    if isinstance(held, EncodedTensor):
+        encode(run, path, held.encoding, Choice(x))
+    else:
+        run.apply(SetTensor(paths[0]), {"value": x})
+
+
+def _take(run: Run, asked: Asked, told: str, parts: Mapping[str, Tensor]) -> None:
+    run.apply(asked.edit, {name: part.clone() for name, part in parts.items()})  # equal ones are no tie
+    if told:
+        run.note(asked.paths[0], told)
 
 
 @dataclass(frozen=True)
@@ -52,59 +136,42 @@ class Asked:
         dtype = str(self.x.dtype).removeprefix("torch.")
         return EncodeTensor(self.paths, self.encoding, tuple(self.x.shape), dtype)
 
+    def chosen(self, choice: Choice) -> Answer:
+        """The parts that represent it; the data is what is to be told."""
+        rounded, parameters, told = choice.numbers(self.x, self.encoding, self.kept)
+        return Answer(told, self.encoding.represent(rounded, parameters).tensors())
 
-@dataclass(frozen=True)
-class Known:
-    """Where answers are remembered, and what they depend on beside the question."""
+    def nearest(self) -> Answer:
+        """The parts that represent it by the nearest numbers, of parameters that are found soon."""
+        return self.chosen(NEAREST)
 
-    store: Store
-    environment: str
-    state: str  # of the model, as digests
-    data: str | None  # of the calibration batches
+    def fitting_s(self, fit: Fit | None) -> float:
+        """Seconds that fitting takes, told by some rows."""
+        x = self.x
+        if fit is None or self.kept is not None or not x.dim():
+            return 0.0
+        some = x[: max(1, len(x) * _SAMPLE // max(1, x.numel()))]
+        began = perf_counter()
+        try:
+            self.encoding.represent(some, fit.fit(some, self.encoding))
+        except LilliputError:  # such rows alone cannot be; the run tells if the whole cannot
+            return 0.0
+        return (perf_counter() - began) * x.numel() / max(1, some.numel())
 
-    def alone(self, path: str, asked: Asked, choice: Choice) -> Answer:
-        """The parts that represent a tensor; the data is what is to be told."""
-        question: tuple[Any, ...] = (
-            "encode",
-            self.environment,
-            tensor_digest(asked.x),
-            asked.encoding,
-            choice.fit,
-            asked.grid,
-        )
-        if choice.rounding is not None and self.data is not None:  # what flows follows from model and batches
-            question = (*question, choice.rounding, self.state, self.data, path)
 
-        def compute() -> Answer:
-            rounded, parameters, told = choice.numbers(asked.x, asked.encoding, asked.kept)
-            return Answer(told, asked.encoding.represent(rounded, parameters).tensors())
-
-        return self.store.answer(question, compute)
-
-    def together(self, asked: Mapping[str, Asked], choice: JointChoice) -> Answer:
-        """The parts that represent the weights of a block, named path|part, and the biases that moved, by their paths.
-
-        The data is what is to be told.
-        """
-        block = choice.entry.block
-        grids = {path: (one.encoding, one.grid) for path, one in asked.items()}
-        known = (self.environment, self.state, self.data)
-        question = ("block", *known, block.path, sorted(block.biased), grids, choice.fit, choice.rounding)
-
-        def compute() -> Answer:
-            found, parameters, told = choice.numbers(
-                {path: one.x for path, one in asked.items()},
-                {path: one.encoding for path, one in asked.items()},
-                {path: one.kept for path, one in asked.items()},
-            )
-            parts = {
-                f"{path}|{name}": part
-                for path, one in asked.items()
-                for name, part in one.encoding.represent(found[path], parameters[path]).tensors().items()
-            }
-            return Answer(told, {**parts, **{path: x for path, x in found.items() if path not in asked}})
-
-        return self.store.answer(question, compute)
+def _together(asked: Mapping[str, Asked], choice: JointChoice) -> Answer:
+    """The parts of the weights of a block, named path|part, and the biases that moved, by their paths."""
+    found, parameters, told = choice.numbers(
+        {path: one.x for path, one in asked.items()},
+        {path: one.encoding for path, one in asked.items()},
+        {path: one.kept for path, one in asked.items()},
+    )
+    parts = {
+        f"{path}|{name}": part
+        for path, one in asked.items()
+        for name, part in one.encoding.represent(found[path], parameters[path]).tensors().items()
+    }
+    return Answer(told, {**parts, **{path: x for path, x in found.items() if path not in asked}})
 
 
 def within(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:

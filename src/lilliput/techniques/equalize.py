@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings import Sparse
+from lilliput.encodings import Sparse, tensor_digest
+from lilliput.model.duplicate import duplicate
 from lilliput.model.pairs import Pair, find_pairs
+from lilliput.model.parameters import encoding_of, read, rescaled, shapes, write
+from lilliput.modes import exact_products
+from lilliput.outputs import departure
+from lilliput.task import ask, fingerprint
+from lilliput.techniques.encode import prepare, set_tensor
+from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.techniques.scalings import Scaling, factors
-from lilliput.techniques.technique import Run, Technique
+from lilliput.techniques.technique import Technique
 from lilliput.techniques.where import check_where, chosen
 
 _TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; and by steps of coarser numbers
@@ -21,12 +29,13 @@ _TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; 
 class Equalize(Technique):
     """Rescale channels between layers, which changes nothing yet: put it before `Quantize`.
 
-    What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
-    read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
+        What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
+        read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
 
-    >>> from lilliput.techniques.scalings import Smooth
-    >>> Equalize(Smooth(alpha=0.7))
-    Equalize(by=Smooth(alpha=0.7))
+        >>> from lilliput.techniques.encode import prepare, set_tensor
+    from lilliput.techniques.scalings import Smooth
+        >>> Equalize(Smooth(alpha=0.7))
+        Equalize(by=Smooth(alpha=0.7))
     """
 
     by: Scaling
@@ -41,8 +50,8 @@ class Equalize(Technique):
         return {"calibrate": remedy} if self.by.needs_batches else {}
 
     def apply(self, run: Run) -> None:
-        run.prepare()
-        pairs, apart = find_pairs(run.view(), run.shapes())
+        prepare(run)
+        pairs, apart = find_pairs(run.view(), shapes(run.model))
         check_where(self.where, [*apart, *(part.path for pair in pairs for part in pair.multiplied)])
         for path, reason in apart.items():
             if chosen(path, self.where):
@@ -66,7 +75,7 @@ class Equalize(Technique):
         """Whether a pair is to be scaled and can be; if not, that is reported."""
         paths = [part.path for part in pair.multiplied]
         meant = [path for path in paths if chosen(path, self.where)]
-        encoded = [path for path in pair.paths if run.encoding(path) not in (None, Sparse())]
+        encoded = [path for path in pair.paths if encoding_of(run.model, path) not in (None, Sparse())]
         if encoded:
             reason = f"{encoded[0]} is encoded already: put Equalize before Quantize"
         elif len(meant) < len(paths):
@@ -82,15 +91,42 @@ def _accepted(run: Run, pairs: Sequence[Pair], scales: Sequence[Tensor]) -> bool
     """Whether outputs stay the same; if so, the model is rescaled. A single pair that changes them is reported."""
     together: dict[str, Tensor] = {}
     for pair, s in zip(pairs, scales, strict=True):
-        for path, factor in factors(pair, s, run.shapes()).items():
+        for path, factor in factors(pair, s, shapes(run.model)).items():
             together[path] = together.get(path, torch.ones(())) * factor
-    coarsest = max(torch.finfo(run.tensor(path).dtype).eps for path in together)
+    coarsest = max(torch.finfo(read(run.model, path).dtype).eps for path in together)
     tolerance = max(_TOLERANCE, _STEPS * coarsest)
-    found = run.rescale(together, tolerance)
+    found = rescale(run, together, tolerance)
     if not found <= tolerance and len(pairs) == 1:
         for part in pairs[0].multiplied:
             _skip(run, part.path, f"outputs would change by {found:.1g} of the largest")
     return found <= tolerance
+
+
+def rescale(run: Run, factors: Mapping[str, Tensor], tolerance: float) -> float:
+    """Multiply parameters by factors with which the model computes the same; tells by how much its outputs differ.
+
+    Relative to the largest, on the example and on a calibration batch. Nothing is changed where it is not within the
+    tolerance.
+    """
+    changed = {path: rescaled(read(run.model, path), factor) for path, factor in factors.items()}
+    asked = [run.example, *itertools.islice(run.calibrate or (), 1)]
+
+    def compute() -> Answer:
+        other = duplicate(run.model)
+        for path, x in changed.items():
+            write(other, path, x)
+        with torch.no_grad(), exact_products():
+            both = ((ask(net, inputs, "a calibration batch") for net in (run.model, other)) for inputs in asked)
+            return Answer(max(departure(*answers) for answers in both))
+
+    digests = {path: tensor_digest(factor) for path, factor in factors.items()}
+    question = ("rescale", digests, [fingerprint(inputs) for inputs in asked])
+    found = float(run.ask(question, compute, data=False, rough=lambda: Rough(Answer(0.0), 0.0)).data)
+    if found <= tolerance:
+        for path, x in changed.items():
+            set_tensor(run, path, x)
+            run.tell("rescaled", {"factor": factors[path]}, path=path)
+    return found
 
 
 def _skip(run: Run, path: str, reason: str) -> None:

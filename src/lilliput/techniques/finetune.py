@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lilliput.errors import RecipeError, nearest
+from lilliput.errors import InputError, RecipeError, nearest
 from lilliput.techniques.distill import Term
-from lilliput.techniques.technique import Run, Technique
+from lilliput.techniques.run import Run
+from lilliput.techniques.technique import Technique
 
 Schedule = Literal["constant", "linear", "cosine", "step"]
 Norm = Literal["l1", "l2", "inf"]
@@ -71,5 +72,11 @@ class Finetune(Technique):
         loss = {} if self.distill else {"loss": "give loss=, or distill= in Finetune"}
         return {"train": "give train= and loss=", **loss, **stops}
 
+    def rehearse(self, run: Run) -> None:
+        if run.lessons is not None:
+            run.lessons.rehearse(run, self)
+
     def apply(self, run: Run) -> None:
-        run.train(self)
+        if run.lessons is None:
+            raise InputError("this recipe trains, and the task has nothing to train with", next="give train= and loss=")
+        run.lessons.teach(run, self)

@@ -14,9 +14,34 @@ from lilliput.model.view import MULTIPLIES, View
 from lilliput.outputs import departure
 from lilliput.progress import Progress
 from lilliput.task import Batches, ask, batch_size
+from lilliput.techniques.encode import within
+from lilliput.techniques.run import Answer, Run
 from lilliput.techniques.statistics import Observe, Statistics
 
 _SAME = 1e-4  # of the largest output: two orders of summing float32 differ by less
+
+
+def statistics(run: Run, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
+    """What the named values look like over the calibration batches."""
+    batches = batches_of(run, f"{len(wanted)} values that flow")
+
+    def compute() -> Answer:
+        seen = observed(run.model, run.view(), wanted, batches, run.example, run.progress)
+        return Answer(tensors={f"{name}|{key}": x for name, one in seen.items() for key, x in one.pack().items()})
+
+    packed = run.ask(("statistics", dict(wanted)), compute).tensors
+    return {name: Statistics.unpack(observe, within(packed, name)) for name, observe in wanted.items()}
+
+
+def batches_of(run: Run, known: str) -> Batches:
+    """The calibration batches; raises InputError where there are none by which to know something."""
+    if run.calibrate is None:
+        raise InputError(
+            "this recipe needs calibration batches",
+            why=f"it must know {known}",
+            next="give calibrate=, or quantize weights alone, to the nearest",
+        )
+    return run.calibrate
 
 
 def observed(

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
+from lilliput.model.parameters import read, shapes
 from lilliput.model.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.amount import WAYS, Amount
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.depths import leave_out
-from lilliput.techniques.technique import Run, Technique, used_weights
+from lilliput.techniques.encode import encode
+from lilliput.techniques.run import Run, counted
+from lilliput.techniques.technique import Technique, used_weights
 from lilliput.techniques.where import check_where, chosen
 from lilliput.techniques.widths import remove_slices
 
@@ -94,7 +97,7 @@ class Prune(Technique):
         elif self.unit in ("layers", "blocks"):
             leave_out(run, self.unit, self.where, self._how_much)
         else:
-            multiple = (self.multiple or run.multiple) if self.unit == "channels" else 1
+            multiple = (self.multiple or run.target.multiple) if self.unit == "channels" else 1
             remove_slices(run, self.unit, self.where, self._how_much, self.scope, multiple)
 
     @property
@@ -108,18 +111,18 @@ class Prune(Technique):
         multiply = MULTIPLIES | RECURRENT
         weights = {path: calls for path, calls in used.items() if all(call.op in multiply for call in calls)}
         check_where(self.where, list(weights))
-        for path in run.shapes():
-            if path not in weights and len(run.shapes()[path]) > 1:
+        for path, shape in shapes(run.model).items():
+            if path not in weights and len(shape) > 1:
                 run.skip(path, "rows of it are looked up" if path in used else "no layer multiplies by it")
         paths = [path for path in weights if chosen(path, self.where)]
         for path in [path for path in weights if path not in paths]:
             run.skip(path, f"left out by where={self.where!r}")
-        scores = {path: run.tensor(path).abs() for path in paths}
-        for path, kept in keep_largest(scores, self.amount, self.scope).items():
+        scores = {path: read(run.model, path).abs() for path in paths}
+        for path, kept in counted(run, "encoding", keep_largest(scores, self.amount, self.scope).items()):
             if not bool(kept.any()):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")
                 continue
-            run.encode(path, Sparse(), Choice(run.tensor(path) * kept))
+            encode(run, path, Sparse(), Choice(read(run.model, path) * kept))
 
 
 def keep_largest(scores: dict[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import InputError, RecipeError
+from lilliput.model.depth import repeated
+from lilliput.model.parameters import encoding_of, read, shapes
+from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
+from lilliput.techniques.encode import (
+    encode,
+    encode_block,
+    encode_value,
+    place,
+    prepare,
+    remembered,
+    set_tensor,
+)
 from lilliput.techniques.inputs import Stop
+from lilliput.techniques.observe import statistics
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.rounding import BRECQ, Rounding
+from lilliput.techniques.run import Placed, Placement, Run, counted
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Placed, Placement, Run, Technique, used_weights
-from lilliput.techniques.where import Where, check_where, chosen
+from lilliput.techniques.technique import Technique, used_weights
+from lilliput.techniques.walk import walk
+from lilliput.techniques.where import Where, but, check_where, chosen
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,35 +89,35 @@ class Quantize(Technique):
         return {}
 
     def apply(self, run: Run) -> None:
-        run.prepare()
+        prepare(run)
         chosen_weights = self._choose(run)
         encodings = self._fitting(run, chosen_weights)
         chosen_weights = {path: chosen_weights[path] for path in encodings}
         placed = Placed() if self.activations is None else self._place(run, encodings)
         places = placed.values
-        correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrated else {}
+        correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrate is not None else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
         if self.rounding is None:
-            for path, encoding in encodings.items():
+            for path, encoding in counted(run, "encoding", encodings.items()):
                 self._encode(run, path, encoding, correct.get(path), seen)
         else:
             self._walk(run, chosen_weights, encodings, correct)
-        for place in places:
-            if place.encoding.calibrated:
-                held = seen[place.like or place.value]
+        for one in places:
+            if one.encoding.calibrated:
+                held = seen[one.like or one.value]
                 if not held.reached:
-                    raise _never_reached(place.value)
-                encoding = place.encoding.for_range(held.low)
-                run.encode_value(place.value, encoding, self.calibration.of_value(held, encoding))
+                    raise _never_reached(one.value)
+                encoding = one.encoding.for_range(held.low)
+                encode_value(run, one.value, encoding, self.calibration.of_value(held, encoding))
             else:
-                run.encode_value(place.value, place.encoding, place.encoding.given())
+                encode_value(run, one.value, one.encoding, one.encoding.given())
         self._tell(run, encodings, placed)
 
     def _fitting(self, run: Run, weights: Mapping[str, Sequence[Call]]) -> dict[str, Encoding]:
         """How each weight is encoded; one that the groups of a format do not divide is left out, and told."""
-        shapes, found = run.shapes(), dict[str, Encoding]()
+        known, found = shapes(run.model), dict[str, Encoding]()
         for path, calls in weights.items():
-            encoding = for_weight(self.weights, calls[0], shapes[path])
+            encoding = for_weight(self.weights, calls[0], known[path])
             if encoding is None:
                 run.skip(path, f"{self.weights} has groups of one length, which do not divide its inputs")
             else:
@@ -120,24 +135,24 @@ class Quantize(Technique):
             run.skip(path, why, lasting=True)
 
     def _statistics(self, run: Run, places: Sequence[Placement], correct: Iterable[Call]) -> Mapping[str, Statistics]:
-        wanted = {place.value: Observe() for place in places if place.encoding.calibrated}
+        wanted = {one.value: Observe() for one in places if one.encoding.calibrated}
         for call in correct:
             axis = 1 - len(call.weight_shape)  # from the end: a convolution also takes an image without a batch
             wanted[f"{call.value}@0"] = Observe(histogram=f"{call.value}@0" in wanted, channel_axis=axis)
-        return run.statistics(wanted) if wanted else {}
+        return statistics(run, wanted) if wanted else {}
 
     def _encode(
         self, run: Run, path: str, encoding: Encoding, correct: Call | None, seen: Mapping[str, Statistics]
     ) -> None:
         """A weight rounded to the nearest; a bias takes up the error on average."""
-        exact = run.tensor(path)
-        run.encode(path, encoding, Choice(fit=self.fit))
+        exact = read(run.model, path)
+        encode(run, path, encoding, Choice(fit=self.fit))
         flowing = None if correct is None else seen[f"{correct.value}@0"]
         if flowing is not None and not flowing.reached:
             run.note(path, "no calibration batch reaches it: its bias is not corrected")
         elif correct is not None and flowing is not None:
-            shift = mean_error(exact, run.tensor(path), flowing.mean)
-            run.set_tensor(correct.bias, run.tensor(correct.bias) - shift)  # type: ignore[arg-type]
+            shift = mean_error(exact, read(run.model, path), flowing.mean)
+            _shift(run, correct, shift)
 
     def _walk(
         self,
@@ -149,23 +164,23 @@ class Quantize(Technique):
         """The weights in the order in which they are used, each by what the layers before it make of the batches."""
         joint: list[Block] = []
         if isinstance(self.rounding, BRECQ):
-            joint = blocks(weights, run.repeated(), self.rounding.blocks, correct)
+            joint = blocks(weights, repeated(run.model), self.rounding.blocks, correct)
         places = _places_of(weights, joint)
         together = {path for block in joint for path in block.calls}
-        with closing(run.walk(list(places.values()))) as stops:  # which end with it, whatever is raised
-            for path, calls in weights.items():
+        with closing(walk(run, list(places.values()))) as stops:  # which end with it, whatever is raised
+            for path, calls in counted(run, "encoding", weights.items()):
                 if path in places:
                     stop = next(stops)
                     if isinstance(stop, Entry):
                         assert isinstance(self.rounding, BRECQ)
                         block = {path: encodings[path] for path in stop.block.calls}
-                        run.encode_block(block, JointChoice(self.fit, self.rounding, stop))
+                        encode_block(run, block, JointChoice(self.fit, self.rounding, stop))
                     else:
                         self._round(run, path, calls, encodings[path], correct.get(path), stop)
                         if joint:
                             run.note(path, "in no block: rounded by itself")
                 elif path not in together:
-                    run.encode(path, encodings[path], Choice(fit=self.fit))
+                    encode(run, path, encodings[path], Choice(fit=self.fit))
                     run.note(path, f"rounded to the nearest: what {calls[0].op} reads is not looked at")
             next(stops, None)
 
@@ -173,20 +188,20 @@ class Quantize(Technique):
         self, run: Run, path: str, calls: Sequence[Call], encoding: Encoding, correct: Call | None, stop: Stop
     ) -> None:
         """A weight rounded by what flows into its layer; its bias takes up what is left on average."""
-        exact, stop.absorbed = run.tensor(path), correct is not None
-        run.encode(path, encoding, Choice(fit=self.fit, rounding=self.rounding, stop=stop))
+        exact, stop.absorbed = read(run.model, path), correct is not None
+        encode(run, path, encoding, Choice(fit=self.fit, rounding=self.rounding, stop=stop))
         if len(calls) > 1:
             run.note(path, f"rounded by what flows at the first of its {len(calls)} uses")
         if correct is not None:
-            shift = run.remember(path, functools.partial(mean_shift, exact, run.tensor(path), stop))
-            run.set_tensor(correct.bias, run.tensor(correct.bias) - shift)  # type: ignore[arg-type]
+            rounded = read(run.model, path)
+            _shift(run, correct, remembered(run, ("shift", path), lambda: mean_shift(exact, rounded, stop)))
 
     def _choose(self, run: Run) -> dict[str, list[Call]]:
         """The tensors to encode, with the calls that use them; all others are reported with a reason."""
-        weights, shapes = used_weights(run), run.shapes()
+        weights, known = used_weights(run), shapes(run.model)
         check_where(self.where, list(weights))
-        for path in shapes:
-            if len(shapes[path]) > 1 and path not in weights:
+        for path in known:
+            if len(known[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if chosen(path, self.where)}
         earlier = _encoded(run)
@@ -197,18 +212,23 @@ class Quantize(Technique):
     def _place(self, run: Run, encodings: Mapping[str, Encoding]) -> Placed:
         """What flows into these weights, and into those that an earlier step has encoded by themselves."""
         assert self.activations is not None
-        readers = run.view().weights
+        readers, flowing = run.view().weights, value_encodings(run.model)
         alone = {
             path: encoding
             for path, encoding in _encoded(run).items()
-            if not any(run.encoded_value(f"{call.value}@0") for call in readers[path])
+            if not any(f"{call.value}@0" in flowing for call in readers[path])
         }
         weights = {**alone, **encodings}
         check_where(self.activations_where, list(weights), "activations_where")
         wanted = {path: encoding for path, encoding in weights.items() if chosen(path, self.activations_where)}
-        placed = run.place(self.activations.for_value(), wanted)
+        placed = place(run, self.activations.for_value(), wanted)
         left = {path: "what it reads is left out by activations_where" for path in encodings if path not in wanted}
         return replace(placed, told={**left, **placed.told})
+
+    def reading_floats(self, paths: Collection[str], layers: Collection[str]) -> Self:
+        some = any(chosen(path, self.where) and path not in paths for path in layers)
+        others = ("*", *but(paths))
+        return replace(self, activations_where=others) if some else replace(self, activations=None)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
@@ -245,6 +265,12 @@ def _in_place_of(asked: Encoding | None, used: Encoding) -> str:
     return "; ".join(filter(None, [group, tiles if one.channels != other.channels else ""]))
 
 
+def _shift(run: Run, call: Call, shift: Tensor) -> None:
+    """The bias of a call takes up what is added to its outputs on average."""
+    assert call.bias is not None
+    set_tensor(run, call.bias, read(run.model, call.bias) - shift)
+
+
 def _never_reached(value: str) -> InputError:
     module = value.rpartition(":")[0]
     return InputError(
@@ -275,8 +301,8 @@ def _places_of(weights: Mapping[str, Sequence[Call]], joint: Sequence[Block]) ->
 
 def _encoded(run: Run) -> dict[str, Encoding]:
     """The weights that earlier steps have encoded: what flows into them is encoded with the rest."""
-    shapes = run.shapes()
-    found = {path: run.encoding(path) for path in run.view().weights if path in shapes}
+    known = shapes(run.model)
+    found = {path: encoding_of(run.model, path) for path in run.view().weights if path in known}
     return {path: encoding for path, encoding in found.items() if encoding is not None}
 
 

@@ -17,13 +17,17 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import EncodingError, RecipeError
 from lilliput.model.pairs import Pair, Part
+from lilliput.model.parameters import read, shapes
 from lilliput.plain import short_repr
+from lilliput.techniques.encode import remembered
 from lilliput.techniques.inputs import Stop
+from lilliput.techniques.observe import statistics
 from lilliput.techniques.quantize import for_weight
 from lilliput.techniques.ranges import MinMax, Range
 from lilliput.techniques.rounding import damage
+from lilliput.techniques.run import Run
 from lilliput.techniques.statistics import Observe, Statistics
-from lilliput.techniques.technique import Run
+from lilliput.techniques.walk import walk
 
 _FARTHEST = 1e4  # from their geometric mean, that scales may be
 _ROUNDS, _SETTLED = 50, 1e-3  # of equalization along chains, and the change at which it stops
@@ -49,7 +53,7 @@ class Scaling(ABC):
         """Of which pairs the batches reach all that is looked at."""
         if not self.needs_batches or not pairs:
             return [True] * len(pairs)
-        seen = run.statistics(_wanted(pairs))
+        seen = statistics(run, _wanted(pairs))
         return [all(seen[f"{part.call.value}@0"].reached for part in pair.multiplied) for pair in pairs]
 
     def __repr__(self) -> str:
@@ -74,14 +78,14 @@ class Ranges(Scaling):
 
     def scales(self, run: Run, pairs: Sequence[Pair]) -> list[Tensor]:
         paths = {part.path for pair in pairs for part in (pair.divided[0], *pair.multiplied)}
-        weights, shapes = {path: run.tensor(path).float() for path in paths}, run.shapes()
+        weights, known = {path: read(run.model, path).float() for path in paths}, shapes(run.model)
         found = [torch.ones(pair.channels) for pair in pairs]
         for _ in range(_ROUNDS):
             moved = 0.0
             for i, pair in enumerate(pairs):
                 first = pair.divided[0].largest(weights[pair.divided[0].path])
                 s = equal_ranges(first, _largest_weights(pair.multiplied, weights))
-                for path, factor in factors(pair, s, shapes).items():
+                for path, factor in factors(pair, s, known).items():
                     if path in weights:
                         weights[path] = weights[path] * factor.float()
                 found[i], moved = found[i] * s, max(moved, float(s.log().abs().max()))
@@ -107,8 +111,8 @@ class Smooth(Scaling):
         return _unseen(pair)
 
     def scales(self, run: Run, pairs: Sequence[Pair]) -> list[Tensor]:
-        seen = run.statistics(_wanted(pairs))
-        weights = {part.path: run.tensor(part.path).float() for pair in pairs for part in pair.multiplied}
+        seen = statistics(run, _wanted(pairs))
+        weights = {part.path: read(run.model, part.path).float() for pair in pairs for part in pair.multiplied}
         return [
             smooth(_largest_inputs(pair, seen), _largest_weights(pair.multiplied, weights), self.alpha)
             for pair in pairs
@@ -146,19 +150,19 @@ class AWQ(Scaling):
         return _unseen(pair)
 
     def scales(self, run: Run, pairs: Sequence[Pair]) -> list[Tensor]:
-        seen = run.statistics(_wanted(pairs))
+        seen = statistics(run, _wanted(pairs))
         order = {call.id: i for i, call in enumerate(run.view().calls)}
         tried = [salient(_mean_inputs(pair, seen), self.steps) for pair in pairs]  # each [steps, channels]
         damages = [torch.zeros(self.steps, dtype=torch.float64) for _ in pairs]
         parts = sorted(
             ((i, part) for i, pair in enumerate(pairs) for part in pair.multiplied), key=lambda x: order[x[1].call.id]
         )
-        with closing(run.walk([part.call for _, part in parts])) as stops:  # which end with it, whatever is raised
+        with closing(walk(run, [part.call for _, part in parts])) as stops:  # which end with it, whatever is raised
             for i, part in parts:
-                stop, weight = next(stops), run.tensor(part.path).float()
+                stop, weight = next(stops), read(run.model, part.path).float()
                 assert isinstance(stop, Stop)
                 compute = functools.partial(self._damages, weight, part, tried[i], stop)
-                damages[i] += run.remember(("AWQ", self, part.path), compute)
+                damages[i] += remembered(run, ("AWQ", self, part.path), compute)
             next(stops, None)
         return [scales[int(found.argmin())] for scales, found in zip(tried, damages, strict=True)]
 

@@ -9,7 +9,8 @@ from typing import Literal
 from lilliput.encodings import Encoding, Levels
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import MSE, Range
-from lilliput.techniques.technique import Run, Technique
+from lilliput.techniques.run import Run
+from lilliput.techniques.technique import Technique
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,10 +22,11 @@ from lilliput.model.inputs import Inputs
 from lilliput.model.parameters import read
 from lilliput.model.values import Interception, value_encodings
 from lilliput.model.view import Call
-from lilliput.progress import Progress
 from lilliput.task import Batches, ask
 from lilliput.techniques.blocks import Block, Entry
 from lilliput.techniques.inputs import Stop
+from lilliput.techniques.observe import batches_of
+from lilliput.techniques.run import Run
 
 
 class _Abandoned(BaseException):
@@ -99,15 +100,17 @@ def walking(model: nn.Module, batches: Batches, places: Sequence[Call | Block]) 
         walk.end()
 
 
-def stops(
-    model: nn.Module, batches: Batches, places: Sequence[Call | Block], progress: Progress
-) -> Generator[Stop | Entry, None, None]:
-    """The places in order, the batches waiting at each, in `model` and in a copy that stays as it is now."""
+def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
+    """The places in order, the calibration batches waiting at each; its weights may be encoded there.
+
+    They wait in the model, and in a copy that stays as it is now.
+    """
+    model, batches = run.model, batches_of(run, f"what flows into {len(places)} layers or blocks")
     original = as_it_stands(model)
     with walking(model, batches, places) as now, walking(original, batches, places) as then:
         before: Stop | Entry | None = None
         for i, place in enumerate(places):
-            progress("looking at what flows", i, len(places))
+            run.progress("looking at what flows", i, len(places))
             flowing = functools.partial(now.inputs, place), functools.partial(then.inputs, place)
             stop: Stop | Entry
             if isinstance(place, Block):
@@ -121,12 +124,12 @@ def stops(
             else:
                 stop = Stop(place, *flowing, before)
             yield stop
-            for walk in (now, then):
-                walk.leave(place)
+            for one in (now, then):
+                one.leave(place)
             if before is not None:
                 before.leave()
             before = stop
-        progress("looking at what flows", len(places), len(places))
+        run.progress("looking at what flows", len(places), len(places))
 
 
 _BEGIN = "begin"

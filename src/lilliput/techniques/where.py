@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Iterable, Sequence
 
 from lilliput.errors import RecipeError
@@ -41,6 +42,11 @@ def check_where(where: Where, paths: Sequence[str], field: str = "where") -> Non
     if not any(chosen(path, where) for path in paths):
         listing = ", ".join(sorted({path.rpartition(".")[0] for path in paths})[:8])
         raise RecipeError(f"{field}={where!r} matches no layer", next=f"layers are called {listing} …")
+
+
+def but(paths: Iterable[str]) -> list[str]:
+    """Patterns that mean all but these, beside `"*"`."""
+    return [f"!{glob.escape(path)}" for path in sorted(paths)]
 
 
 def _met(patterns: Iterable[str], names: Sequence[str]) -> bool:

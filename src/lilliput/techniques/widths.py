@@ -7,9 +7,11 @@ from itertools import islice
 
 from lilliput.errors import InputError
 from lilliput.model.coupling import ENCODED, Coupling, Group
+from lilliput.model.parameters import encoding_of, shapes
 from lilliput.techniques.amount import Amount
+from lilliput.techniques.run import Run
 from lilliput.techniques.slices import Cut, Multiples, cuts, lowest, magnitude, same_length
-from lilliput.techniques.technique import Going, Run
+from lilliput.techniques.surgery import Going, Slices
 from lilliput.techniques.where import Where, check_where, means, names_of
 
 _FEW = 40  # groups of which one makes a difference to a budget
@@ -17,7 +19,8 @@ _FEW = 40  # groups of which one makes a difference to a budget
 
 def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str, multiple: int) -> None:
     """Remove channels or heads; what cannot go is skipped with the reason."""
-    coupling = run.coupling()
+    slices = Slices.of(run)
+    coupling = slices.coupling
     meant = _meant(coupling, unit, where)
     multiples = Multiples(multiple, whole=amount.budget == "latency")  # a part of a block takes as long as a block
     scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
@@ -27,31 +30,31 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
 
     lengths, tried = coupling.lengths(), 0.5 if amount.budget else amount.fraction
     going = choice(tried, lengths)
-    refused = run.unremovable(going)
+    refused = slices.refused(going)
     if refused:  # perhaps since lengths that were the same no longer are
         tied = [*lengths, *same_length(refused, coupling.tensors)]
         again = choice(tried, tied)
-        refused_again = run.unremovable(again)
+        refused_again = slices.refused(again)
         if len(refused_again) < len(refused):
             going, refused, lengths = again, refused_again, tied
     more = refused
     while amount.budget:  # until all can go that makes up the budget
         meant = [group for group in meant if group not in more]
-        going = _just_within(run, amount, cuts(meant, lengths), lambda fraction: choice(fraction, lengths))
-        more = run.unremovable(going)
+        going = _just_within(slices, amount, cuts(meant, lengths), lambda fraction: choice(fraction, lengths))
+        more = slices.refused(going)
         refused |= more
         if not more:
             break
     going = {group: atoms for group, atoms in going.items() if group not in refused}
-    run.shrink(going)
+    slices.remove(going)
     _tell(run, coupling, unit, amount, going, refused)
 
 
-def _just_within(run: Run, amount: Amount, found: Sequence[Cut], choice: Callable[[float], Going]) -> Going:
+def _just_within(slices: Slices, amount: Amount, found: Sequence[Cut], choice: Callable[[float], Going]) -> Going:
     """What goes for a budget: of each group as much less as a smaller fraction would take, as long as it is met."""
 
     def left(gone: Going) -> float:
-        return run.left(amount.way, gone)
+        return slices.left(amount.way, gone)
 
     low, high = amount.around(lambda fraction: left(choice(fraction)))
     going, coarse = choice(high), len(found) <= _FEW and amount.way != "latency"  # which takes seconds to measure
@@ -84,8 +87,8 @@ def _tell(run: Run, coupling: Coupling, unit: str, amount: Amount, gone: Going, 
         for member in group.members:
             text = f"{group.size - len(atoms)} of {group.size} {unit} left along axis {member.axis}"
             lines.setdefault(member.path, []).append(f"{text} ({len(atoms) / group.size:.0%} removed{asked})")
-    for path in run.shapes():
-        if run.encoding(path) is not None:
+    for path in shapes(run.model):
+        if encoding_of(run.model, path) is not None:
             run.skip(path, ENCODED)
     stay: dict[str, str] = {}
     for group, why in refused.items():

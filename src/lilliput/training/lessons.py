@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.engine.identity import identity, model_digest
-from lilliput.engine.store import Answer, Store
 from lilliput.errors import InputError
 from lilliput.file.lil import save
 from lilliput.model.carrier import tensors
 from lilliput.model.duplicate import duplicate
+from lilliput.model.edits import Train
+from lilliput.model.identity import identity, model_digest
 from lilliput.model.inputs import Inputs
-from lilliput.plain import digest
+from lilliput.plain import digest, short_repr
 from lilliput.progress import Progress
 from lilliput.task import Task
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.training import rehearsal
 from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
@@ -51,14 +53,44 @@ class Lessons:
         teachers = named or ([] if default is None else [default])
         return cls(task.train, task.loss, task.validate, teachers, task.evaluate)
 
+    def rehearse(self, run: Run, step: Finetune) -> float:
+        """Try the training on one batch, without a step; the seconds that a batch takes.
 
-def rehearse(model: nn.Module, step: Finetune, lessons: Lessons) -> float:
-    """Try the training on one batch, without a step; the seconds that a batch takes.
+        Raises InputError for what the training would fail by.
+        """
 
-    Raises InputError for what the training would fail by.
-    """
-    teachers = list(lessons.teachers)
-    return rehearsal.rehearse(model, step, lessons.train, lessons.loss, lessons.validate, teachers)
+        def compute() -> Answer:
+            run.progress("trying the training", 0, 1)
+            teachers = list(self.teachers)
+            taken_s = rehearsal.rehearse(run.model, step, self.train, self.loss, self.validate, teachers)
+            run.progress("trying the training", 1, 1)
+            return Answer(taken_s)
+
+        return float(run.ask(("rehearsal", step), compute, model=False, data=False, lasting=False).data)
+
+    def teach(self, run: Run, step: Finetune) -> None:
+        """Train the model of a run."""
+
+        def ask(question: Sequence[Any], compute: Callable[[], Answer]) -> Answer:
+            return run.ask(question, compute, data=False, rough=lambda: self._roughly(run, step))
+
+        learnt = learn(run.model, step, self, ask, Kept(run.folder, run.digest), run.progress)
+        run.tell("training", {"step": short_repr(step), "epochs": learnt.history})
+        run.apply(Train(learnt.how), learnt.tensors)
+
+    def _roughly(self, run: Run, step: Finetune) -> Rough:
+        """Nothing learnt, and the seconds that it takes, if the batches tell how many they are."""
+        batches = operator.length_hint(self.train)
+        seconds = self.rehearse(run, step) * batches * step.epochs if batches else None
+        return Rough(Answer([], run.model.state_dict()), seconds, "training")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a training keeps what a killed one goes on with, and what that depends on beside the training itself."""
+
+    folder: Path | None
+    conditions: str  # digest of the model as it is first, and of what results may depend on
 
 
 @dataclass(frozen=True)
@@ -74,18 +106,16 @@ class Learnt:
 def learn(
     model: nn.Module,
     step: Finetune,
-    lessons: Lessons | None,
-    store: Store,
-    conditions: Sequence[Any],
+    lessons: Lessons,
+    ask: Callable[[Sequence[Any], Callable[[], Answer]], Answer],
+    kept: Kept,
     progress: Progress,
 ) -> Learnt:
-    """Train a copy of `model`.
+    """Train a copy of `model`; `ask` remembers.
 
     Where several processes train together, each stores the answer, in a file that is whole whoever writes it, and only
     then removes the checkpoint: killed at any moment, a training finds one of the two again.
     """
-    if lessons is None:
-        raise InputError("this recipe trains, and the task has nothing to train with", next="give train= and loss=")
     feed = Feed.known(lessons.train, "train", step.seed, progress)
     validate = None if lessons.validate is None else Feed.known(lessons.validate, "validate", step.seed, progress)
     if validate is not None and lessons.judged is not None:
@@ -93,13 +123,13 @@ def learn(
     teachers = [model_digest(teacher) for teacher in lessons.teachers] if step.distill else []
     loss = identity(lessons.loss)
     still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
-    question = ("train", *conditions, step, feed.digest, validate.digest if validate else "", teachers, loss, still)
-    how = digest(*question)
-    place = None if store.folder is None else store.folder / f"{how}.training"
+    question = ("train", step, feed.digest, validate.digest if validate else "", teachers, loss, still)
+    how = digest(*question, kept.conditions)
+    place = None if kept.folder is None else kept.folder / f"{how}.training"
 
     def compute() -> Answer:
         with tempfile.TemporaryDirectory() as passing:
-            folder = store.folder or Path(passing)
+            folder = kept.folder or Path(passing)
             answers, key = None, digest(teachers, feed.digest, step.precision)
             if step.save_teacher and step.distill:
                 answers = folder / f"{key}.teachers"
@@ -109,16 +139,16 @@ def learn(
             try:
                 history = train(work, step, material, place=place, progress=progress)
             except Derailed as error:
-                raise _kept(error, work, store.folder) from error
+                raise _saved(error, work, kept.folder) from error
         return Answer(history, work.state_dict())
 
-    answer = store.answer(question, compute)
+    answer = ask(question, compute)
     if place is not None:
         place.unlink(missing_ok=True)
     return Learnt(how, answer.data, answer.tensors)
 
 
-def _kept(error: Derailed, model: nn.Module, folder: Path | None) -> InputError:
+def _saved(error: Derailed, model: nn.Module, folder: Path | None) -> InputError:
     """The error that says where the model is as it was last well."""
     last = "the model as it was after the last epoch that went well"
     if folder is None:
