@@ -31,17 +31,6 @@ def _short_timings() -> Iterator[None]:
     onnx_file.interleaved = interleaved
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _translators_read_once() -> Iterator[None]:
-    """torch.onnx reads the source of its 500 translators at every export, a third of what a small one takes."""
-    from onnxscript._framework_apis import torch_2_5
-
-    read = torch_2_5.get_torchlib_ops
-    torch_2_5.get_torchlib_ops = functools.cache(read)
-    yield
-    torch_2_5.get_torchlib_ops = read
-
-
 def pytest_collection_finish() -> None:
     """Modules are never garbage: without this, every collection looks at all that torch brings."""
     gc.collect()

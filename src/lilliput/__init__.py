@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.model.carrier import to_dense as to_dense
     from lilliput.model.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
+    from lilliput.registry import register as register
     from lilliput.targets import Device as Device
     from lilliput.targets import OnnxRuntime as OnnxRuntime
     from lilliput.targets import OpenVino as OpenVino
@@ -108,6 +109,7 @@ _PLACES = {
     "Quantize": "techniques.quantize",
     "Ranges": "techniques.scalings",
     "Recipe": "recipe",
+    "register": "registry",
     "Relation": "techniques.distill",
     "Response": "techniques.distill",
     "Result": "delivery",

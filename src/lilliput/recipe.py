@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "Quantize": Quantize,
     "Share": Share,
 }
-KINDS: dict[str, type] = {**TECHNIQUES, **ENCODINGS, **FITS, **ROUNDINGS, **SCALINGS, **TERMS}
+KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, TERMS)
 
 
 @dataclass(frozen=True, init=False)

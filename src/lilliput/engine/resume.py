@@ -14,6 +14,8 @@ import torch
 from lilliput.disk import whole_file
 from lilliput.errors import ResumeError
 from lilliput.measure import environment
+from lilliput.plain import digest
+from lilliput.registry import additions
 from lilliput.targets import Target
 
 _WRITERS = ("constriction", "onnx-ir", "onnxscript", "zstandard")  # their versions decide bytes of what is written
@@ -28,6 +30,7 @@ def conditions(target: Target) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         **{package: _version(package) for package in _WRITERS},
         "target": target.name,
+        **({"registered": digest(additions())} if additions() else {}),
         **{f"target_{name}": repr(getattr(target, name)) for name in fields},
     }
 

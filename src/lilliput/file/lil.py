@@ -91,10 +91,11 @@ def check_readable(thing: Any, where: str) -> None:
     """Refuse an encoding, or anything made with one, of a class that is not Lilliput's: no file of it could be read."""
     if isinstance(thing, Encoding) and ENCODINGS.get(type(thing).__name__) is not type(thing):
         raise EncodingError(
-            f"{type(thing).__name__} is no encoding of Lilliput's",
+            f"{type(thing).__name__} is no encoding that Lilliput knows",
             where=where,
             why="a file says by name what its tensors are encoded by, and nothing is imported to read it",
-            next=f"use one of {', '.join(ENCODINGS)}, or lilliput.to_dense(model) to save what it decodes to",
+            next=f"lilliput.register({type(thing).__name__}) here and wherever the file is read, use one of "
+            f"{', '.join(ENCODINGS)}, or lilliput.to_dense(model) to save what it decodes to",
         )
     if isinstance(thing, list | tuple):
         for one in thing:
@@ -227,7 +228,8 @@ def _edit(entry: Any, where: str) -> tuple[Edit, dict[str, str]]:
             check_types(edit, type(edit).__name__)
             return edit, parts
     except (LilliputError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError("an edit cannot be read", where=where, why=reason(error)) from error
+        unknown = "lilliput.register the class of that name first" if "unknown kind" in reason(error) else ""
+        raise FormatError("an edit cannot be read", where=where, why=reason(error), next=unknown) from error
     raise FormatError("an edit cannot be read", where=where)
 
 

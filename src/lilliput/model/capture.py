@@ -187,7 +187,7 @@ def _calls_of(graph: Graph, sources: dict[Node, str | None], path: str, ids: str
         if node in sources:  # a part of what a region answered with
             continue
         if _passes_on(node, reads):
-            sources[node] = reads[0]
+            sources[node] = next(filter(None, reads), None)
             continue
         sources[node] = f"{ids}{node.name}"
         yield Call(
@@ -226,7 +226,13 @@ def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
     """Whether the node only labels, decodes or projects what it reads, or changes the type of a weight."""
     cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
     ours = getattr(node.target, "namespace", "") == "lilliput"
-    return cast or (ours and _op_name(node) not in RECURRENT)
+    return cast or _within_encoded(node) or (ours and _op_name(node) not in RECURRENT)
+
+
+def _within_encoded(node: Node) -> bool:
+    """Whether an encoded tensor makes the call while it decodes: an encoding of a user's may do so by plain torch."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return bool(stack) and stack[-1][1] in (EncodedTensor, f"{EncodedTensor.__module__}.{EncodedTensor.__qualname__}")
 
 
 def _numbers(node: Node) -> tuple[int, ...]:

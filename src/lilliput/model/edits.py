@@ -5,6 +5,7 @@ An edit holds mechanical facts only: paths, an encoding, finished tensors. Repla
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,11 +132,19 @@ class Train(Edit):
         return ()
 
 
-EDITS: dict[str, type] = {
-    **{edit.__name__: edit for edit in (EncodeTensor, EncodeValue, SetTensor, Replace, Resize)},
-    **{edit.__name__: edit for edit in (SetNumber, SetFactor, KeepChildren, KeepEntries, LeaveOut)},
-    **ENCODINGS,
-}
+_EDITS = (
+    EncodeTensor,
+    EncodeValue,
+    SetTensor,
+    Replace,
+    Resize,
+    SetNumber,
+    SetFactor,
+    KeepChildren,
+    KeepEntries,
+    LeaveOut,
+)
+EDITS: Mapping[str, type] = ChainMap[str, Any]({edit.__name__: edit for edit in _EDITS}, ENCODINGS)  # kinds in files
 
 
 def edits_of(root: nn.Module) -> list[Edit]:

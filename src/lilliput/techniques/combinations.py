@@ -13,6 +13,7 @@ from lilliput.techniques.ranges import MSE, RANGES, Range, Use
 from lilliput.techniques.rounding import Rounding
 
 FITS: dict[str, type[Range]] = {**RANGES, "HQQ": HQQ}
+ADDED = set[type[Encoding]]()  # formats of users
 _WHERE: dict[Use, str] = {"weights": "weights", "values": "values that flow"}
 
 
@@ -33,7 +34,7 @@ def check(encoding: Encoding | None, fit: Range, use: Use) -> None:
         if type(fit) is not MSE:
             raise RecipeError(f"{fit} for {inner}, which leaves nothing to calibrate", next="leave calibration= out")
         return
-    if not isinstance(inner, fit.takes[use]):
+    if not isinstance(inner, fit.takes[use]) and type(fit).__name__ not in fitting(type(inner), use):
         listing = " or ".join(f"{name}()" for name in fitting(type(inner), use))
         raise RecipeError(f"{fit} for {_WHERE[use]} as {inner}", next=f"use {listing}")
 
@@ -48,8 +49,11 @@ def check_rounding(encoding: Encoding | None, rounding: Rounding | None) -> None
 
 
 def fitting(kind: type[Encoding], use: Use) -> list[str]:
-    """The names of the fits that take a format for a use."""
-    return [name for name, fit in FITS.items() if issubclass(kind, fit.takes[use])]
+    """The names of the fits that take a format for a use; one that was added and that none takes is fitted by itself,
+    which is what the default does.
+    """
+    found = [name for name, fit in FITS.items() if issubclass(kind, fit.takes[use])]
+    return found or (["MSE"] if use == "weights" and kind in ADDED else [])
 
 
 def formats(use: Use) -> list[str]:

@@ -1,0 +1,95 @@
+"""What users add: their techniques, encodings, fits, roundings, scalings, terms and targets, beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, TypeVar
+
+from lilliput.encodings import ENCODINGS, Encoding
+from lilliput.errors import InputError
+from lilliput.model.identity import identity
+from lilliput.recipe import TECHNIQUES
+from lilliput.targets import TARGETS, Target
+from lilliput.techniques.combinations import ADDED, FITS
+from lilliput.techniques.distill import TERMS, Term
+from lilliput.techniques.ranges import Range
+from lilliput.techniques.rounding import ROUNDINGS, Rounding
+from lilliput.techniques.scalings import SCALINGS, Scaling
+from lilliput.techniques.technique import Technique
+
+Kind = TypeVar("Kind", bound=type)
+_ROOMS: tuple[tuple[type, MutableMapping[str, Any]], ...] = (
+    (Technique, TECHNIQUES),
+    (Encoding, ENCODINGS),
+    (Range, FITS),
+    (Rounding, ROUNDINGS),
+    (Scaling, SCALINGS),
+    (Term, TERMS),
+    (Target, TARGETS),
+)
+_added = dict[str, type]()
+
+
+def register(kind: Kind) -> Kind:
+    """Make a class of yours as good as ours: recipes in TOML, files, reports and folders of runs take it by its name.
+
+    `kind` is a frozen dataclass, a subclass of one of the base classes here: `Technique`, `Encoding`, `Range` (a fit),
+    `Rounding`, `Scaling`, `Term` (of distillation), `Target`. Whoever loads a `.lil` that holds such an encoding
+    registers the class first; the graph inside opens without it. Returns `kind`: a decorator.
+
+    Raises InputError for what is no such class, and for a name that another class has.
+
+    >>> import torch
+    >>> from dataclasses import dataclass
+    >>> from lilliput.techniques.technique import Technique
+    >>> from lilliput.recipe import Recipe
+    >>> @register
+    ... @dataclass(frozen=True, repr=False)
+    ... class Nothing(Technique):
+    ...     def apply(self, run):
+    ...         run.note("", "nothing was done")
+    >>> Recipe.from_toml(Recipe([Nothing()]).to_toml())
+    Recipe(steps=(Nothing(),))
+    >>> forget(Nothing)
+    """
+    known, name = _room(kind), _name(kind)
+    if name in known and _source(known[name]) != _source(kind):
+        raise InputError(f"there is a {name} already", where=_source(kind), next="give the class another name")
+    known[name] = _added[f"{known is TARGETS}{name}"] = kind
+    if issubclass(kind, Encoding):
+        ADDED.add(kind)
+    return kind
+
+
+def forget(kind: type) -> None:
+    """Take a class out again that `register` has put in."""
+    known, name = _room(kind), _name(kind)
+    if _added.pop(f"{known is TARGETS}{name}", None) is not None:
+        del known[name]
+    ADDED.discard(kind)
+
+
+def additions() -> dict[str, Any]:
+    """What the classes that were added do, as plain data: results depend on their code."""
+    return {name: [identity(held) for held in vars(kind).values() if callable(held)] for name, kind in _added.items()}
+
+
+def _room(kind: Any) -> MutableMapping[str, Any]:
+    rooms = [known for base, known in _ROOMS if isinstance(kind, type) and issubclass(kind, base)]
+    if not rooms:
+        bases = ", ".join(base.__name__ for base, _ in _ROOMS)
+        raise InputError(f"register of {kind!r}", next=f"give a subclass of one of {bases}")
+    made = vars(kind).get("__dataclass_params__")
+    if made is None or not made.frozen:
+        raise InputError(
+            "is no frozen dataclass", where=_source(kind), next="write @dataclass(frozen=True, repr=False) above it"
+        )
+    return rooms[0]
+
+
+def _name(kind: type) -> str:
+    return str(kind.name) if issubclass(kind, Target) else kind.__name__
+
+
+def _source(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

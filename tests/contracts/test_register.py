@@ -1,0 +1,177 @@
+"""A class of the user's is as good as ours: in recipes, files, reports and folders of runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from compared import close
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.encodings import Encoding
+from lilliput.encodings.encoding import Part
+from lilliput.errors import FormatError, InputError, RecipeError, ResumeError
+from lilliput.model.parameters import encoding_of, read
+from lilliput.registry import forget
+from lilliput.targets import OnnxRuntime
+from lilliput.techniques.encode import set_tensor
+from lilliput.techniques.ranges import Ends
+from lilliput.techniques.run import Run
+from lilliput.techniques.technique import Technique
+
+X = torch.randn(8, 24, generator=torch.Generator().manual_seed(0))
+QUICK = OnnxRuntime(seconds=0)
+
+
+@dataclass(frozen=True, repr=False)
+class Ternary(Encoding):
+    """-1, 0 and 1 times one scale a row; what is under half of the mean magnitude is 0. Decoded by plain torch."""
+
+    cut: float = 0.5
+
+    def fit(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scale": x.abs().flatten(1).mean(1).clamp(min=1e-12)}
+
+    def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
+        scale = parameters["scale"].reshape(-1, *[1] * (x.dim() - 1))
+        return {"codes": (x.sign() * (x.abs() > self.cut * scale)).to(torch.int8), "scale": parameters["scale"]}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        codes = parts["codes"]
+        return codes.float() * parts["scale"].reshape(-1, *[1] * (codes.dim() - 1))
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        return 2 * prod(shape) + 32 * shape[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Halve(Technique):
+    """Every bias is halved."""
+
+    def apply(self, run: Run) -> None:
+        for name in [name for name, _ in run.model.named_parameters() if name.endswith("bias")]:
+            set_tensor(run, name, read(run.model, name) / 2)
+            run.note(name, "halved")
+
+
+@dataclass(frozen=True, repr=False)
+class Widest(Ends):
+    """The whole range, and a tenth more."""
+
+    def find(self, points: Tensor, counts: Tensor | None, encoding: Encoding) -> tuple[Tensor, Tensor]:
+        largest = 1.1 * points.abs().amax(1)
+        return -largest, largest
+
+
+@dataclass(frozen=True)
+class Patient(OnnxRuntime):
+    """ONNX Runtime that wants multiples of 4."""
+
+    name: ClassVar[str] = "patient"
+
+    @property
+    def multiple(self) -> int:
+        return 4
+
+
+ADDITIONS = (Ternary, Halve, Widest, Patient)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    for kind in ADDITIONS:
+        assert lp.register(kind) is kind
+    yield
+    for kind in ADDITIONS:
+        forget(kind)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+
+
+def test_an_encoding_goes_into_files_and_graphs(tmp_path: Path) -> None:
+    recipe = lp.Recipe([lp.Quantize(weights=Ternary(0.6), where="0")])
+    small = lp.compress(net(), recipe, calibrate=[X], target=QUICK, folder=tmp_path)
+    weight = read(small.model, "0.weight")
+    assert all(len(row.abs().unique()) == 2 for row in weight)
+    assert encoding_of(small.model, "0.weight") == Ternary(0.6)
+    loaded = lp.load(tmp_path / "net.lil", into=net())
+    assert torch.equal(loaded(X), small.model(X)) and encoding_of(loaded, "0.weight") == Ternary(0.6)
+    close(lp.open(tmp_path / "net.lil")(X), small.model(X), rtol=1e-5, atol=1e-6)
+    (row,) = [row for row in small.data["layers"] if row["path"] == "0.weight"]
+    assert "ternary" in row["encoding"].lower()
+    assert (tmp_path / "net.lil").stat().st_size < 24 * 32 + 4 * 4 * 32 + 12_000
+    forget(Ternary)
+    with pytest.raises(FormatError, match=r"Ternary.*lilliput\.register"):
+        lp.load(tmp_path / "net.lil", into=net())
+    close(lp.open(tmp_path / "net.lil")(X), small.model(X), rtol=1e-5, atol=1e-6)  # the graph needs none
+
+
+def test_training_goes_through_it() -> None:
+    small = lp.apply(
+        net(), lp.Recipe([lp.Quantize(weights=Ternary(), where="0", bias_correction=False)]), calibrate=[X]
+    )
+    lp.unfreeze(small)
+    before = small[0].weight.detach().clone()
+    small(X).square().sum().backward()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.05)
+    optimizer.step()
+    lp.freeze(small)
+    after = small[0].weight
+    assert not torch.equal(before, after) and all(len(row.abs().unique()) == 2 for row in after)
+
+
+def test_a_technique_a_fit_and_a_target(tmp_path: Path) -> None:
+    recipe = lp.Recipe([Halve(), lp.Prune("channels", 0.2), lp.Quantize(weights=lp.Int(4), fit=Widest())])
+    assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
+    small = lp.compress(net(), recipe, calibrate=[X], target="patient", folder=tmp_path)
+    assert small.data["target"] == "patient"
+    assert small.model[0].out_features == 24  # 25.6 are left, the multiples of 4 at most
+    assert read(small.model, "0.weight").abs().amax(1).lt(7 / 1.1 / 7 * 1.2 * net()[0].weight.abs().amax()).all()
+
+
+def test_a_run_is_not_gone_on_with_by_other_code(tmp_path: Path) -> None:
+    def run(kind: type[Encoding]) -> None:
+        recipe = lp.Recipe([lp.Quantize(weights=lp.register(kind)())])
+        lp.compress(net(), recipe, calibrate=[X], target=QUICK, folder=tmp_path)
+
+    def coarser(self: Ternary, x: Tensor) -> dict[str, Tensor]:
+        return {"scale": x.abs().flatten(1).amax(1)}
+
+    run(Ternary)
+    run(Ternary)  # goes on
+    other = type("Ternary", (Ternary,), {"fit": coarser, "__qualname__": "Ternary", "__module__": __name__})
+    with pytest.raises(ResumeError, match="registered"):
+        run(dataclass(frozen=True, repr=False)(other))
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(InputError, match="give a subclass of one of Technique, Encoding"):
+        lp.register(int)
+    with pytest.raises(InputError, match="frozen dataclass"):
+        lp.register(type("Plain", (Technique,), {"apply": lambda self, run: None}))
+
+    @dataclass(frozen=True, repr=False)
+    class Int(Encoding):
+        fit = Ternary.fit
+        encode = Ternary.encode
+        decode = Ternary.decode
+        size_bits = Ternary.size_bits
+
+    with pytest.raises(InputError, match=re.escape("there is a Int already")):
+        lp.register(Int)
+    assert lp.register(Ternary) is Ternary  # again, as a notebook does
+    with pytest.raises(RecipeError, match="values that flow"):
+        lp.Quantize(activations=Ternary())
+    forget(Ternary)
+    with pytest.raises(RecipeError, match="weights as"):
+        lp.Quantize(weights=Ternary())
