@@ -17,7 +17,7 @@ from lilliput.engine.begin import begin
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
-from lilliput.model.edits import SetTensor
+from lilliput.model.edits import SetTensor, Train
 from lilliput.model.parameters import encoding_of, read
 from lilliput.progress import silent
 from lilliput.recipe import TECHNIQUES
@@ -90,6 +90,9 @@ def test_a_fork_goes_on_by_itself() -> None:
     assert asked(driver, found) == 1.0 and asked(fork, found) == 2.0
     encode(driver, "0.weight", lp.Int(8))
     assert encoding_of(fork.model, "0.weight") is None
+    trained = {name: x + 1 for name, x in fork.model.state_dict().items() if x.is_floating_point()}
+    fork.apply(Train("how"), {**fork.model.state_dict(), **trained})
+    assert torch.equal(read(fork.model, "2.bias"), read(driver.model, "2.bias") + 1)
 
 
 def test_a_dry_run_takes_what_is_rough() -> None:

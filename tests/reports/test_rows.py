@@ -24,6 +24,7 @@ from lilliput.model.depth import Dispensable
 from lilliput.model.parameters import read
 from lilliput.progress import silent
 from lilliput.report.layers import layers
+from lilliput.techniques import surgery
 from lilliput.techniques.surgery import drop
 
 Rows = dict[str, dict[str, Any]]
@@ -146,7 +147,7 @@ def test_blocks_that_are_left_out_are_listed() -> None:
 
 def test_a_layer_that_cannot_go_is_skipped_by_the_name_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, _ = begin(lp.Task(Net().eval(), example=torch.randn(2, 8)), lp.OnnxRuntime(threads=1), Store(), silent)
-    monkeypatch.setattr(driver, "undroppable", lambda gone: {"layers.3": "others need it"})
+    monkeypatch.setattr(surgery, "undroppable", lambda run, gone: {"layers.3": "others need it"})
     drop(driver, [Dispensable("layers.1", 0.1), Dispensable("layers.3", 0.2)])
     assert driver.told.skipped == {"layers.2": "changes its input by 0.200, but cannot be left out: others need it"}
 

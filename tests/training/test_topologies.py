@@ -137,7 +137,7 @@ class Small:
     @classmethod
     def made(cls, name: str, how: str, original: nn.Module | None = None) -> Small:
         task, begun = begun_by(name, original)
-        driver = replace(begun, model=copy.deepcopy(begun.model), skipped={}, trainings=[])
+        driver = begun.fork()
         follow(lp.Recipe(COMPRESSIONS[how]), driver)
         return cls(name, how, task.model, driver, list(task.train or ()))
 
@@ -270,7 +270,7 @@ def test_what_was_trained_is_stored_and_trained_again(case: Case, tmp_path: Path
 def test_the_original_teaches_beside_the_loss(case: Case) -> None:
     """Without being named: in a recipe, the network as the user gave it is the teacher."""
     small = case.small
-    driver = replace(small.driver, model=copy.deepcopy(small.model), trainings=[])
+    driver = small.driver.fork()
     replace(STEP, distill=(replace(LESSONS[small.name].term, weight=3.0),)).apply(driver)
     wanted = outputs(small.original, small.batches)
     taught, alone = (F.mse_loss(outputs(x, small.batches), wanted) for x in (driver.model, case.trained.model))

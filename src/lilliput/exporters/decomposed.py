@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 _aten = torch.ops.aten
+_ASSERTS = frozenset({_aten._assert_tensor_metadata.default})  # which the exporter takes out
 _SHAPES = frozenset(  # composite operators of which torch keeps none, and whose translators are one reshape
     {
         _aten.reshape.default,
@@ -117,6 +118,8 @@ def _as_it_is(program: ExportedProgram, translated: Container[Any]) -> bool:
 
 def _plain(node: Node, translated: Container[Any]) -> bool:
     target = node.target
+    if target in _ASSERTS:
+        return True
     if node.op != "call_function":
         return False
     if not isinstance(target, OpOverload):

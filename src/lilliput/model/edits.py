@@ -119,6 +119,8 @@ class Train(Edit):
 
     def _change(self, root: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
         apart_buffers(root)
+        for parameter in root.parameters():  # whose numbers a copy of the model may share
+            parameter.data = parameter.data.clone()
         try:
             root.load_state_dict(dict(tensors))
         except RuntimeError as error:

@@ -46,7 +46,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         captured = torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )
-    _open_regions(captured.graph_module)
+    _open_regions(captured)
     return captured
 
 
@@ -70,17 +70,19 @@ def _body(node: Node) -> Node:
     return next(arg for arg in node.args if isinstance(arg, Node) and arg.op == "get_attr")
 
 
-def _open_regions(module: GraphModule) -> None:
+def _open_regions(captured: ExportedProgram) -> None:
     """Put what stands in regions that change no number among the calls around them.
 
     Gradients are never asked for here, and a precision switched off is what it is anyway.
     """
-    graph = module.graph
+    module, graph = captured.graph_module, captured.graph
     while found := next((node for node in graph.nodes if _changes_nothing(node)), None):
         inner = region(found)
         assert inner is not None
-        _inline(graph, found, inner)
+        for gone, now in _inline(graph, found, inner):
+            captured.graph_signature.replace_all_uses(gone, now)  # where it is an answer of the program
     graph.lint()
+    module.delete_all_unused_submodules()  # torch's exporter writes all that there are
     module.recompile()
 
 
@@ -90,7 +92,8 @@ def _changes_nothing(node: Node) -> bool:
     return node.target is wrap_with_autocast and node.args[2] is False
 
 
-def _inline(graph: Graph, call: Node, inner: GraphModule) -> None:
+def _inline(graph: Graph, call: Node, inner: GraphModule) -> list[tuple[str, str]]:
+    """Put the calls of a region in place of the one that runs it; the names of its answers, before and now."""
     own: Any = graph.owning_module
     known = dict(zip((node for node in inner.graph.nodes if node.op == "placeholder"), operands(call), strict=True))
     with graph.inserting_before(call):
@@ -103,15 +106,18 @@ def _inline(graph: Graph, call: Node, inner: GraphModule) -> None:
             elif node.op not in ("placeholder", "output"):
                 known[node] = graph.node_copy(node, known.__getitem__)
     (output,) = (node for node in inner.graph.nodes if node.op == "output")
-    answers = output.args[0]
+    answers, names = output.args[0], []
     for user in list(call.users):  # a region answers with a tuple, of which each part is looked up
         answer = answers[user.args[1]]
-        user.replace_all_uses_with(known[answer] if isinstance(answer, Node) else answer)
+        now = known[answer] if isinstance(answer, Node) else answer
+        names += [(user.name, now.name)] if isinstance(now, Node) else []
+        user.replace_all_uses_with(now)
         graph.erase_node(user)
     body = _body(call)
     graph.erase_node(call)
     if not body.users:
         graph.erase_node(body)
+    return names
 
 
 @contextmanager

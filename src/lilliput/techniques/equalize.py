@@ -29,13 +29,12 @@ _TOLERANCE, _STEPS = 1e-4, 8  # outputs may differ by, relative to the largest; 
 class Equalize(Technique):
     """Rescale channels between layers, which changes nothing yet: put it before `Quantize`.
 
-        What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
-        read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
+    What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
+    read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
 
-        >>> from lilliput.techniques.encode import prepare, set_tensor
-    from lilliput.techniques.scalings import Smooth
-        >>> Equalize(Smooth(alpha=0.7))
-        Equalize(by=Smooth(alpha=0.7))
+    >>> from lilliput.techniques.scalings import Smooth
+    >>> Equalize(Smooth(alpha=0.7))
+    Equalize(by=Smooth(alpha=0.7))
     """
 
     by: Scaling
