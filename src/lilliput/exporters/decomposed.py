@@ -65,6 +65,8 @@ def _decompose(program: ExportedProgram) -> None:
             _to_native(node)
         elif node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
+        elif node.target is _aten.to.dtype:
+            _to_copy(program, node)
         elif _writes_over_its_own(node):
             node.target = _apart(node.target)
     program.graph_module.recompile()
@@ -80,6 +82,17 @@ def _to_native(node: Node) -> None:
     none = node.meta["val"].new_empty(0)
     native.meta = {**node.meta, "val": (node.meta["val"], none, none)}
     node.target, node.args = operator.getitem, (native, 0)
+
+
+def _to_copy(program: ExportedProgram, node: Node) -> None:
+    """A conversion as a copy of another type; one that changes none is what it was given."""
+    given, kind = node.args[:2]
+    if isinstance(given, Node) and given.meta["val"].dtype != kind:
+        node.target, node.args, node.kwargs = _aten._to_copy.default, (given,), {"dtype": kind}
+    elif isinstance(given, Node):
+        program.graph_signature.replace_all_uses(node.name, given.name)
+        node.replace_all_uses_with(given)
+        node.graph.erase_node(node)
 
 
 def _writes_over_its_own(node: Node) -> bool:

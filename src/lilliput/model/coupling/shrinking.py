@@ -46,6 +46,8 @@ class Shrinking:
     progress: Progress = silent
     links: dict[Link, Number] = field(default_factory=dict)
     apart: float = math.nan  # how far the last network that was checked was from the masked one, of the largest answer
+    _refusals: dict[frozenset[int], str] = field(default_factory=dict)  # why not; empty where it is what it was, masked
+    _last: tuple[frozenset[int], float, list[Change]] | None = None  # that was checked and is right
 
     def __post_init__(self) -> None:
         with same_chance():
@@ -78,10 +80,16 @@ class Shrinking:
         for links in itertools.islice(self._links(before | atoms), _MOST):
             failed = misfit(self.model, self.changes(before | atoms, links), self.inputs, self.expected)
             if not failed:
-                self.links = links
+                self._link(links)
                 return ""
             why = why or failed
         return why
+
+    def _link(self, links: dict[Link, Number]) -> None:
+        """Take these attributes for those that hold lengths; with others, what was checked is known no more."""
+        if any(held is not self.links.get(link) for link, held in links.items()):
+            self._refusals, self._last = {}, None
+        self.links = links
 
     def _lines(self, atoms: set[int]) -> str:
         """Where the source gives the lengths that would change."""
@@ -149,6 +157,9 @@ class Shrinking:
         other calls or computes something else.
         """
         gone = set(gone)
+        if not also and self._last is not None and self._last[0] == gone:
+            self.apart = self._last[1]
+            return self._last[2]
         with eval_mode(trial := changed(self.model, [*self.changes(gone), *also])), quiet():
             after = program(trial, self.inputs, {})
         if operators(after.graph) != operators(self.coupling.captured.graph):
@@ -167,6 +178,8 @@ class Shrinking:
                 why=f"its answers are {self.apart:.2g} of the largest apart",
                 next="leave them in place, by where=",
             )
+        if not also:
+            self._last = frozenset(gone), self.apart, changes
         return changes
 
     def described(self, gone: Iterable[int]) -> tuple[list[Change], str]:
@@ -181,14 +194,14 @@ class Shrinking:
 
     def _refuted(self, gone: set[int]) -> str:
         """Why the network without these atoms is not what it was with them masked; empty if it is."""
-        if not gone:
-            return ""
-        try:
-            self.checked(gone)
-        except Exception as error:  # the network's own code raises anything
-            raise_own(error)
-            return reason(error)
-        return ""
+        tried = frozenset(gone)
+        if gone and tried not in self._refusals:
+            try:
+                self.checked(gone)
+            except Exception as error:  # the network's own code raises anything
+                raise_own(error)
+                self._refusals[tried] = reason(error)
+        return self._refusals.setdefault(tried, "")
 
     def changes(
         self,
