@@ -36,7 +36,7 @@ import lilliput as lp
 from lilliput import entropy
 from lilliput.entropy.planes import join, pack, split, unpack
 from lilliput.errors import EncodingError
-from lilliput.file.container import CHUNK
+from lilliput.file.index import CHUNK
 from lilliput.file.sources import source
 
 ROUNDS = 5

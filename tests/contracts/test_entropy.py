@@ -14,7 +14,8 @@ from lilliput.entropy import CODERS, decode, dtype_called, encode, name_of
 from lilliput.entropy.model import Model, fit, size
 from lilliput.entropy.planes import field_of, join, pack, split, unpack
 from lilliput.errors import FormatError
-from lilliput.file.container import CHUNK, Part, Reader, write
+from lilliput.file.container import Part, Reader, write
+from lilliput.file.index import CHUNK
 from lilliput.file.parallel import read_all
 from lilliput.model.arrays import to_array, to_tensor
 

@@ -21,7 +21,8 @@ from lilliput.encodings import ENCODINGS
 from lilliput.entropy import chunk
 from lilliput.errors import FormatError
 from lilliput.file.assets import read_asset
-from lilliput.file.container import VERSION, Reader
+from lilliput.file.container import Reader
+from lilliput.file.index import VERSION
 from lilliput.file.inspect import verify
 from lilliput.file.lil import save
 from lilliput.file.second import Second

@@ -18,9 +18,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-DOMAIN = "lilliput"
+from lilliput.exporters import nodes
+from lilliput.exporters.nodes import DOMAIN
+
 PACKED_OPSET = 21  # the first with tensors of 4-bit integers
-_MULTIPLIES = ("Conv", "Gemm", "MatMul")
 _LARGEST_BIAS = 2**31 - 2**28  # of the 32 bits that hold a sum; the rest is left to the products
 _SHARED = 1 << 16  # constants of up to so many bytes are kept once
 
@@ -64,15 +65,15 @@ class _Lowering:
             if user.op_type == "Gather" and position == 0:
                 self._gather(node, user)
                 continue
-            multiply, turned = _multiply(user, position)
+            multiply, turned = nodes.multiply(user, position)
             reader = user if user.op_type == "ConvTranspose" and position == 1 else multiply
             activation = reader.inputs[0] if reader is not None else None
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
-            whole = _scaled_by_output(node) and _offset(node) is None
+            whole = nodes.scaled_by_output(node) and nodes.offset(node) is None
             if multiply is not None and source is not None and kind == "ProjectInt" and whole:
                 self._static(node, user, position, multiply, source)
-            elif multiply is not None and source is not None and _takes_dynamic(multiply, source) and whole:
+            elif multiply is not None and source is not None and nodes.takes_dynamic(multiply, source) and whole:
                 self._dynamic(node, multiply, source, turned)
             else:
                 user.replace_input_with(position, self._scaled(node, user))
@@ -86,17 +87,19 @@ class _Lowering:
         """Rows of codes, then what they stand for, then their scales."""
         rows, kinds = gather.inputs[1], ("DecodeInt", "DecodeFloat", "DecodeGrid", "DecodeLevels")
         assert rows is not None
-        shared = node.op_type == "DecodeLevels" and _array(node.inputs[1]).ndim == 1  # by all rows: one list of numbers
-        scale = _array(node.inputs[1]) if node.op_type in ("DecodeInt", "DecodeGrid") else np.array(1, np.float32)
-        across = _attribute(node, "axis") != 0 and (scale.ndim > 0 or _attribute(node, "group") > 0)
+        shared = (
+            node.op_type == "DecodeLevels" and nodes.array(node.inputs[1]).ndim == 1
+        )  # by all rows: one list of numbers
+        scale = nodes.array(node.inputs[1]) if node.op_type in ("DecodeInt", "DecodeGrid") else np.array(1, np.float32)
+        across = nodes.attribute(node, "axis") != 0 and (scale.ndim > 0 or nodes.attribute(node, "group") > 0)
         if node.op_type not in kinds or (node.op_type == "DecodeLevels" and not shared) or across:
             gather.replace_input_with(0, self._scaled(node, gather))
             return
         picked = self._new("Gather", [self._whole_bytes(node.inputs[0], gather), rows], before=gather, axis=0)
         decoded = self._looked_up(node, picked, gather)
         if node.op_type in ("DecodeInt", "DecodeGrid"):
-            offset = None if _offset(node) is None else _array(_offset(node)).astype(np.float32)
-            group = _attribute(node, "group") if scale.ndim > 1 else 0
+            offset = None if nodes.offset(node) is None else nodes.array(nodes.offset(node)).astype(np.float32)
+            group = nodes.attribute(node, "group") if scale.ndim > 1 else 0
             if group:
                 decoded = self._reshape(decoded, (-1, group), gather)
             for op, table in (("Sub", offset), ("Mul", scale)):
@@ -111,7 +114,7 @@ class _Lowering:
         if node.op_type in ("DecodeInt", "DecodeFloat"):
             return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
         grid = node.op_type == "DecodeGrid"
-        table = node.attributes["table"].as_floats() if grid else _array(node.inputs[1])
+        table = node.attributes["table"].as_floats() if grid else nodes.array(node.inputs[1])
         place = self._new("Cast", [codes], before=before, to=ir.DataType.INT32)
         return self._new("Gather", [self._constant(np.array(table, np.float32)), place], before=before, axis=0)
 
@@ -127,11 +130,13 @@ class _Lowering:
 
     def _whole_bytes(self, codes: ir.Value | None, before: ir.Node) -> ir.Value | None:
         """Codes as rows are picked from them: where they are stored two to a byte, as the runtime unpacks them once."""
-        packed = self._four_bits(codes) if self.opset >= PACKED_OPSET and _array(codes).dtype.kind in "iu" else codes
+        packed = (
+            self._four_bits(codes) if self.opset >= PACKED_OPSET and nodes.array(codes).dtype.kind in "iu" else codes
+        )
         if packed is codes:
             return codes
         if packed not in self.unpacked:
-            kind = ir.DataType.INT8 if _array(codes).dtype == np.int8 else ir.DataType.UINT8
+            kind = ir.DataType.INT8 if nodes.array(codes).dtype == np.int8 else ir.DataType.UINT8
             self.unpacked[packed] = self._new("Cast", [packed], before=before, to=kind)
         return self.unpacked[packed]
 
@@ -143,9 +148,9 @@ class _Lowering:
         if node.op_type == "DecodeFloat":
             return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
         kind = ir.DataType.FLOAT if node.op_type == "DecodeInt" else ir.DataType.INT32
-        shape, axis, group = _array(codes).shape, _attribute(node, "axis"), _attribute(node, "group")
+        shape, axis, group = nodes.array(codes).shape, nodes.attribute(node, "axis"), nodes.attribute(node, "group")
         order = [axis, *(i for i in range(len(shape)) if i != axis)]
-        channels = _attribute(node, "channels") if node.op_type == "DecodeTiles" else 1
+        channels = nodes.attribute(node, "channels") if node.op_type == "DecodeTiles" else 1
         if group or channels > 1:  # laid out while they are bytes: the runtime holds every step until all is folded
             whole = self._whole_bytes(codes, before)
             if axis:
@@ -166,21 +171,21 @@ class _Lowering:
             return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
 
         if node.op_type == "DecodeInt":
-            offset = None if _offset(node) is None else laid(_array(_offset(node)))
-            x = self._affine(x, laid(_array(node.inputs[1])), offset, before)
+            offset = None if nodes.offset(node) is None else laid(nodes.array(nodes.offset(node)))
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), offset, before)
         elif node.op_type == "DecodeGrid":
             table = np.array(node.attributes["table"].as_floats(), np.float32)
             x = self._new("Gather", [self._constant(table), x], before=before, axis=0)
-            x = self._affine(x, laid(_array(node.inputs[1])), None, before)
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before)
         elif node.op_type == "DecodeTiles":
             tables = np.array(node.attributes["tables"].as_floats(), np.float32)
-            choice = self._new("Cast", [self._constant(laid(_array(node.inputs[2])))], before=before, to=kind)
+            choice = self._new("Cast", [self._constant(laid(nodes.array(node.inputs[2])))], before=before, to=kind)
             half = self._constant(np.array(len(tables) // 2, np.int32))
             x = self._new("Add", [x, self._new("Mul", [choice, half], before=before)], before=before)
             x = self._new("Gather", [self._constant(tables), x], before=before, axis=0)
-            x = self._affine(x, laid(_array(node.inputs[1])), None, before)
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before)
         else:
-            levels = _array(node.inputs[1])
+            levels = nodes.array(node.inputs[1])
             if levels.ndim > 1:
                 starts = np.arange(0, levels.size, levels.shape[-1], dtype=np.int32).reshape(levels.shape[:-1])
                 x = self._new("Add", [x, self._constant(laid(starts))], before=before)
@@ -193,7 +198,7 @@ class _Lowering:
 
     def _four_bits(self, codes: ir.Value | None) -> ir.Value | None:
         """The codes two to a byte, where four bits hold them all."""
-        whole = _array(codes)
+        whole = nodes.array(codes)
         kind = ml_dtypes.int4 if whole.dtype == np.int8 else ml_dtypes.uint4
         held = ml_dtypes.iinfo(kind)  # type: ignore[no-untyped-call]
         if whole.size == 0 or whole.min() < held.min or whole.max() > held.max:
@@ -225,23 +230,23 @@ class _Lowering:
     # weights beside activations of integers
 
     def _static(self, node: ir.Node, user: ir.Node, position: int, multiply: ir.Node, source: ir.Node) -> None:
-        axis, scale = _attribute(node, "axis"), _array(node.inputs[1])
-        bias_user, bias_position = _bias(multiply)
+        axis, scale = nodes.attribute(node, "axis"), nodes.array(node.inputs[1])
+        bias_user, bias_position = nodes.bias(multiply)
         if bias_user is not None and self.integer_bias:
-            bias, step = _array(bias_user.inputs[bias_position]), _array(source.inputs[1]).astype(np.float32)
+            bias, step = nodes.array(bias_user.inputs[bias_position]), nodes.array(source.inputs[1]).astype(np.float32)
             least = _least_scale(bias, step, scale.ndim)
             if np.all(scale >= least):
                 product = (step * scale).astype(np.float32)
                 whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
                 decoded = self._dequantized(whole, product, 0 if product.ndim else None, bias_user)
                 bias_user.replace_input_with(bias_position, decoded)
-            if _negative_is_zero(bias_user):
+            if nodes.negative_is_zero(bias_user):
                 least = _least_scale(bias.clip(0), step, scale.ndim)  # a bias far under zero may be cut
             scale = np.maximum(scale, least)  # one that stays a float the runtime rounds itself
         user.replace_input_with(position, self._dequantized(node.inputs[0], scale, axis, user))
 
     def _dequantized(self, codes: ir.Value | None, scale: np.ndarray, axis: int | None, before: ir.Node) -> ir.Value:
-        zero = np.zeros(scale.shape, _array(codes).dtype)  # without a zero point the runtime fuses no Gemm
+        zero = np.zeros(scale.shape, nodes.array(codes).dtype)  # without a zero point the runtime fuses no Gemm
         inputs = [self._bytes(codes, before), self._constant(scale), self._constant(zero)]
         attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
         return self._new("DequantizeLinear", inputs, before=before, **attributes)
@@ -250,12 +255,12 @@ class _Lowering:
         x = source.inputs[0]
         assert x is not None
         codes_q, x_scale, x_zero = self._quantized(x, source)
-        scale = _array(node.inputs[1])
-        turned = turned or (multiply.op_type == "Gemm" and _attribute(multiply, "transB") == 1)
+        scale = nodes.array(node.inputs[1])
+        turned = turned or (multiply.op_type == "Gemm" and nodes.attribute(multiply, "transB") == 1)
         codes = node.inputs[0]
         if turned:
             lone = len(node.outputs[0].uses()) <= 1
-            whole = _array(codes)
+            whole = nodes.array(codes)
             codes = (
                 self._constant(np.ascontiguousarray(whole.T))
                 if lone
@@ -275,10 +280,10 @@ class _Lowering:
         x = node.inputs[0]
         assert x is not None
         if node.op_type == "ProjectIntDynamic":
-            in_range = self._dynamic_pair if _attribute(node, "bits") == 8 else self._own_range
+            in_range = self._dynamic_pair if nodes.attribute(node, "bits") == 8 else self._own_range
             out = x if not node.outputs[0].uses() else in_range(x, node)
         else:
-            scale, offset = _array(node.inputs[1]), _array(node.inputs[2])
+            scale, offset = nodes.array(node.inputs[1]), nodes.array(node.inputs[2])
             key = (x, scale.tobytes(), offset.tobytes())
             if key not in self.projected:
                 self.projected[key] = self._pair(x, scale, offset, node)
@@ -287,7 +292,7 @@ class _Lowering:
         _give_way(node.outputs[0], out)
 
     def _pair(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray, node: ir.Node) -> ir.Value:
-        low, high = _attribute(node, "low"), _attribute(node, "high")
+        low, high = nodes.attribute(node, "low"), nodes.attribute(node, "high")
         whole = np.iinfo(offset.dtype)
         if high - low < 254:  # fewer bits than the type has: the ends must be cut before
             ends = [self._constant(np.array((end - int(offset)) * float(scale), np.float32)) for end in (low, high)]
@@ -304,8 +309,8 @@ class _Lowering:
 
         Cut to the range that it has anyway, so that what gives the value may still run on integers.
         """
-        scale, offset = _array(node.inputs[1]), int(_array(node.inputs[2]))
-        ends = [np.array(_attribute(node, end) - offset, np.float32) * scale for end in ("low", "high")]
+        scale, offset = nodes.array(node.inputs[1]), int(nodes.array(node.inputs[2]))
+        ends = [np.array(nodes.attribute(node, end) - offset, np.float32) * scale for end in ("low", "high")]
         cut = [self._constant(end.astype(np.float32)) for end in ends]
         return self._new("Clip", [node.outputs[0], *cut], before=before)
 
@@ -315,7 +320,7 @@ class _Lowering:
         def new(op: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
             return self._new(op, inputs, before=node, **attributes)
 
-        top, zero = (self._constant(np.array(n, np.float32)) for n in (2 ** _attribute(node, "bits") - 1, 0))
+        top, zero = (self._constant(np.array(n, np.float32)) for n in (2 ** nodes.attribute(node, "bits") - 1, 0))
         low = new("Min", new("ReduceMin", x, keepdims=0), zero)
         high = new("Max", new("ReduceMax", x, keepdims=0), zero)
         step = new("Div", new("Sub", high, low), top)
@@ -386,15 +391,6 @@ def _give_way(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
-def integers(value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
-    """Codes, and scale ([] | [outputs]), of a tensor that integer kernels take beside ranges found at run time."""
-    node = value.producer()
-    if node is None or node.domain != DOMAIN or not _scaled_by_output(node) or _offset(node) is not None:
-        return None
-    assert node.inputs[0] is not None
-    return node.inputs[0], _array(node.inputs[1]).astype(np.float32)
-
-
 def _least_scale(bias: np.ndarray, step: np.ndarray, axes: int) -> np.ndarray:
     """The smallest scales of weights at which a bias fits into 32 bits, in which the runtime would cut it.
 
@@ -403,77 +399,3 @@ def _least_scale(bias: np.ndarray, step: np.ndarray, axes: int) -> np.ndarray:
     """
     most = np.abs(bias) if axes else np.abs(bias).max(initial=0)
     return np.asarray(most / (step.astype(np.float64) * _LARGEST_BIAS), np.float32)
-
-
-def _negative_is_zero(node: ir.Node) -> bool:
-    """Whether all that reads what a node gives takes what is under zero for zero."""
-    users = [user for user, _ in node.outputs[0].uses()]
-    return bool(users) and all(user.op_type == "Relu" or _clips_to_zero(user) for user in users)
-
-
-def _clips_to_zero(node: ir.Node) -> bool:
-    low = node.inputs[1] if node.op_type == "Clip" and len(node.inputs) > 1 else None
-    known = None if low is None else ir.convenience.get_const_tensor(low)
-    return known is not None and float(known.numpy()) >= 0
-
-
-def _scaled_by_output(node: ir.Node) -> bool:
-    """Whether a tensor is integers with a scale for each output or one for all, as integer kernels take it."""
-    if node.op_type != "DecodeInt" or _attribute(node, "group") or _array(node.inputs[0]).itemsize > 1:
-        return False
-    return _attribute(node, "axis") == 0 or _array(node.inputs[1]).ndim == 0
-
-
-def _takes_dynamic(multiply: ir.Node, source: ir.Node) -> bool:
-    """Whether a multiplication runs on integers whose range is found at run time: of 8 bits, and a convolution would be
-    slower.
-    """
-    eight = source.op_type == "ProjectIntDynamic" and _attribute(source, "bits") == 8
-    return eight and multiply.op_type != "Conv"
-
-
-def _multiply(user: ir.Node, position: int) -> tuple[ir.Node | None, bool]:
-    """The multiplication that a weight goes into, and whether it is transposed on the way."""
-    if user.op_type in _MULTIPLIES and position == 1:
-        return user, False
-    uses = user.outputs[0].uses() if user.op_type == "Transpose" else []
-    if len(uses) == 1:
-        after, where = next(iter(uses))
-        if after.op_type == "MatMul" and where == 1:
-            return after, True
-    return None, False
-
-
-def _bias(multiply: ir.Node) -> tuple[ir.Node | None, int]:
-    """The node and the input that hold the constant added to a product."""
-    if multiply.op_type in ("Conv", "Gemm"):
-        held = multiply.inputs[2] if len(multiply.inputs) > 2 else None
-        return (multiply, 2) if held is not None and held.const_value is not None else (None, 0)
-    uses = list(multiply.outputs[0].uses())
-    if len(uses) == 1 and uses[0][0].op_type == "Add":
-        add, position = uses[0]
-        other = add.inputs[1 - position]
-        if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
-            return add, 1 - position
-    return None, 0
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    """What a part of an encoding holds; one in half precision is widened, which is exact."""
-    assert value is not None
-    maker = value.producer()
-    if maker is not None and maker.op_type == "DecodeFloat":
-        return _array(maker.inputs[0]).astype(np.float32)
-    if maker is not None and maker.op_type == "DecodeExponent":
-        return np.exp2(_array(maker.inputs[0]).astype(np.float32) - 127)
-    assert value.const_value is not None, "a part of an encoding must be a constant"
-    return value.const_value.numpy()
-
-
-def _offset(node: ir.Node) -> ir.Value | None:
-    return node.inputs[2] if len(node.inputs) > 2 else None
-
-
-def _attribute(node: ir.Node, name: str) -> int:
-    held = node.attributes.get(name)
-    return 0 if held is None else held.as_int()

@@ -22,7 +22,8 @@ from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
 from lilliput.exporters.decomposed import decomposed_where_needed
-from lilliput.exporters.lower import DOMAIN, PACKED_OPSET, lower
+from lilliput.exporters.lower import PACKED_OPSET, lower
+from lilliput.exporters.nodes import DOMAIN
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
 from lilliput.exporters.simulated import expand as expand_simulated

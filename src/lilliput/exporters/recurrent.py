@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lilliput.errors import ExportError
-from lilliput.exporters.lower import DOMAIN, integers
+from lilliput.exporters.nodes import DOMAIN, integers
 
 RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # torch's, in the order of ONNX

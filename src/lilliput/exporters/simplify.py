@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes.common import InlinePass
 
-from lilliput.exporters.lower import DOMAIN
+from lilliput.exporters.nodes import DOMAIN
 
 _LARGE = 4096  # bytes of a computed constant; smaller ones cost no more than the operators that make them
 _SAME_ELEMENTS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lilliput.exporters.lower import DOMAIN
+from lilliput.exporters.nodes import DOMAIN
 
 
 def expand(model: ir.Model) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from lilliput.errors import FormatError, reason
 from lilliput.file.assets import asset_names
-from lilliput.file.container import VERSION, Entry, Reader
+from lilliput.file.container import Reader
 from lilliput.file.graph import restored
+from lilliput.file.index import VERSION, Entry
 from lilliput.file.names import ASSET, GRAPH, HEAD, apart
 from lilliput.file.second import Second
 from lilliput.file.session import session

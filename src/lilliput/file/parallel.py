@@ -22,7 +22,8 @@ import numpy as np
 from lilliput import entropy
 from lilliput.entropy import Array
 from lilliput.errors import FormatError, LilliputError
-from lilliput.file.container import Entry, Reader, decoded
+from lilliput.file.container import Reader, decoded
+from lilliput.file.index import Entry
 
 _WORTH = 1 << 27  # bytes of tensors for which starting processes pays
 _OK, _BAD = b"+", b"-"

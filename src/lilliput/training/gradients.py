@@ -1,8 +1,9 @@
-"""Models that are computed without gradients, whatever mode is set around them."""
+"""What gradients must lead through: tensors that they pass, and the error where they pass none."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lilliput.errors import InputError
 
@@ -18,3 +19,11 @@ def without_gradients(what: str, model: nn.Module, where: str) -> InputError:
         why="torch.no_grad() or inference_mode() around it, or a detach(), cuts gradients off",
         next="take that away: training needs none of it, and Lilliput measures without gradients itself",
     )
+
+
+def to_learn_from(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`, in memory of its own, which the model may write over; an ordinary one, even of an inference
+    mode, which no gradient passes.
+    """
+    moved = x.to(device)
+    return x.clone().to(device) if moved is x or x.is_inference() else moved

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.carrier import freeze, unfreeze
@@ -26,8 +25,9 @@ from lilliput.techniques.distill import Seen, check_taps
 from lilliput.techniques.finetune import Finetune
 from lilliput.training import checkpoint
 from lilliput.training.data import Feed, check_classes, labels_of
-from lilliput.training.gradients import without_gradients
+from lilliput.training.gradients import to_learn_from, without_gradients
 from lilliput.training.memory import enough_memory, starved
+from lilliput.training.norms import averaging
 from lilliput.training.optimizers import Average, factor, norm_of, optimizer
 from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, together, whole_state
 from lilliput.training.teachers import Live, Saved, Watcher
@@ -329,7 +329,7 @@ class Trainer:
         processes, part = self.accelerator.num_processes, self.accelerator.process_index
         own = share(batch, part, processes, where)
         device = self.accelerator.device
-        return mapped(lambda x: _to_learn_from(x, device) if isinstance(x, Tensor) else x, own)
+        return mapped(lambda x: to_learn_from(x, device) if isinstance(x, Tensor) else x, own)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -371,23 +371,15 @@ class Trainer:
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
 
-    @torch.no_grad()
     def _reestimate(self) -> None:
         """Means and variances of batch normalisations as plain averages over one epoch of training batches."""
         feed = self.material.train
-        norms = [part for part in self.model.modules() if isinstance(part, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        with eval_mode(self.model):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum, norm.training = None, True
-            for i, batch in enumerate(feed.epoch(0) if norms else ()):
+        with averaging(self.model) as any_norms:
+            for i, batch in enumerate(feed.epoch(0) if any_norms else ()):
                 where = f"{feed.field}[{i}]"
                 with together(self.accelerator):
                     self._own_loss(self.wrapped, self._moved(batch, where), where)
                 self.progress("re-estimating", i + 1, feed.batches)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
     # checkpoints
 
@@ -433,14 +425,6 @@ class Trainer:
 
     def where(self) -> str:
         return f"{self.material.train.field}, epoch {self.standing.epoch + 1}, batch {self.standing.batch + 1}"
-
-
-def _to_learn_from(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`, in memory of its own, which the model may write over; an ordinary one, even of an inference
-    mode, which no gradient passes.
-    """
-    moved = x.to(device)
-    return x.clone().to(device) if moved is x or x.is_inference() else moved
 
 
 def _finite(loss: Tensor, where: str) -> Tensor:
