@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from lilliput.model.coupling import Coupling, Shrinking, coupling
 from lilliput.model.inputs import Inputs
-from lilliput.techniques.slices import magnitude
+from lilliput.techniques.slices import scored
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from data import digits
@@ -128,7 +128,7 @@ def residual(norm: str) -> Found:
         given = Inputs.of(held.train.inputs[:2])
         coupled = coupling(net, given)
         (stream,) = (group for group in coupled.groups if group.size == WIDTH)
-        order = magnitude(stream, coupled.tensors.__getitem__).argsort()
+        order = scored(stream, coupled.tensors.__getitem__, lambda path, x: x.double().square(), 2).argsort()
         for amount in AMOUNTS:
             going = [stream.atoms[i] for i in order[: int(amount * WIDTH)]]
             kept = torch.from_numpy(coupled.left(coupled.held["1.bias"][0], going))

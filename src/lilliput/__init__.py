@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.scalings import AWQ as AWQ
     from lilliput.techniques.scalings import Ranges as Ranges
     from lilliput.techniques.scalings import Smooth as Smooth
+    from lilliput.techniques.scores import Magnitude as Magnitude
     from lilliput.techniques.share import Share as Share
     from lilliput.verbs import apply as apply
     from lilliput.verbs import compress as compress
@@ -95,6 +96,7 @@ _PLACES = {
     "LilliputError": "errors",
     "load": "file.lil",
     "Log": "encodings",
+    "Magnitude": "techniques.scores",
     "MiniFloat": "encodings",
     "MinMax": "techniques.ranges",
     "MSE": "techniques.ranges",

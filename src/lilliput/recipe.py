@@ -20,6 +20,7 @@ from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.rounding import ROUNDINGS
 from lilliput.techniques.scalings import SCALINGS
+from lilliput.techniques.scores import SCORES
 from lilliput.techniques.share import Share
 from lilliput.techniques.technique import Technique
 
@@ -30,7 +31,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "Quantize": Quantize,
     "Share": Share,
 }
-KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, TERMS)
+KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, SCORES, TERMS)
 
 
 @dataclass(frozen=True, init=False)

@@ -15,6 +15,7 @@ from lilliput.techniques.distill import TERMS, Term
 from lilliput.techniques.ranges import Range
 from lilliput.techniques.rounding import ROUNDINGS, Rounding
 from lilliput.techniques.scalings import SCALINGS, Scaling
+from lilliput.techniques.scores import SCORES, Score
 from lilliput.techniques.technique import Technique
 
 Kind = TypeVar("Kind", bound=type)
@@ -24,6 +25,7 @@ _ROOMS: tuple[tuple[type, MutableMapping[str, Any]], ...] = (
     (Range, FITS),
     (Rounding, ROUNDINGS),
     (Scaling, SCALINGS),
+    (Score, SCORES),
     (Term, TERMS),
     (Target, TARGETS),
 )
@@ -34,8 +36,8 @@ def register(kind: Kind) -> Kind:
     """Make a class of yours as good as ours: recipes in TOML, files, reports and folders of runs take it by its name.
 
     `kind` is a frozen dataclass, a subclass of one of the base classes here: `Technique`, `Encoding`, `Range` (a fit),
-    `Rounding`, `Scaling`, `Term` (of distillation), `Target`. Whoever loads a `.lil` that holds such an encoding
-    registers the class first; the graph inside opens without it. Returns `kind`: a decorator.
+    `Rounding`, `Scaling`, `Score` (of pruning), `Term` (of distillation), `Target`. Whoever loads a `.lil` that holds
+    such an encoding registers the class first; the graph inside opens without it. Returns `kind`: a decorator.
 
     Raises InputError for what is no such class, and for a name that another class has.
 

@@ -24,6 +24,7 @@ from lilliput.targets import OnnxRuntime
 from lilliput.techniques.encode import set_tensor
 from lilliput.techniques.ranges import Ends
 from lilliput.techniques.run import Run
+from lilliput.techniques.scores import Score
 from lilliput.techniques.technique import Technique
 
 X = torch.randn(8, 24, generator=torch.Generator().manual_seed(0))
@@ -70,6 +71,15 @@ class Widest(Ends):
         return -largest, largest
 
 
+@dataclass(frozen=True, repr=False)
+class First(Score):
+    """Rows count the less the later they come."""
+
+    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
+        rows = torch.arange(len(x), 0, -1.0).reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+        return rows if path.startswith("0.") else torch.ones_like(x)
+
+
 @dataclass(frozen=True)
 class Patient(OnnxRuntime):
     """ONNX Runtime that wants multiples of 4."""
@@ -81,7 +91,7 @@ class Patient(OnnxRuntime):
         return 4
 
 
-ADDITIONS = (Ternary, Halve, Widest, Patient)
+ADDITIONS = (Ternary, Halve, Widest, First, Patient)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +147,32 @@ def test_a_technique_a_fit_and_a_target(tmp_path: Path) -> None:
     assert small.data["target"] == "patient"
     assert small.model[0].out_features == 24  # 25.6 are left, the multiples of 4 at most
     assert read(small.model, "0.weight").abs().amax(1).lt(7 / 1.1 / 7 * 1.2 * net()[0].weight.abs().amax()).all()
+
+
+def test_a_score() -> None:
+    recipe = lp.Recipe([lp.Prune("channels", 0.5, score=First(), where="0")])
+    assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
+    small = lp.apply(net(), recipe, calibrate=[X])
+    close(small[0].weight, net()[0].weight[:16])
+    with pytest.raises(RecipeError, match="leave score= out"):
+        lp.Prune("layers", 0.5, score=First())
+    (zeroed,) = lp.apply(net(), lp.Recipe([lp.Prune("weights", 0.5, score=First(), where="0")]), calibrate=[X])[:1]
+    assert bool(zeroed.weight[:16].all()) and not zeroed.weight[16:].any()
+
+
+def test_powers_of_magnitudes_rank_otherwise() -> None:
+    """Of two rows one holds a single large weight: by squares it counts more, by magnitudes less."""
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0, 0, 0], [1.0, 1.0, 1.0, 1.0]]))
+        model[1].weight.fill_(1.0)
+    kept = {}
+    for power in (1, 2):
+        prune = lp.Prune("channels", 0.5, score=lp.Magnitude(power), where="0", multiple=1)
+        kept[power] = lp.apply(lp.Task(model, example=torch.ones(1, 4)), lp.Recipe([prune]))[0].weight
+    assert torch.equal(kept[1], model[0].weight[1:]) and torch.equal(kept[2], model[0].weight[:1])
+    with pytest.raises(RecipeError, match="positive"):
+        lp.Magnitude(0)
 
 
 def test_a_run_is_not_gone_on_with_by_other_code(tmp_path: Path) -> None:

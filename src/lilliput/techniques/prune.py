@@ -17,6 +17,7 @@ from lilliput.techniques.choice import Choice
 from lilliput.techniques.depths import leave_out
 from lilliput.techniques.encode import encode
 from lilliput.techniques.run import Run, counted
+from lilliput.techniques.scores import Magnitude, Score
 from lilliput.techniques.technique import Technique, used_weights
 from lilliput.techniques.where import check_where, chosen
 from lilliput.techniques.widths import remove_slices
@@ -46,8 +47,8 @@ class Prune(Technique):
     the target likes, or to `multiple`; of an axis shorter than two of these, to half of it, and so on, except
     for a latency.
 
-    Magnitudes are those of Li et al. 2017, "Pruning Filters for Efficient ConvNets", over all tensors that a channel is
-    coupled to (Fang et al. 2023, "DepGraph").
+    Weights, channels and heads are ranked by `score`: magnitudes, of a channel over all tensors that it is coupled to
+    (Fang et al. 2023, "DepGraph"), or a class of yours.
 
     Raises RecipeError for an unknown unit, scope, or amount.
 
@@ -62,6 +63,7 @@ class Prune(Technique):
     macs: float | None = None
     parameters: float | None = None
     latency: float | None = None
+    score: Score = Magnitude()
     multiple: int | None = None  # what the numbers of channels are rounded to; None: what the target likes
 
     def __post_init__(self) -> None:
@@ -76,6 +78,10 @@ class Prune(Technique):
             next = f"give {one}{', '.join(f'{name}=' for name in known)}"
             raise RecipeError(f"Prune of {self.unit} by {' and '.join(given) or 'nothing'}", next=next)
         self._how_much  # noqa: B018 - raises
+        if self.score != Magnitude() and self.unit in ("layers", "blocks"):
+            raise RecipeError(
+                f"Prune of {self.unit} by {self.score}", next="leave score= out: they are tried one by one"
+            )
         if self.multiple is not None and self.multiple < 1:
             raise RecipeError(f"Prune to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
@@ -98,7 +104,7 @@ class Prune(Technique):
             leave_out(run, self.unit, self.where, self._how_much)
         else:
             multiple = (self.multiple or run.target.multiple) if self.unit == "channels" else 1
-            remove_slices(run, self.unit, self.where, self._how_much, self.scope, multiple)
+            remove_slices(run, self.unit, self.where, self._how_much, self.scope, multiple, self.score)
 
     @property
     def _how_much(self) -> Amount:
@@ -117,7 +123,7 @@ class Prune(Technique):
         paths = [path for path in weights if chosen(path, self.where)]
         for path in [path for path in weights if path not in paths]:
             run.skip(path, f"left out by where={self.where!r}")
-        scores = {path: read(run.model, path).abs() for path in paths}
+        scores = {path: self.score.single(run, path, read(run.model, path)) for path in paths}
         for path, kept in counted(run, "encoding", keep_largest(scores, self.amount, self.scope).items()):
             if not bool(kept.any()):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")

@@ -1,4 +1,4 @@
-"""Structured pruning: which slices of a network go, by magnitude; pure functions of groups and tensors."""
+"""Structured pruning: which slices of a network go, by their scores; pure functions of groups and tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from lilliput.model.coupling import Group
 Scores = Mapping[Group, Tensor]
 
 
-def magnitude(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
-    """How large each slice of a group is, ``[slices]``, in multiples of the mean of its group.
+def scored(
+    group: Group, tensor: Callable[[str], Tensor], of: Callable[[str, Tensor], Tensor], degree: float = 1.0
+) -> Tensor:
+    """How much goes with each slice of a group, ``[slices]``, in multiples of the mean of its group.
 
-    The mean over the group's tensors (of two axes or more, where there are any) of the squared norm of what goes with
-    the slice, relative to that of the other slices; as in "Pruning Filters for Efficient ConvNets" (Li et al. 2017),
-    over all that is coupled.
+    The mean over the group's tensors (of two axes or more, where there are any) of what goes with the slice, by the
+    scores `of` its weights, relative to that of the other slices; of that the root of `degree`. Over all that is
+    coupled, as in "DepGraph" (Fang et al. 2023).
     """
     members = [member for member in group.members if tensor(member.path).is_floating_point()]
     weights = [member for member in members if tensor(member.path).dim() > 1] or members
     found = torch.zeros(group.size, dtype=torch.float64)
     for member in weights:
-        x = tensor(member.path).detach().double().square()
+        x = of(member.path, tensor(member.path).detach()).double()
         along = x.movedim(member.axis, 0).reshape(x.shape[member.axis], -1).sum(1)
         each = torch.stack([along[torch.from_numpy(positions)].sum() for positions in member.positions])
         found += each / each.mean().clamp(min=1e-300)
-    return (found / len(weights)).sqrt()
+    found = found / len(weights)
+    return found.sqrt() if degree == 2 else found.pow(1 / degree)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -10,20 +11,22 @@ from lilliput.model.coupling import ENCODED, Coupling, Group
 from lilliput.model.parameters import encoding_of, shapes
 from lilliput.techniques.amount import Amount
 from lilliput.techniques.run import Run
-from lilliput.techniques.slices import Cut, Multiples, cuts, lowest, magnitude, same_length
+from lilliput.techniques.scores import Score
+from lilliput.techniques.slices import Cut, Multiples, cuts, lowest, same_length, scored
 from lilliput.techniques.surgery import Going, Slices
 from lilliput.techniques.where import Where, check_where, means, names_of
 
 _FEW = 40  # groups of which one makes a difference to a budget
 
 
-def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str, multiple: int) -> None:
+def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str, multiple: int, score: Score) -> None:
     """Remove channels or heads; what cannot go is skipped with the reason."""
     slices = Slices.of(run)
     coupling = slices.coupling
     meant = _meant(coupling, unit, where)
     multiples = Multiples(multiple, whole=amount.budget == "latency")  # a part of a block takes as long as a block
-    scores = {group: magnitude(group, coupling.tensors.__getitem__) for group in meant}
+    of = functools.partial(score.of, run)
+    scores = {group: scored(group, coupling.tensors.__getitem__, of, score.degree) for group in meant}
 
     def choice(fraction: float | None, lengths: Sequence[Mapping[Group, int]]) -> Going:
         return lowest(cuts(meant, lengths), scores, fraction, amount.threshold, scope, multiples)
