@@ -82,7 +82,11 @@ def _open_regions(captured: ExportedProgram) -> None:
         for gone, now in _inline(graph, found, inner):
             captured.graph_signature.replace_all_uses(gone, now)  # where it is an answer of the program
     graph.lint()
-    module.delete_all_unused_submodules()  # torch's exporter writes all that there are
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    for name in [
+        name for name, child in module.named_children() if isinstance(child, GraphModule) and name not in read
+    ]:
+        delattr(module, name)  # torch's exporter writes all that there are
     module.recompile()
 
 
