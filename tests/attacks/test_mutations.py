@@ -1,5 +1,4 @@
-"""40,000 mutations of the golden files (200,000 with THOROUGH=1): each is refused as it should be, or read as well as
-by the second decoder.
+"""200,000 mutations of the golden files: each is refused as it should be, or read as well as by the second decoder.
 
 Most of them are right on the outside, with sizes and checksums that fit, so that they reach what lies behind those.
 """
@@ -7,7 +6,6 @@ Most of them are right on the outside, with sizes and checksums that fit, so tha
 from __future__ import annotations
 
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -20,7 +18,6 @@ import mutations
 import pytest
 
 PROCESSES = 2
-SHARES = PROCESSES * (1 if os.environ.get("THOROUGH") else 5)  # of all mutations; each process takes one
 HANGS_S = 3600  # after which a process is given up; usually a hundredth of it
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory, and asks /proc how much was used")
@@ -32,7 +29,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     places = [tmp_path_factory.mktemp("mutations") / str(share) for share in range(PROCESSES)]
     running = [
         subprocess.Popen(
-            [sys.executable, mutations.__file__, str(share), str(SHARES), str(place)],
+            [sys.executable, mutations.__file__, str(share), str(PROCESSES), str(place)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,9 +74,8 @@ def test_nothing_but_errors_of_ours(told: list[dict[str, Any]]) -> None:
 
 def test_so_many(ended: Counter[str]) -> None:
     kinds = {kind: sum(n for key, n in ended.items() if key.startswith(f"{kind}: ")) for kind in mutations.COUNTS}
-    assert kinds == {kind: count * PROCESSES // SHARES for kind, count in mutations.COUNTS.items()}
-    assert sum(mutations.COUNTS.values()) == 200_000
-    assert 2 * sum(n for kind, n in kinds.items() if kind != "bytes") >= sum(kinds.values())  # right on the outside
+    assert kinds == mutations.COUNTS and sum(kinds.values()) == 200_000
+    assert sum(n for kind, n in kinds.items() if kind != "bytes") >= 100_000  # right on the outside
 
 
 def test_every_layer_is_reached(ended: Counter[str]) -> None:
@@ -91,23 +87,23 @@ def test_every_layer_is_reached(ended: Counter[str]) -> None:
         **{"edits: load": 3_500, "graphs: graph": 5_000, "headers: inside": 1_000},
         **{"reached load": 3_900, "reached graph": 6_900, "reached inside": 1_000},
     }
-    missed = {key: (ended[key], n) for key, n in least.items() if ended[key] < n * PROCESSES / SHARES}
+    missed = {key: (ended[key], n) for key, n in least.items() if ended[key] < n}
     assert not missed
 
 
 def test_some_are_fine(ended: Counter[str]) -> None:
     """Where a mutation says nothing else, or something else that is sound: not everything is refused."""
-    assert ended["edits: fine"] > 10 and ended["graphs: fine"] > 100 and ended["headers: fine"] > 100
+    assert ended["edits: fine"] > 50 and ended["graphs: fine"] > 500 and ended["headers: fine"] > 500
 
 
 def test_both_decoders_agree(told: list[dict[str, Any]]) -> None:
     compared = sum((Counter(share["compared"]) for share in told), Counter())
-    assert compared["read"] > 100 and compared["refused"] > 1_000
+    assert compared["read"] > 500 and compared["refused"] > 5_000
     assert [number for share in told for number in share["differ"]] == []
 
 
 def test_every_flip_and_every_cut_is_found(told: list[dict[str, Any]]) -> None:
-    """Single bits of the golden files, bytes, and their beginnings; each with THOROUGH=1."""
+    """Each single bit of the golden files, each byte, and each of their beginnings."""
     assert [one for share in told for one in share["flips"]["kept"]] == []
-    places = [range(share, path.stat().st_size, SHARES) for path in golden.FILES for share in range(PROCESSES)]
-    assert sum(share["flips"]["found"] for share in told) == sum(map(len, places)) * (len(mutations.MASKS) + 1)
+    sizes = sum(path.stat().st_size for path in golden.FILES)
+    assert sum(share["flips"]["found"] for share in told) == sizes * (len(mutations.MASKS) + 1)

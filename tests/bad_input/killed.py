@@ -57,9 +57,8 @@ ALONE = {
     ("net.lil", "write"),
     ("net.onnx", "deliver"),
 }  # also from an empty folder
-THOROUGH = bool(os.environ.get("THOROUGH"))
-RANDOM = {"compress": 16, "save": 10, "pack": 10} if THOROUGH else {"compress": 6, "save": 4, "pack": 4}  # moments
-SIZES = 10 if THOROUGH else 4  # of files, to run out of space at, for each job
+RANDOM = {"compress": 16, "save": 10, "pack": 10}  # moments to be killed at
+SIZES = 10  # of files, to run out of space at, for each job
 AGAIN = 12  # times that one folder is killed at most
 OLDER = b"what was there before"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,8 +22,7 @@ from lilliput.errors import ResumeError
 SCRIPT = Path(__file__).with_name("killed.py")
 DELIVERED = ["net.lil", "net.onnx", "report.html", "report.json"]
 CHAIN = "chain"  # one folder, killed at every moment in turn
-THOROUGH = bool(os.environ.get("THOROUGH"))
-JOBS = {"compress": 16, "save": 10, "pack": 10} if THOROUGH else {"compress": 6, "save": 4, "pack": 4}  # random moments
+JOBS = {"compress": 16, "save": 10, "pack": 10}  # random moments that each was killed at
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def test_killed_again_and_again(job: str, everything: dict[str, Any]) -> None:
 def test_a_full_disk_at_any_moment(job: str, everything: dict[str, Any]) -> None:
     """The error tells the file and the reason, nothing is left, and with space again come the undisturbed bytes."""
     tried = everything[f"full {job}"]
-    assert len(tried) == (10 if THOROUGH else 4)
+    assert len(tried) == 10
     for found in tried:
         error = found["error"]
         assert error["kind"] == "InputError" and error["why"] == "File too large" and error["next"]
