@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 _aten = torch.ops.aten
+_MADE_ANEW = frozenset({"linear", "matmul", "conv1d", "conv2d", "conv3d", "layer_norm", "group_norm"})
 _ASSERTS = frozenset({_aten._assert_tensor_metadata.default})  # which the exporter takes out
 _SHAPES = frozenset(  # composite operators of which torch keeps none, and whose translators are one reshape
     {
@@ -61,11 +62,11 @@ def decomposed_where_needed() -> Iterator[None]:
 
 def _decompose(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
-        if node.target is _aten.batch_norm.default and not node.args[5]:
+        if node.target is _aten.batch_norm.default and len(node.args) == 9 and not node.args[5]:
             _to_native(node)
-        elif node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+        elif node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1:]) == [[1, 1]]:
             node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
-        elif node.target is _aten.to.dtype:
+        elif node.target is _aten.to.dtype and len(node.args) > 1:
             _to_copy(program, node)
         elif _writes_over_its_own(node):
             node.target = _apart(node.target)
@@ -106,7 +107,18 @@ def _writes_over_its_own(node: Node) -> bool:
         return (
             isinstance(made.args[0], Node) and made.args[0].target is _aten._native_batch_norm_legit_no_training.default
         )
-    return isinstance(made.target, OpOverload) and all(one.alias_info is None for one in made.target._schema.returns)
+    return isinstance(made.target, OpOverload) and _gives_memory_of_its_own(made.target)
+
+
+def _gives_memory_of_its_own(target: OpOverload) -> bool:
+    """Whether what an operator gives is never what it was given: a composite one, such as dropout, may not say so."""
+    if _composite(target):
+        return target._opname in _MADE_ANEW
+    return all(one.alias_info is None for one in target._schema.returns)
+
+
+def _composite(target: OpOverload) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
 
 
 def _apart(target: OpOverload) -> Any:
@@ -137,6 +149,5 @@ def _plain(node: Node, translated: Container[Any]) -> bool:
         return False
     if not isinstance(target, OpOverload):
         return target is operator.getitem or target in translated
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
-    kept = not composite or target in _SHAPES or not any(one.alias_info for one in target._schema.returns)
+    kept = not _composite(target) or target in _SHAPES or not any(one.alias_info for one in target._schema.returns)
     return target in translated and kept and not target._schema.is_mutable
