@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.errors import InputError
 from lilliput.model.identity import identity
-from lilliput.recipe import TECHNIQUES
+from lilliput.recipe import KINDS, TECHNIQUES
 from lilliput.targets import TARGETS, Target
 from lilliput.techniques.combinations import ADDED, FITS
 from lilliput.techniques.distill import TERMS, Term
@@ -29,7 +29,7 @@ _ROOMS: tuple[tuple[type, MutableMapping[str, Any]], ...] = (
     (Term, TERMS),
     (Target, TARGETS),
 )
-_added = dict[str, type]()
+_added = list[type]()
 
 
 def register(kind: Kind) -> Kind:
@@ -55,9 +55,15 @@ def register(kind: Kind) -> Kind:
     >>> forget(Nothing)
     """
     known, name = _room(kind), _name(kind)
-    if name in known and _source(known[name]) != _source(kind):
+    held = known.get(name) or (None if known is TARGETS else KINDS.get(name))
+    if held is not None and _source(held) != _source(kind):
         raise InputError(f"there is a {name} already", where=_source(kind), next="give the class another name")
-    known[name] = _added[f"{known is TARGETS}{name}"] = kind
+    if held is not None and held not in _added:  # one of ours
+        return kind
+    if held is not None:
+        forget(held)
+    known[name] = kind
+    _added.append(kind)
     if issubclass(kind, Encoding):
         ADDED.add(kind)
     return kind
@@ -65,15 +71,27 @@ def register(kind: Kind) -> Kind:
 
 def forget(kind: type) -> None:
     """Take a class out again that `register` has put in."""
-    known, name = _room(kind), _name(kind)
-    if _added.pop(f"{known is TARGETS}{name}", None) is not None:
-        del known[name]
-    ADDED.discard(kind)
+    if kind in _added:
+        _added.remove(kind)
+        del _room(kind)[_name(kind)]
+        ADDED.discard(kind)
 
 
 def additions() -> dict[str, Any]:
-    """What the classes that were added do, as plain data: results depend on their code."""
-    return {name: [identity(held) for held in vars(kind).values() if callable(held)] for name, kind in _added.items()}
+    """What the classes that were added do, as plain data: results depend on their code, and on that of their bases."""
+    return {
+        f"{_source(kind)} {name}": identity(_function(held))
+        for kind in _added
+        for base in reversed(kind.__mro__)  # so that what a class has of its own counts
+        if base is not object and not base.__module__.startswith("lilliput.")
+        for name, held in vars(base).items()
+        if not name.startswith("__") or name == "__post_init__"
+    }
+
+
+def _function(held: Any) -> Any:
+    """What a property, a class method or a static method computes by; anything else as it is."""
+    return getattr(held, "fget", None) or getattr(held, "__func__", held)
 
 
 def _room(kind: Any) -> MutableMapping[str, Any]:

@@ -19,7 +19,7 @@ from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import Part
 from lilliput.errors import FormatError, InputError, RecipeError, ResumeError
 from lilliput.model.parameters import encoding_of, read
-from lilliput.registry import forget
+from lilliput.registry import additions, forget
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.encode import set_tensor
 from lilliput.techniques.ranges import Ends
@@ -146,7 +146,14 @@ def test_a_technique_a_fit_and_a_target(tmp_path: Path) -> None:
     small = lp.compress(net(), recipe, calibrate=[X], target="patient", folder=tmp_path)
     assert small.data["target"] == "patient"
     assert small.model[0].out_features == 24  # 25.6 are left, the multiples of 4 at most
-    assert read(small.model, "0.weight").abs().amax(1).lt(7 / 1.1 / 7 * 1.2 * net()[0].weight.abs().amax()).all()
+
+
+def test_a_fit() -> None:
+    """The outermost weight is 7 / 1.1 steps from zero, so the nearest code is 6."""
+    wide = lp.Recipe([lp.Quantize(weights=lp.Int(4), fit=Widest(), bias_correction=False, where="0")])
+    exact = net()[0].weight.abs().amax(1)
+    found = read(lp.apply(net(), wide, calibrate=[X]), "0.weight").abs().amax(1)
+    close(found, 6 * 1.1 / 7 * exact, rtol=1e-5)
 
 
 def test_a_score() -> None:
@@ -190,6 +197,23 @@ def test_a_run_is_not_gone_on_with_by_other_code(tmp_path: Path) -> None:
         run(dataclass(frozen=True, repr=False)(other))
 
 
+def test_what_an_addition_does_is_all_that_it_computes_by() -> None:
+    """Properties, constants and bases count; an equal class is the same again."""
+
+    def told(**body: object) -> dict[str, object]:
+        given = {"name": "another", "__module__": __name__, "__qualname__": "Another", **body}
+        kind = lp.register(dataclass(frozen=True)(type("Another", (OnnxRuntime,), given)))
+        found = additions()
+        forget(kind)
+        return found
+
+    four, eight = (property(lambda self, n=n: n) for n in (4, 8))
+    assert told(multiple=four) == told(multiple=four)
+    assert told(multiple=four) != told(multiple=eight)
+    assert told(multiple=four) != told(multiple=four, slack=1)
+    assert told(multiple=four) != additions()
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="give a subclass of one of Technique, Encoding"):
         lp.register(int)
@@ -205,6 +229,14 @@ def test_what_is_refused() -> None:
 
     with pytest.raises(InputError, match=re.escape("there is a Int already")):
         lp.register(Int)
+    taken = type(
+        "Int", (Technique,), {"apply": Halve.apply, "__qualname__": "Int"}
+    )  # of another kind: recipes name both
+    with pytest.raises(InputError, match=re.escape("there is a Int already")):
+        lp.register(dataclass(frozen=True, repr=False)(taken))
+    assert lp.register(lp.Int) is lp.Int
+    forget(lp.Int)
+    assert lp.Recipe.from_toml(lp.Recipe([lp.Quantize(weights=lp.Int(4))]).to_toml()).steps[0].weights == lp.Int(4)
     assert lp.register(Ternary) is Ternary  # again, as a notebook does
     with pytest.raises(RecipeError, match="values that flow"):
         lp.Quantize(activations=Ternary())
