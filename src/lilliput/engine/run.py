@@ -69,8 +69,9 @@ class Driver:
         return other
 
     def fork(self) -> Driver:
+        self.settle()
         model = as_it_stands(self.model)
-        return replace(self, model=model, told=self.told.copy(), _views=dict(self._views))
+        return replace(self, model=model, before=Snapshot(model), told=self.told.copy(), _views=dict(self._views))
 
     def warm(self, kept: Iterable[str]) -> None:
         """Run the model once where it keeps something of its runs, so that it is captured with that; see `settle`."""

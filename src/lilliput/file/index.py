@@ -172,7 +172,7 @@ def _parsed(data: bytes, where: str) -> Any:
         if size <= 0:
             return None
         text = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False).decode("utf-8")
-        index = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        index = json.loads(text, object_pairs_hook=once, parse_constant=no_number, parse_float=_finite)
         if "\\ud" in text.lower():  # half of a pair is no text, and cannot be printed
             json.dumps(index, ensure_ascii=False).encode("utf-8")
         return index
@@ -186,20 +186,22 @@ def _shallow(data: Any, left: int) -> bool:
     return left > 0 and all(_shallow(item, left - 1) for item in inner if type(item) in (dict, list))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as `object_pairs_hook`; raises ValueError for a key that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key twice")
     return found
 
 
-def _no_number(text: str) -> NoReturn:
+def no_number(text: str) -> NoReturn:
+    """Refuses NaN and infinity, as `parse_constant`."""
     raise ValueError(f"{text} is no number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _no_number(text)
+    return number if math.isfinite(number) else no_number(text)
 
 
 def canonical(data: Any) -> bytes:

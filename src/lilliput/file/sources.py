@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lilliput import entropy
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Reader
+from lilliput.file.index import no_number, once
 from lilliput.file.names import ATTRIBUTE, apart
 
 SAFETENSORS = ".safetensors"
@@ -194,7 +195,7 @@ class Safetensors(Source):
         if data[:1] != b"{":
             raise self._refused("the header does not begin with {")
         try:
-            return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+            return json.loads(data.decode(), object_pairs_hook=once, parse_constant=no_number)
         except (ValueError, RecursionError) as error:
             raise self._refused(f"the header cannot be read: {str(error)[:100]}") from None
 
@@ -397,17 +398,6 @@ def _is_size(shape: list[int], bits: int, size: int) -> bool:
 
 def _naturals(data: Any) -> TypeGuard[list[int]]:
     return isinstance(data, list) and all(type(n) is int and n >= 0 for n in data)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key twice")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
 
 
 def _remedy(path: Path) -> str:

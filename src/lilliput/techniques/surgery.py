@@ -97,7 +97,7 @@ def dispensable(run: Run, unit: str) -> Sequence[Dispensable]:
         )
 
     only_by_doing(run, "which blocks go is only found by running the network without each")
-    found = run.ask(("dispensable", unit), compute).data
+    found = run.ask(("dispensable", unit, fingerprint(run.example)), compute).data
     return [Dispensable(path, change, LeaveOut(**by)) for path, change, by in found]
 
 
