@@ -95,6 +95,26 @@ def test_a_fork_goes_on_by_itself() -> None:
     assert torch.equal(read(fork.model, "2.bias"), read(driver.model, "2.bias") + 1)
 
 
+class Cached(nn.Module):
+    """Keeps a table that its first call makes, on which no answer depends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(16, 4), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.table = torch.ones(4) if self.table is None else self.table
+        return self.layer(x) * self.table
+
+
+def test_a_fork_puts_back_what_its_own_runs_left() -> None:
+    driver = begin(lp.Task(Cached().eval(), calibrate=[X]), OnnxRuntime(), Store(), silent)[0]
+    fork = driver.fork()
+    assert driver.model.table is not None and fork.model.table is not None
+    fork.settle()
+    assert fork.model.table is None and driver.model.table is not None
+
+
 def test_a_dry_run_takes_what_is_rough() -> None:
     from lilliput.engine.plan import Plan
 

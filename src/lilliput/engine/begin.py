@@ -79,20 +79,25 @@ def begin(
     if judges:
         kinds(task, driver)
     try_out(driver, recipe, task.metric if judges else None)
-    rung = driver.view().rung
-    if builds and rung != "whole":
-        problems = driver.view().problems
-        first = next(iter(problems.items()))
-        raise CaptureError(
-            f"the model could be captured only by {rung}, so {target.name} cannot run it",
-            where=first[0] or type(task.model).__name__,
-            why=first[1],
-            next="rewrite what fails, or compress the submodule that holds the weights",
-        )
+    if builds:
+        _check_whole(driver)
     check_precision(driver, task)
     if task.baseline is not None:
         _check_baseline(task.baseline, driver)
     return driver, checked["evaluate"]
+
+
+def _check_whole(driver: Driver) -> None:
+    """Refuse a model that can be captured in parts alone: no runtime is given its parts."""
+    view = driver.view()
+    if view.rung != "whole":
+        where, why = next(iter(view.problems.items()))
+        raise CaptureError(
+            f"the model could be captured only by {view.rung}, so {driver.target.name} cannot run it",
+            where=where or type(driver.model).__name__,
+            why=why,
+            next="rewrite what fails, compress the submodule that holds the weights, or use lilliput.apply",
+        )
 
 
 def _named(batches: Batches | None, most: int) -> Iterator[tuple[str, Inputs]]:

@@ -71,7 +71,10 @@ class Driver:
     def fork(self) -> Driver:
         self.settle()
         model = as_it_stands(self.model)
-        return replace(self, model=model, before=Snapshot(model), told=self.told.copy(), _views=dict(self._views))
+        other = replace(self, model=model, before=Snapshot(model), told=self.told.copy(), _views=dict(self._views))
+        for one in (self, other):
+            one.warm(self._kept)
+        return other
 
     def warm(self, kept: Iterable[str]) -> None:
         """Run the model once where it keeps something of its runs, so that it is captured with that; see `settle`."""
