@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.targets import OnnxRuntime as OnnxRuntime
     from lilliput.targets import OpenVino as OpenVino
     from lilliput.task import Task as Task
+    from lilliput.techniques.assignment import Assignment as Assignment
     from lilliput.techniques.distill import Attention as Attention
     from lilliput.techniques.distill import Correlation as Correlation
     from lilliput.techniques.distill import Decoupled as Decoupled
@@ -106,6 +107,7 @@ _PLACES = {
     "open": "verbs",
     "OpenVino": "targets",
     "Percentile": "techniques.ranges",
+    "Assignment": "techniques.assignment",
     "Prune": "techniques.prune",
     "Quantiles": "techniques.ranges",
     "Quantize": "techniques.quantize",

@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,11 +63,45 @@ def from_plain(data: Any, kinds: Mapping[str, type], where: str = "") -> Any:
     for key in fields:
         if key not in known:
             raise RecipeError(f"{kind} has no field {key!r}", where=where, next=nearest(key, known))
-    values = {key: from_plain(value, kinds, f"{where}.{key}" if where else key) for key, value in fields.items()}
+    values = {key: _field(cls, key, value, kinds, f"{where}.{key}" if where else key) for key, value in fields.items()}
     try:
         return cls(**values)
     except TypeError as error:
         raise RecipeError(f"{kind} cannot be made from these fields", where=where, why=str(error)) from error
+
+
+def _field(cls: type, key: str, value: Any, kinds: Mapping[str, type], where: str) -> Any:
+    """What a field holds: a table without `kind` is one by name, where the field takes such."""
+    if isinstance(value, dict) and "kind" not in value and Mapping in _options(_hints(cls)[key]):
+        return {name: from_plain(item, kinds, f"{where}.{name}") for name, item in value.items()}
+    return from_plain(value, kinds, where)
+
+
+def to_toml(value: Any) -> str:
+    """Plain data as one line of TOML, which has no null: what is None is the word ``"float"``.
+
+    >>> to_toml({"kind": "Int", "bits": 4, "a.b": [True, None]})
+    '{kind = "Int", bits = 4, "a.b" = [true, "float"]}'
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{toml_key(key)} = {to_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(to_toml, value)) + "]"
+    return json.dumps("float" if value is None else value, ensure_ascii=False)  # the rest is written alike
+
+
+def toml_of(path: str | Path, what: str) -> str:
+    """The text of a TOML file; raises RecipeError, which says what it was to be, where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"the {what} cannot be read", where=str(path), why=error.strerror or "") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"the {what} is no text", where=str(path), next="give a TOML file") from None
+
+
+def toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
 def check_types(thing: Any, where: str) -> None:
@@ -85,6 +121,12 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
+def _options(hint: Any) -> tuple[Any, ...]:
+    """What a declared type offers: the classes of a union."""
+    held = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(get_origin(option) or option for option in held)
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
@@ -92,6 +134,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, Mapping)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lilliput.encodings import ENCODINGS
 from lilliput.errors import RecipeError
-from lilliput.plain import check_types, from_plain, to_plain
+from lilliput.plain import check_types, from_plain, to_plain, to_toml, toml_of
 from lilliput.techniques.combinations import FITS
 from lilliput.techniques.distill import TERMS
 from lilliput.techniques.equalize import Equalize
@@ -65,7 +65,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as a TOML document: one ``[[steps]]`` table each."""
         blocks = [
-            "\n".join(["[[steps]]", *(f"{k} = {_toml(v)}" for k, v in to_plain(step).items())]) for step in self.steps
+            "\n".join(["[[steps]]", *(f"{k} = {to_toml(v)}" for k, v in to_plain(step).items())]) for step in self.steps
         ]
         return "\n\n".join(blocks) + "\n"
 
@@ -83,12 +83,7 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
-        try:
-            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError("the recipe cannot be read", where=str(path), why=error.strerror or "") from None
-        except UnicodeDecodeError:
-            raise RecipeError("the recipe is no text", where=str(path), next="give a TOML file") from None
+        return cls.from_toml(toml_of(path, "recipe"))
 
 
 def _check_order(before: tuple[Technique, ...], step: Technique) -> None:
@@ -100,15 +95,3 @@ def _check_order(before: tuple[Technique, ...], step: Technique) -> None:
                 why=f"it would make the {stale} stale that the earlier step found",
                 next=f"put {type(earlier).__name__} last, or join the two steps",
             )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)

@@ -22,7 +22,7 @@ from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import Built, build
 from lilliput.engine.paying import paying
-from lilliput.engine.resume import check_same, conditions
+from lilliput.engine.resume import RECORD, check_same, conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
@@ -241,7 +241,7 @@ def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, pr
     driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
     given, recipe = recipe, recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
-        work / "run.json",
+        work / RECORD,
         {
             "recipe": digest(list(recipe.steps)),
             "model": driver.state.base,

@@ -41,7 +41,7 @@ from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
 from lilliput.model.inputs import Inputs
 from lilliput.targets import onnx_file
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 
 MOMENTS = [
     ("run.json", "write"),

@@ -22,7 +22,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver, silent
 from lilliput.engine.store import Store
 from lilliput.measure import Noise
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 from lilliput.task import Batches
 from lilliput.techniques.encode import prepare
 

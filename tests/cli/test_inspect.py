@@ -18,7 +18,7 @@ import lilliput as lp
 from lilliput.cli.app import app
 from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 
 
 @pytest.fixture(scope="module")

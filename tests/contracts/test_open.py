@@ -33,7 +33,7 @@ from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import restored
 from lilliput.progress import silent
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 

@@ -27,8 +27,9 @@ from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
 from lilliput.progress import silent
 from lilliput.report.layers import layers
-from lilliput.targets import placing
+from lilliput.targets.kernels import integers
 from lilliput.techniques.quantize import for_weight
+from lilliput.techniques.run import Wanted
 
 ORT = lp.OnnxRuntime(threads=1, seconds=5)
 OPENVINO = lp.OpenVino(threads=1, seconds=5)
@@ -124,13 +125,14 @@ def test_what_each_layer_reads_is_encoded_or_told(name: str, values: Encoding, b
     view, known = begun.view(), shapes(begun.model)
     for weights in WEIGHTS:
         encodings = {path: for_weight(weights, calls[0], known[path]) for path, calls in view.weights.items()}
-        placed = TARGETS[name].place(view, values.for_value(), {path: x for path, x in encodings.items() if x})
+        encoded = {path: x for path, x in encodings.items() if x}
+        placed = TARGETS[name].place(view, Wanted(dict.fromkeys(encoded, values.for_value()), encoded))
         names = {place.value for place in placed.values}
         for path, (call, *_) in view.weights.items():
             told = "stays float" in placed.left.get(path, "")
             assert (reads_encoded(view, call, names) != told) is (call.op != "embedding"), (weights, path)
         assert "no name" in placed.left["multihead.in_proj_weight"]
-        kernels = isinstance(weights, lp.Int | lp.Fixed) and placing.integers(encodings["wide.weight"])
+        kernels = isinstance(weights, lp.Int | lp.Fixed) and integers(encodings["wide.weight"])
         if not kernels and not (
             name == "tensorrt" and getattr(values, "dynamic", False) and isinstance(values, lp.Int)
         ):

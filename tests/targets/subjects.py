@@ -19,7 +19,7 @@ from lilliput.engine.store import Store
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.signature import Signature
 from lilliput.targets import Target
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 from lilliput.task import Batches
 from lilliput.techniques.technique import Technique
 

@@ -26,7 +26,7 @@ from lilliput.model.carrier import encoded_tensors, tensors
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.values import value_encodings
 from lilliput.progress import silent
-from lilliput.targets.placing import exact_here
+from lilliput.targets.kernels import exact_here
 from lilliput.techniques.distill import Hint, Response, Term
 from lilliput.techniques.finetune import Finetune
 

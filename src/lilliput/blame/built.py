@@ -21,7 +21,7 @@ from lilliput.model.signature import Signature
 from lilliput.model.values import tapped, value_encodings
 from lilliput.outputs import flatten_outputs
 from lilliput.task import ask
-from lilliput.techniques.run import Answer
+from lilliput.techniques.run import Answer, Wanted
 
 Runner = Callable[..., Any]
 
@@ -87,7 +87,9 @@ def _left_out(case: Case, place: Place) -> Place:
     wanted = {
         placed.value
         for encoding in {encoder.encoding for encoder in encoders.values() if isinstance(encoder.encoding, Int)}
-        for placed in case.driver.target.place(case.driver.view(), encoding, weights).values
+        for placed in case.driver.target.place(
+            case.driver.view(), Wanted(dict.fromkeys(weights, encoding), weights)
+        ).values
     }
     return replace(place, weight=None, bias=None, values=tuple(name for name in place.values if name in wanted))
 

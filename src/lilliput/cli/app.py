@@ -11,6 +11,7 @@ from lilliput import __version__
 from lilliput.cli.characters import show_what_can_be_shown
 from lilliput.cli.check import check_command
 from lilliput.cli.checkpoint import pack_command, unpack_command
+from lilliput.cli.clean import clean_command
 from lilliput.cli.diagnose import diagnose_command
 from lilliput.cli.exits import DONE, OUTCOMES, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
@@ -128,3 +129,4 @@ app.command("export")(export_command)
 app.command("check")(check_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
+app.command("clean")(clean_command)

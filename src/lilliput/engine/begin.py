@@ -28,6 +28,7 @@ from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Batches, Task, ask, check_clusters, check_like, checked_example
+from lilliput.techniques.technique import Technique
 from lilliput.training.lessons import Lessons
 
 
@@ -155,10 +156,20 @@ _CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that
 def follow(recipe: Recipe, driver: Driver) -> None:
     """Apply the steps in order; a recipe that changes no layer is an error."""
     check_followed(recipe, driver)
-    for step in recipe.steps:
+    for step in stepped(recipe, driver):
         step.apply(driver)
     check_changed(driver)
     check_carried(driver)
+
+
+def stepped(recipe: Recipe, driver: Driver) -> Iterator[Technique]:
+    """The steps, one after the other; the network before its numbers are rounded stays where a later one needs it."""
+    for step, later in zip(recipe.steps, (*recipe.steps[1:], None), strict=True):
+        if not step.rounds:
+            driver.kept = None
+        driver.keeps = step.rounds and later is not None and later.rounds
+        yield step
+    driver.kept = None
 
 
 def check_followed(recipe: Recipe, driver: Driver) -> None:

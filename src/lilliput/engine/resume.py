@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 
 from lilliput.disk import whole_file
-from lilliput.errors import ResumeError
+from lilliput.errors import InputError, ResumeError
 from lilliput.measure import environment
 from lilliput.plain import digest
 from lilliput.registry import additions
 from lilliput.targets import Target
 
 _WRITERS = ("constriction", "onnx-ir", "onnxscript", "zstandard")  # their versions decide bytes of what is written
+RECORD = "run.json"  # in the folder of work: what the run is made of
 _TOLD = 4  # differences; on another machine there are many
 
 
@@ -64,6 +66,29 @@ def check_same(record: Path, run: Mapping[str, Any]) -> None:
             why="; ".join(told[:_TOLD] + more),
             next=f"{again}choose another folder, or delete this one to start afresh",
         )
+
+
+def clean(folder: Path, *, unfinished: bool = False) -> int:
+    """Remove what the run in `folder` has remembered, its results aside; the bytes that this gives back.
+
+    Raises InputError for a folder without a run, and, unless `unfinished`, for one whose run has not ended.
+    """
+    work = folder / "work"
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=str(folder), next="name the folder that a run wrote into")
+    if not work.exists():
+        return 0
+    if not (work / RECORD).exists():
+        raise InputError("is no folder of a run", where=str(folder), why=f"work/{RECORD} is not in it")
+    if not (folder / "report.json").exists() and not unfinished:
+        raise InputError(
+            "holds a run that was cut off, which goes on where it was when it is begun again",
+            where=str(folder),
+            next="let it end, or give --unfinished to begin anew",
+        )
+    freed = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    shutil.rmtree(work)
+    return freed
 
 
 def _earlier(record: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lilliput.engine.tried import Tried
 from lilliput.model.capture import capture
 from lilliput.model.copies import as_it_stands, private_copy
 from lilliput.model.edit import Edit
-from lilliput.model.edits import State, Step
+from lilliput.model.edits import EncodeTensor, EncodeValue, State, Step
 from lilliput.model.identity import model_digest
 from lilliput.model.inputs import Dynamic, Inputs
 from lilliput.model.snapshot import Snapshot
@@ -51,6 +51,8 @@ class Driver:
     evaluate: Batches | None = None  # on which builds are compared too, where there are no other samples
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     plan: Plan | None = None  # of a dry run
+    keeps: bool = False  # the network before its numbers are rounded, for a later step asks what flowed there
+    kept: Driver | None = None
     tried: Tried | None = None  # on the target, in place of its own recipe; None where the recipe is the user's
     _views: dict[str, View] = field(default_factory=dict)
     _kept: frozenset[str] = frozenset()  # paths of what runs change in the model, which is of no consequence
@@ -102,6 +104,10 @@ class Driver:
     def digest(self) -> str:
         return digest(self.environment, self.state.digest)
 
+    @property
+    def floats(self) -> Driver:
+        return self.kept or self
+
     def view(self) -> View:
         if self.state.digest not in self._views:
             probes = () if self._views else self.probes
@@ -120,14 +126,18 @@ class Driver:
     ) -> Answer:
         if self.plan is not None and rough is not None:
             return self.plan.taken(rough())
-        known = (
-            self.environment,
-            self.state.digest if model else None,
-            self.calibrate.digest if data and self.calibrate is not None else None,
-        )
-        return self.store.answer((*question, *known), compute, lambda found: lasting)
+        return self.store.answer(self._question(question, model, data), compute, lambda found: lasting)
+
+    def known(self, question: Sequence[Any], *, model: bool = True, data: bool = True) -> Answer | None:
+        return self.store.known(self._question(question, model, data))
+
+    def _question(self, question: Sequence[Any], model: bool, data: bool) -> tuple[Any, ...]:
+        batches = self.calibrate.digest if data and self.calibrate is not None else None
+        return (*question, self.environment, self.state.digest if model else None, batches)
 
     def apply(self, edit: Edit, tensors: Mapping[str, Tensor]) -> None:
+        if self.keeps and self.kept is None and isinstance(edit, EncodeTensor | EncodeValue):
+            self.kept = self.fork()
         step = Step(edit, dict(tensors))
         self.told.follow(edit)
         edit.apply(self.model, step.tensors)

@@ -6,6 +6,7 @@ A killed run is resumed by asking again: what was answered is not computed twice
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from lilliput.model.arrays import to_array, to_tensor
 from lilliput.plain import digest
 from lilliput.techniques.run import Answer
 
+MOST = 64 << 20  # bytes of tensors held in memory
+
 
 class Store:
-    """Answers by key; `folder=None` keeps them in memory only."""
+    """Answers by key; `folder=None` keeps them in memory only.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self.memory: dict[str, Answer] = {}
+    Memory holds `most` bytes of tensors, those that were asked for last: what else is asked again is read from disk, or
+    computed again.
+    """
+
+    def __init__(self, folder: Path | None = None, most: int = MOST) -> None:
+        self.folder, self.most = folder, most
+        self._memory: OrderedDict[str, Answer] = OrderedDict()  # the one asked for last is the last
+        self._held = 0
 
     def answer(
         self,
@@ -34,16 +42,31 @@ class Store:
 
         In memory alone where it is not `lasting`: another run is to ask again.
         """
-        key = digest(*question)
-        found = self.memory.get(key) or self._from_disk(key)
+        found = self.known(question)
         if found is None:
-            found = compute()
+            key, found = digest(*question), compute()
             if self.folder is not None and lasting(found):
                 parts = [Part.of(name, to_array(tensor)) for name, tensor in found.tensors.items()]
                 header = {"kind": "answer", "data": json.dumps(found.data)}
                 write(self.folder / f"{key}.answer", header, parts, "fast")
-        self.memory[key] = found
+            self._hold(key, found)
         return found
+
+    def known(self, question: tuple[Any, ...]) -> Answer | None:
+        """The remembered answer to `question`, if there is one."""
+        key = digest(*question)
+        found = self._memory.get(key)
+        if found is not None:
+            self._memory.move_to_end(key)
+        elif (found := self._from_disk(key)) is not None:
+            self._hold(key, found)
+        return found
+
+    def _hold(self, key: str, found: Answer) -> None:
+        self._memory[key] = found
+        self._held += _bytes(found)
+        while self._held > self.most:
+            self._held -= _bytes(self._memory.popitem(last=False)[1])
 
     def _from_disk(self, key: str) -> Answer | None:
         path = None if self.folder is None else self.folder / f"{key}.answer"
@@ -56,3 +79,7 @@ class Store:
         except (FormatError, KeyError, TypeError, ValueError):  # damaged, by a full disk say: compute it again
             path.unlink(missing_ok=True)
             return None
+
+
+def _bytes(found: Answer) -> int:
+    return sum(x.numel() * x.element_size() for x in found.tensors.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -12,6 +12,7 @@ Rung = Literal["whole", "submodule", "module-local"]
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 MULTIPLIES = CONVOLUTIONS | {"linear"}  # ops that multiply an activation by a weight: operand 0 by operand 1
+_PASSING = frozenset({"dropout", "contiguous", "identity", "pad"})
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # by several: one or two a layer and direction, or three
 
 
@@ -45,6 +46,16 @@ class Call:
     def bias(self) -> str | None:
         source = self.reads[2] if self.op in MULTIPLIES and len(self.reads) > 2 else None
         return source.removeprefix("tensor ") if source and source.startswith("tensor ") else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values that it makes: what it returns, and each of what it reads as it alone does."""
+        return (self.value, *(f"{self.value}@{i}" for i in range(len(self.reads)))) if self.value else ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether it gives what it reads: zeros around an image are a convolution's."""
+        return self.op in _PASSING and not (self.op == "pad" and any(self.constants))
 
     @property
     def module(self) -> str:
@@ -83,6 +94,15 @@ class View:
             for path in call.weights:
                 found[path].append(call)
         return found
+
+    def reads_one_of(self, call: Call, values: Container[str]) -> bool:
+        """Whether what a call multiplies is one of these named values: where it reads it, or where it arises."""
+        here: Call | None = call
+        while here is not None and f"{here.value}@0" not in values:
+            here = self.by_id.get(here.reads[0] or "")
+            if here is None or not here.passes:
+                return here is not None and here.value in values
+        return here is not None
 
     def only_reader(self, call: Call) -> Call | None:
         """The one call that reads what `call` returns, if there is just one."""

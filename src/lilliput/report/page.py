@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lilliput.plain import to_toml
 from lilliput.report.blame import blame_section
 from lilliput.report.checks import agreement_tiles, checks, reasons
 from lilliput.report.exact import exactly
@@ -297,7 +297,7 @@ def _loss(value: float | None, largest: float) -> Html:
 
 
 def _recipe(data: Data) -> Html:
-    tables = (["[[steps]]", *(f"{key} = {_toml(x)}" for key, x in step.items())] for step in data["recipe"])
+    tables = (["[[steps]]", *(f"{key} = {to_toml(x)}" for key, x in step.items())] for step in data["recipe"])
     text = "\n\n".join("\n".join(lines) for lines in tables)
     note = el("p", "What is not written here is at its default.")
     return section("Recipe", el("pre", text), note, *_tried(data.get("tried")))
@@ -313,14 +313,6 @@ def _tried(tried: Data | None) -> Iterable[Html]:
         rows = ([cell(row["what"]), number(f"{row['faster']['value']:.2f}×")] for row in tried["rows"])
         yield el("p", f"Tried on the target, and chosen: {tried['chosen']}.")
         yield table(("tried", "#as fast as float"), rows, "Tried")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike
 
 
 def _environment(data: Data) -> Html:

@@ -29,7 +29,7 @@ from lilliput.recipe import Recipe
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Runner, Target
-from lilliput.techniques.run import Placed
+from lilliput.techniques.run import Placed, Wanted
 
 _ROUNDS = 20
 
@@ -94,8 +94,8 @@ class Device(Target):
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return self.builds.prepare(view, root)
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
-        return self.builds.place(view, encoding, weights)
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        return self.builds.place(view, wanted)
 
     def remark(
         self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()

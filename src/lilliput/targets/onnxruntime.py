@@ -5,7 +5,7 @@ What it fuses, and what it makes slower, was measured: docs/onnxruntime.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,12 +19,8 @@ from lilliput.file.session import session
 from lilliput.measure import cpu
 from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.onnx_file import Loaded, OnnxFile, loaded_by
-from lilliput.targets.onnxruntime_operators import operators
-from lilliput.targets.operators import Operator
-from lilliput.targets.placing import (
+from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,
-    Placing,
     at_run_time,
     beyond_kernels,
     eight_bits,
@@ -32,9 +28,13 @@ from lilliput.targets.placing import (
     no_kernel_finds,
     weights_lack,
 )
-from lilliput.targets.simulated import REMARK, operands
+from lilliput.targets.onnx_file import Loaded, OnnxFile, loaded_by
+from lilliput.targets.onnxruntime_operators import operators
+from lilliput.targets.operators import Operator
+from lilliput.targets.placing import Placing
+from lilliput.targets.simulated import REMARK
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.run import Placed
+from lilliput.techniques.run import Placed, Wanted
 
 SAFE_CODE = 63  # of a weight: two products with codes of 255 sum to 32,130, which 16 bits hold
 
@@ -85,24 +85,22 @@ class OnnxRuntime(OnnxFile):
         others = ("*", *(f"!{path}" for path in lstms))
         return Recipe([replace(dynamic, where=tuple(lstms)), replace(static, where=others)])
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
-        if not isinstance(encoding, Uniform):
-            return operands(view, encoding, weights)
-        rules, dynamic = self.required, at_run_time(encoding)
-        if rules is not None and rules.signed and isinstance(encoding, Int):
-            encoding = replace(encoding, symmetric=True)
-        placing = Placing(view, encoding, weights, outputs=True)
-        for call in placing.calls():
-            if rules is not None and dynamic and not rules.dynamic:
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        rules = self.required
+        if rules is not None and rules.signed:
+            wanted = replace(wanted, activations={path: _signed(one) for path, one in wanted.activations.items()})
+        placing = Placing(view, wanted, outputs=True)
+        for call, encoding in placing.calls():
+            if rules is not None and at_run_time(encoding) and not rules.dynamic:
                 placing.leave(call, f"{rules.name} does not take ranges found at run time")
             elif no_kernel_finds(encoding):
-                placing.simulate(call)
-            elif why := _no_kernel(call, encoding) or weights_lack(call, weights) or placing.pays_not(call):
-                placing.lacks(call, why)
+                placing.simulate(call, encoding)
+            elif why := _no_kernel(call, encoding) or weights_lack(call, wanted.weights) or placing.pays_not(call):
+                placing.lacks(call, encoding, why)
             elif call.op in INTEGER_CONVOLUTIONS:
-                placing.convolution(call)
+                placing.convolution(call, encoding)
             else:
-                placing.operand(call)
+                placing.operand(call, encoding)
         placing.additions()
         return placing.placed()
 
@@ -133,6 +131,11 @@ class OnnxRuntime(OnnxFile):
 
     def load(self, built: Path | bytes) -> Loaded:
         return loaded_by(session(built, self.threads_used))
+
+
+def _signed(encoding: Encoding) -> Encoding:
+    """Values that flow as codes around zero."""
+    return replace(encoding, symmetric=True) if isinstance(encoding, Int) else encoding
 
 
 def _no_kernel(call: Call, values: Uniform) -> str:

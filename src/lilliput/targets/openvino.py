@@ -6,7 +6,7 @@ What it runs on integers, and with how many bits it computes the rest, was measu
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.encodings.integer import Uniform
 from lilliput.errors import InputError, nearest, reason
 from lilliput.exporters.profiles import Profile
 from lilliput.model.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
-from lilliput.targets.openvino_operators import operators
-from lilliput.targets.operators import Operator, called
-from lilliput.targets.placing import (
+from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,
-    Placing,
     at_run_time,
     beyond_kernels,
     eight_bits,
@@ -33,9 +28,13 @@ from lilliput.targets.placing import (
     no_kernel_finds,
     weights_lack,
 )
-from lilliput.targets.simulated import REMARK, operands
+from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
+from lilliput.targets.openvino_operators import operators
+from lilliput.targets.operators import Operator, called
+from lilliput.targets.placing import Placing
+from lilliput.targets.simulated import REMARK
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.run import Placed
+from lilliput.techniques.run import Placed, Wanted
 
 _TRACKER = "openvino_telemetry"
 _PRECISIONS = ("f32", "bf16", "f16")
@@ -72,22 +71,20 @@ class OpenVino(OnnxFile):
             return Recipe([Quantize(weights=exact_here(), activations=Int(8))])
         return Recipe([Quantize(weights=exact_here())])
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
+    def place(self, view: View, wanted: Wanted) -> Placed:
         """Of what is dynamic nothing: beside int8 weights alone the runtime itself rounds what a linear layer reads."""
-        if not isinstance(encoding, Uniform):
-            return operands(view, encoding, weights)
-        placing = Placing(view, encoding, weights, outputs=False)
-        for call in placing.calls():
+        placing = Placing(view, wanted, outputs=False)
+        for call, encoding in placing.calls():
             if no_kernel_finds(encoding):
-                placing.simulate(call)
+                placing.simulate(call, encoding)
             elif at_run_time(encoding):
-                placing.lacks(call, "OpenVINO decides by itself which ranges it finds at run time")
-            elif why := _no_kernel(view, call) or weights_lack(call, weights) or placing.pays_not(call):
-                placing.lacks(call, why)
+                placing.lacks(call, encoding, "OpenVINO decides by itself which ranges it finds at run time")
+            elif why := _no_kernel(view, call) or weights_lack(call, wanted.weights) or placing.pays_not(call):
+                placing.lacks(call, encoding, why)
             elif call.op in INTEGER_CONVOLUTIONS:
-                placing.convolution(call)
+                placing.convolution(call, encoding)
             else:
-                placing.operand(call)
+                placing.operand(call, encoding)
         return placing.placed()
 
     def remark(

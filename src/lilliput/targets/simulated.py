@@ -9,14 +9,14 @@ from lilliput.encodings import Encoding, Tiles
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
 from lilliput.model.view import RECURRENT, Call, View
-from lilliput.targets.placing import hidden, reading
+from lilliput.targets.kernels import hidden, reading
 from lilliput.techniques.run import Placed, Placement
 
 REMARK = "simulated in float: shows accuracy, gains nothing"
 
 
-def operands(view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
-    """What each layer multiplies its encoded weight by, as that layer alone reads it.
+def operands(view: View, activations: Mapping[str, Encoding]) -> Placed:
+    """What each layer multiplies its weight by, as that layer alone reads it, in the format given by the weight.
 
     Groups lie along the channels: axis 1 of a convolution's input, the last of a linear layer's. Where theirs do not
     divide those, the nearest that do are taken, and told.
@@ -24,8 +24,9 @@ def operands(view: View, encoding: Encoding, weights: Mapping[str, Encoding]) ->
     places: list[Placement] = []
     left: dict[str, str] = {}
     told: dict[str, str] = {}
-    group = encoding.group if isinstance(encoding, Grid | Tiles) else None
-    for call, paths in reading(view, weights):
+    for call, paths in reading(view, activations):
+        encoding = activations[paths[0]]
+        group = encoding.group if isinstance(encoding, Grid | Tiles) else None
         why = hidden(call) or ("how wide it is is not known before it runs" if group and call.op in RECURRENT else "")
         if why:
             left |= dict.fromkeys(paths, f"what it reads stays float: {why}")

@@ -22,7 +22,7 @@ from lilliput.model.signature import Signature
 from lilliput.model.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import Operator
-from lilliput.techniques.run import Placed
+from lilliput.techniques.run import Placed, Wanted
 
 Runner = Callable[..., Any]  # called like the module, answers like the module
 
@@ -68,8 +68,8 @@ class Target(ABC):
         """Edits that change how the model is written but not what it computes, wanted before encoding."""
 
     @abstractmethod
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
-        """The values to encode beside `weights`: those with which layers run on integers, where that pays.
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        """The values to encode beside weights: those with which layers run on integers, where that pays.
 
         Of numbers, or beside weights, that no kernel computes with: what each layer reads (`simulated`, `Placing`).
         Whatever is then left in float is told with the reason.

@@ -17,8 +17,9 @@ from lilliput.errors import EncodingError, LilliputError
 from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor, check_encodable
 from lilliput.model.encoded_tensor import EncodedTensor
 from lilliput.model.parameters import held_at, read
+from lilliput.model.values import value_encodings
 from lilliput.techniques.choice import NEAREST, Choice, Fit, JointChoice
-from lilliput.techniques.run import Answer, Placed, Rough, Run
+from lilliput.techniques.run import Answer, Placed, Rough, Run, Wanted
 
 _SAMPLE = 1 << 16  # elements of a tensor by which it is told what fitting all of it takes
 
@@ -29,9 +30,10 @@ def prepare(run: Run) -> None:
         run.apply(edit, given)
 
 
-def place(run: Run, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
+def place(run: Run, activations: Mapping[str, Encoding], weights: Mapping[str, Encoding]) -> Placed:
     """The values that the target wants encoded if `weights` are: what each of their layers reads, or why not."""
-    return run.target.place(run.view(), encoding, weights)
+    flowing = {name: one.encoding for name, one in value_encodings(run.model).items()}
+    return run.target.place(run.view(), Wanted(activations, weights, flowing))
 
 
 def encode(run: Run, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:

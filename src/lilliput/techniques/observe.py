@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from lilliput.model.view import MULTIPLIES, View
 from lilliput.outputs import departure
 from lilliput.progress import Progress
 from lilliput.task import Batches, ask, batch_size
-from lilliput.techniques.encode import within
 from lilliput.techniques.run import Answer, Run
 from lilliput.techniques.statistics import Observe, Statistics
 
@@ -22,15 +22,18 @@ _SAME = 1e-4  # of the largest output: two orders of summing float32 differ by l
 
 
 def statistics(run: Run, wanted: Mapping[str, Observe]) -> dict[str, Statistics]:
-    """What the named values look like over the calibration batches."""
-    batches = batches_of(run, f"{len(wanted)} values that flow")
+    """What the named values look like over the calibration batches, in the network before its numbers were rounded.
 
-    def compute() -> Answer:
-        seen = observed(run.model, run.view(), wanted, batches, run.example, run.progress)
-        return Answer(tensors={f"{name}|{key}": x for name, one in seen.items() for key, x in one.pack().items()})
-
-    packed = run.ask(("statistics", dict(wanted)), compute).tensors
-    return {name: Statistics.unpack(observe, within(packed, name)) for name, observe in wanted.items()}
+    Each is remembered by itself: where another candidate wants others, only those are looked at.
+    """
+    floats, batches = run.floats, batches_of(run, f"{len(wanted)} values that flow")
+    questions = {name: ("statistics", name, observe) for name, observe in wanted.items()}
+    found = {name: floats.known(question) for name, question in questions.items()}
+    new = {name: wanted[name] for name, answer in found.items() if answer is None}
+    seen = observed(floats.model, floats.view(), new, batches, run.example, run.progress) if new else {}
+    for name, one in seen.items():
+        found[name] = floats.ask(questions[name], partial(Answer, tensors=one.pack()))
+    return {name: Statistics.unpack(wanted[name], answer.tensors) for name, answer in found.items() if answer}
 
 
 def batches_of(run: Run, known: str) -> Batches:

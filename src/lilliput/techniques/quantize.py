@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import glob
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,6 +17,7 @@ from lilliput.model.depth import repeated
 from lilliput.model.parameters import encoding_of, read, shapes
 from lilliput.model.values import value_encodings
 from lilliput.model.view import Call, View
+from lilliput.techniques.assignment import Assignment, assigned
 from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
@@ -36,7 +38,7 @@ from lilliput.techniques.run import Placed, Placement, Run, counted
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Technique, used_weights
 from lilliput.techniques.walk import walk
-from lilliput.techniques.where import Where, but, check_where, chosen
+from lilliput.techniques.where import check_where, chosen
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,54 +48,62 @@ class Quantize(Technique):
     Weights alone: ``Quantize(weights=Int(8))``, or ``weights=Levels(16)``, by which they share few numbers. With
     activations whose ranges come from calibration (static): ``activations=Int(8)``; with ranges found at each run
     (dynamic): ``activations=Int(8, dynamic=True)``. What flows into weights that an earlier step has encoded is encoded
-    with the rest, so that bits may differ from layer to layer.
+    with the rest.
+
+    Both may differ from layer to layer: ``weights={"*": Int(8), "encoder.*": Int(4), "head": None}``, by the layers'
+    paths or an `Assignment`; None is float. In ``activations`` a path means what flows into that layer. The name of a
+    value, ``"layer1.0:add#0"``, means that value alone, whatever the target would have encoded.
 
     Activations as a grid of numbers, ``activations=Log(4)`` or ``Tiles(4)``, show what a network would lose by it: no
     runtime computes so, and nothing gets faster. What formats and fits combine is in the guide.
 
-    >>> Quantize(weights=Int(8), activations=Int(8))
-    Quantize(activations=Int())
+    >>> Quantize(weights={"*": Int(8), "fc": Int(4)}, activations=Int(8))
+    Quantize(weights={'*': Int(), 'fc': Int(bits=4)}, activations=Int())
     """
 
-    weights: Encoding | None = Int()
-    activations: Encoding | None = None
+    weights: Encoding | Mapping[str, Encoding | None] | None = Int()
+    activations: Encoding | Mapping[str, Encoding | None] | None = None
     fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how those of activations are found
-    activations_where: Where = "*"  # layers for which activations are encoded; the others have their weights alone
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
+        for field in ("weights", "activations"):
+            if isinstance(given := getattr(self, field), Mapping):
+                object.__setattr__(self, field, Assignment(given))
         if self.weights is None:
             raise RecipeError("Quantize without weights", next="give weights=Int(8), or leave the step out")
-        check(self.weights, self.fit, "weights")
-        check(self.activations, self.calibration, "values")
-        check_rounding(self.weights, self.rounding)
+        for one in _each(self.weights):
+            check(one, self.fit, "weights")
+            check_rounding(one, self.rounding)
+        for one in _each(self.activations):
+            check(one, self.calibration, "values")
 
     @property
     def establishes(self) -> frozenset[str]:
-        if self.activations is None:
-            return frozenset()
-        return frozenset({"values", "ranges"} if self.activations.calibrated else {"values"})
+        flowing = list(_each(self.activations))
+        found = {"values": bool(flowing), "ranges": any(one.calibrated for one in flowing)}
+        return frozenset(name for name, whether in found.items() if whether)
 
     @property
-    def disturbs(self) -> frozenset[str]:
-        return frozenset({"ranges"})
+    def rounds(self) -> bool:
+        return True
 
     @property
     def needs(self) -> Mapping[str, str]:
         if self.rounding is not None:
             return {"calibrate": "give calibrate=, or round to the nearest: rounding=None"}
-        if self.activations is not None and self.activations.calibrated:
+        if "ranges" in self.establishes:
             return {"calibrate": "give calibrate=, or ranges at run time, activations=Int(8, dynamic=True), or none"}
         return {}
 
     def apply(self, run: Run) -> None:
         prepare(run)
-        chosen_weights = self._choose(run)
-        encodings = self._fitting(run, chosen_weights)
+        chosen_weights, asked = self._choose(run)
+        encodings = self._fitting(run, chosen_weights, asked)
         chosen_weights = {path: chosen_weights[path] for path in encodings}
-        placed = Placed() if self.activations is None else self._place(run, encodings)
+        placed = self._place(run, encodings)
         places = placed.values
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrate is not None else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
@@ -111,23 +121,27 @@ class Quantize(Technique):
                 encode_value(run, one.value, encoding, self.calibration.of_value(held, encoding))
             else:
                 encode_value(run, one.value, one.encoding, one.encoding.given())
-        self._tell(run, encodings, placed)
+        self._tell(run, asked, encodings, placed)
 
-    def _fitting(self, run: Run, weights: Mapping[str, Sequence[Call]]) -> dict[str, Encoding]:
+    def _fitting(
+        self, run: Run, weights: Mapping[str, Sequence[Call]], asked: Mapping[str, Encoding | None]
+    ) -> dict[str, Encoding]:
         """How each weight is encoded; one that the groups of a format do not divide is left out, and told."""
         known, found = shapes(run.model), dict[str, Encoding]()
         for path, calls in weights.items():
-            encoding = for_weight(self.weights, calls[0], known[path])
+            encoding = for_weight(asked[path], calls[0], known[path])
             if encoding is None:
-                run.skip(path, f"{self.weights} has groups of one length, which do not divide its inputs")
+                run.skip(path, f"{asked[path]} has groups of one length, which do not divide its inputs")
             else:
                 found[path] = encoding
         return found
 
-    def _tell(self, run: Run, encodings: Mapping[str, Encoding], placed: Placed) -> None:
+    def _tell(
+        self, run: Run, asked: Mapping[str, Encoding | None], encodings: Mapping[str, Encoding], placed: Placed
+    ) -> None:
         """Where something else was done than asked for, or nothing, and why."""
         for path, encoding in encodings.items():
-            if text := _in_place_of(self.weights, encoding):
+            if text := _in_place_of(asked[path], encoding):
                 run.note(path, text)
         for path, text in placed.told.items():
             run.note(path, text)
@@ -196,39 +210,50 @@ class Quantize(Technique):
             rounded = read(run.model, path)
             _shift(run, correct, remembered(run, ("shift", path), lambda: mean_shift(exact, rounded, stop)))
 
-    def _choose(self, run: Run) -> dict[str, list[Call]]:
-        """The tensors to encode, with the calls that use them; all others are reported with a reason."""
+    def _choose(self, run: Run) -> tuple[dict[str, list[Call]], dict[str, Encoding | None]]:
+        """The tensors to encode, with the calls that use them, and how; all others are reported with a reason."""
         weights, known = used_weights(run), shapes(run.model)
         check_where(self.where, list(weights))
         for path in known:
             if len(known[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if chosen(path, self.where)}
-        earlier = _encoded(run)
-        for path in [path for path in weights if path not in picked and path not in earlier]:
-            run.skip(path, f"left out by where={self.where!r}")
-        return picked
+        asked, earlier = self._asked(run, picked), _encoded(run)
+        assigned(self.weights).check("weights", [*weights, *known])
+        for path in [path for path in weights if asked.get(path) is None and path not in earlier]:
+            told = f"left out by where={self.where!r}" if path not in picked else "left in float by weights="
+            run.skip(path, told)
+        return {path: calls for path, calls in picked.items() if asked[path] is not None}, asked
+
+    def _asked(self, run: Run, paths: Iterable[str]) -> dict[str, Encoding | None]:
+        """How each weight is to be encoded."""
+        rule, ties = assigned(self.weights), {path: tie for tie in run.view().ties for path in tie}
+        return {path: rule.of_tie(ties.get(path, (path,))) for path in paths}
 
     def _place(self, run: Run, encodings: Mapping[str, Encoding]) -> Placed:
         """What flows into these weights, and into those that an earlier step has encoded by themselves."""
-        assert self.activations is not None
-        readers, flowing = run.view().weights, value_encodings(run.model)
+        if self.activations is None:
+            return Placed()
+        view, rule, flowing = run.view(), assigned(self.activations), value_encodings(run.model)
         alone = {
             path: encoding
             for path, encoding in _encoded(run).items()
-            if not any(f"{call.value}@0" in flowing for call in readers[path])
+            if not any(view.reads_one_of(call, flowing) for call in view.weights[path])
         }
         weights = {**alone, **encodings}
-        check_where(self.activations_where, list(weights), "activations_where")
-        wanted = {path: encoding for path, encoding in weights.items() if chosen(path, self.activations_where)}
-        placed = place(run, self.activations.for_value(), wanted)
-        left = {path: "what it reads is left out by activations_where" for path in encodings if path not in wanted}
-        return replace(placed, told={**left, **placed.told})
+        rule.check("activations", [*view.weights, *shapes(run.model)])
+        asked = {path: one.for_value() for path in weights if (one := rule.of_path(path)) is not None}
+        placed = place(run, asked, weights)
+        named = rule.of_values("activations", [name for call in view.calls for name in call.names])
+        own = {name: one and Placement(name, one.for_value()) for name, one in named.items()}
+        values = {**{one.value: one for one in placed.values}, **own}
+        left = {path: "what it reads is left in float by activations=" for path in encodings if path not in asked}
+        return replace(placed, values=[one for one in values.values() if one], told={**left, **placed.told})
 
     def reading_floats(self, paths: Collection[str], layers: Collection[str]) -> Self:
         some = any(chosen(path, self.where) and path not in paths for path in layers)
-        others = ("*", *but(paths))
-        return replace(self, activations_where=others) if some else replace(self, activations=None)
+        rule = {**assigned(self.activations), **dict.fromkeys(map(glob.escape, sorted(paths)))}
+        return replace(self, activations=rule if some and self.activations is not None else None)
 
     def _correctable(self, run: Run, weights: dict[str, list[Call]]) -> dict[str, Call]:
         """Calls whose bias, theirs alone, can take up the mean error of their one weight, by the path of that.
@@ -263,6 +288,11 @@ def _in_place_of(asked: Encoding | None, used: Encoding) -> str:
     group = f"groups of {other.group}: {one.group} do not divide its inputs" if one.group != other.group else ""
     tiles = f"tiles of {other.channels} channels: {one.channels} do not divide them"
     return "; ".join(filter(None, [group, tiles if one.channels != other.channels else ""]))
+
+
+def _each(given: Encoding | Mapping[str, Encoding | None] | None) -> Iterator[Encoding]:
+    """The encodings that are given, for all or by path."""
+    yield from (one for one in (given.values() if isinstance(given, Mapping) else (given,)) if one is not None)
 
 
 def _shift(run: Run, call: Call, shift: Tensor) -> None:

@@ -45,6 +45,15 @@ def only_by_doing(run: Run, why: str) -> None:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """How what flows into layers is to be encoded, by the paths of their weights; and what is encoded already."""
+
+    activations: Mapping[str, Encoding]
+    weights: Mapping[str, Encoding]  # all that are encoded
+    flowing: Mapping[str, Encoding] = field(default_factory=dict)  # values that are, by their names
+
+
+@dataclass(frozen=True)
 class Placement:
     """One value that the target wants encoded: its name, and the value whose range it must share, if any."""
 
@@ -82,8 +91,8 @@ class Runtime(Protocol):
         """Edits that change how the model is written but not what it computes, wanted before encoding."""
         ...
 
-    def place(self, view: View, encoding: Encoding, weights: Mapping[str, Encoding]) -> Placed:
-        """The values to encode beside `weights`: what each of their layers reads, or why not."""
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        """The values to encode: what each of those layers reads, or why not."""
         ...
 
     def timed(self, networks: Mapping[str, nn.Module], example: Inputs, dynamic: Dynamic) -> Latencies:
@@ -132,6 +141,14 @@ class Run(Protocol):
         """Of the model as it stands, and of what results may depend on: versions, threads, processor."""
         ...
 
+    @property
+    def floats(self) -> Run:
+        """The network as it stood before its numbers were rounded: statistics of what flows are taken there.
+
+        Itself, where nothing has rounded them since the last step that changed the network otherwise.
+        """
+        ...
+
     def view(self) -> View:
         """The model as it stands: its calls, what they read, what is tied."""
         ...
@@ -151,6 +168,10 @@ class Run(Protocol):
         It is remembered for the model as it stands unless `model` is false, and for the calibration batches unless
         `data` is. A dry run takes what is `rough` instead. What is not `lasting` is forgotten with the process.
         """
+        ...
+
+    def known(self, question: Sequence[Any], *, model: bool = True, data: bool = True) -> Answer | None:
+        """What `ask` would answer without computing; None where it is not remembered."""
         ...
 
     def apply(self, edit: Edit, tensors: Mapping[str, Tensor]) -> None:

@@ -36,8 +36,8 @@ class Share(Technique):
         return Quantize(weights=weights, fit=self.fit, where=self.where)
 
     @property
-    def disturbs(self) -> frozenset[str]:
-        return self.quantize().disturbs
+    def rounds(self) -> bool:
+        return True
 
     @property
     def needs(self) -> Mapping[str, str]:

@@ -41,6 +41,11 @@ class Technique(ABC):
         return frozenset()
 
     @property
+    def rounds(self) -> bool:
+        """Whether it changes numbers by rounding alone, so that what flowed before tells what flows after it too."""
+        return False
+
+    @property
     def needs(self) -> Mapping[str, str]:
         """Fields of the task without which it cannot be done, each with what to do about it; asked before any step."""
         return {}
