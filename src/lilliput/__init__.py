@@ -42,7 +42,10 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.distill import Response as Response
     from lilliput.techniques.equalize import Equalize as Equalize
     from lilliput.techniques.finetune import Finetune as Finetune
+    from lilliput.techniques.gradual import Gradual as Gradual
+    from lilliput.techniques.group_lasso import GroupLasso as GroupLasso
     from lilliput.techniques.hqq import HQQ as HQQ
+    from lilliput.techniques.plugin import Plugin as Plugin
     from lilliput.techniques.prune import Prune as Prune
     from lilliput.techniques.quantize import Quantize as Quantize
     from lilliput.techniques.ranges import MSE as MSE
@@ -89,6 +92,8 @@ _PLACES = {
     "Float16": "encodings",
     "freeze": "model.carrier",
     "GPTQ": "techniques.rounding",
+    "Gradual": "techniques.gradual",
+    "GroupLasso": "techniques.group_lasso",
     "Hint": "techniques.distill",
     "HQQ": "techniques.hqq",
     "Int": "encodings",
@@ -108,6 +113,7 @@ _PLACES = {
     "OpenVino": "targets",
     "Percentile": "techniques.ranges",
     "Assignment": "techniques.assignment",
+    "Plugin": "techniques.plugin",
     "Prune": "techniques.prune",
     "Quantiles": "techniques.ranges",
     "Quantize": "techniques.quantize",

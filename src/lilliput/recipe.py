@@ -16,6 +16,9 @@ from lilliput.techniques.combinations import FITS
 from lilliput.techniques.distill import TERMS
 from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.gradual import Gradual
+from lilliput.techniques.group_lasso import GroupLasso
+from lilliput.techniques.plugin import Plugin
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.rounding import ROUNDINGS
@@ -31,7 +34,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "Quantize": Quantize,
     "Share": Share,
 }
-KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, SCORES, TERMS)
+PLUGINS: dict[str, type[Plugin]] = {"GroupLasso": GroupLasso, "Gradual": Gradual}
+KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, SCORES, TERMS, PLUGINS)
 
 
 @dataclass(frozen=True, init=False)

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.errors import InputError
 from lilliput.model.identity import identity
-from lilliput.recipe import KINDS, TECHNIQUES
+from lilliput.recipe import KINDS, PLUGINS, TECHNIQUES
 from lilliput.targets import TARGETS, Target
 from lilliput.techniques.combinations import ADDED, FITS
 from lilliput.techniques.distill import TERMS, Term
+from lilliput.techniques.plugin import Plugin
 from lilliput.techniques.ranges import Range
 from lilliput.techniques.rounding import ROUNDINGS, Rounding
 from lilliput.techniques.scalings import SCALINGS, Scaling
@@ -27,6 +28,7 @@ _ROOMS: tuple[tuple[type, MutableMapping[str, Any]], ...] = (
     (Scaling, SCALINGS),
     (Score, SCORES),
     (Term, TERMS),
+    (Plugin, PLUGINS),
     (Target, TARGETS),
 )
 _added = list[type]()
@@ -36,8 +38,9 @@ def register(kind: Kind) -> Kind:
     """Make a class of yours as good as ours: recipes in TOML, files, reports and folders of runs take it by its name.
 
     `kind` is a frozen dataclass, a subclass of one of the base classes here: `Technique`, `Encoding`, `Range` (a fit),
-    `Rounding`, `Scaling`, `Score` (of pruning), `Term` (of distillation), `Target`. Whoever loads a `.lil` that holds
-    such an encoding registers the class first; the graph inside opens without it. Returns `kind`: a decorator.
+    `Rounding`, `Scaling`, `Score` (of pruning), `Term` (of distillation), `Plugin` (of training), `Target`. Whoever
+    loads a `.lil` that holds such an encoding registers the class first; the graph inside opens without it. Returns
+    `kind`: a decorator.
 
     Raises InputError for what is no such class, and for a name that another class has.
 

@@ -188,6 +188,12 @@ def held_scale(scale: Tensor, encoding: Encoding | None) -> Tensor:
     return torch.where(held > 0, held, torch.ones_like(held))
 
 
+def settled_scale(scale: Tensor, encoding: Encoding | None) -> Tensor:
+    """Scales that are learnt, as they will be held: above zero; gradients pass through."""
+    above = torch.where(scale > 0, scale, torch.finfo(scale.dtype).tiny)
+    return above if encoding is None else as_if(held_scale(above.detach(), encoding), above)
+
+
 def bracketed(rows: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The levels next below and next above each element of `rows`; `levels` ascend, [rows or 1, n]."""
     ordered = levels.contiguous()
@@ -226,3 +232,21 @@ def spread(parameter: Tensor, shape: tuple[int, ...], axis: int, group: int, cha
         return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     return parameter.repeat_interleave(group, dim=1).reshape(moved).movedim(0, axis)
+
+
+def gathered(x: Tensor, like: Tensor, axis: int, group: int, channels: int = 1) -> Tensor:
+    """The sums of `x` over the elements that each entry of a parameter is laid out for by `spread`: its gradient.
+
+    >>> gathered(torch.ones(4, 6), torch.zeros(4, 2), 0, 3)[0]
+    tensor([3., 3.])
+    """
+    if like.dim() == 0:
+        return x.sum()
+    rows = x.movedim(axis, 0).reshape(x.shape[axis], -1)
+    sums = rows.reshape(len(rows), -1, group).sum(2) if group else rows.sum(1)
+    return sums if channels == 1 else sums.reshape(-1, channels, *sums.shape[1:]).sum(1)
+
+
+def as_if(value: Tensor, way: Tensor) -> Tensor:
+    """`value`, to the bit, with the gradients of `way`."""
+    return value.detach() + (way - way.detach())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import ClassVar, Union
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Encoding(ABC):
 
     A part is a tensor, or again an encoded tensor (a scale held in half precision, say).
     """
+
+    learnable: ClassVar[tuple[str, ...]] = ()  # the parts that training may learn beside the numbers (`learn`)
 
     @abstractmethod
     def fit(self, x: Tensor) -> dict[str, Tensor]:
@@ -77,6 +80,36 @@ class Encoding(ABC):
         with torch.no_grad():
             nearest = self.represent(kept.detach(), self.parameters(frozen)).decode()
         return kept + (nearest - kept).detach()
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that a code means, in steps of the scale: gradients of scales grow with it."""
+        return 1.0
+
+    def settled(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Learnt parts as they will be stored (scales above zero, levels in order), with gradients of what is given."""
+        return dict(learnt)
+
+    def way(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """What gradients go by in place of rounding `x`; only how it changes counts."""
+        return x
+
+    def learn(self, x: Tensor, parts: Mapping[str, Tensor], count: int) -> Tensor:
+        """`x`, weights or a value that flows, as `parts` represent it, with gradients in it and in learnable parts.
+
+        Those of a part are divided by √(`count` · `reach`) where so many elements share it, so that parts learn about
+        as fast as weights. Source: Esser et al., "Learned Step Size Quantization", 2020, arXiv 1902.08153; with offsets
+        Bhalgat et al., "LSQ+", 2020, arXiv 2004.09576.
+        """
+        pace = 1 / math.sqrt(max(1, count) * self.reach)
+        learnt = {name: part for name, part in parts.items() if part.requires_grad}
+        slowed = {name: part.detach() + pace * (part - part.detach()) for name, part in learnt.items()}
+        given = {**parts, **self.settled(slowed)}
+        with torch.no_grad():
+            fixed = self.represent(x.detach(), {name: part.detach() for name, part in given.items()}).decoded_parts()
+        decoded = self.decode({**fixed, **{name: given[name] for name in learnt}})
+        way = self.way(x, given)
+        return (decoded + (way - way.detach())).to(x.dtype)
 
     def for_weight(self, axis: int | None = None) -> Encoding:
         """This encoding with what it leaves open chosen for a weight; `axis` is that of its channels where known."""

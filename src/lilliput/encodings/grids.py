@@ -10,12 +10,22 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, at_run_time, bracketed, held_bits, held_scale, spread, whole
+from lilliput.encodings.blocks import (
+    Blocked,
+    at_run_time,
+    bracketed,
+    gathered,
+    held_bits,
+    held_scale,
+    settled_scale,
+    spread,
+    whole,
+)
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Exponent8, Scale
 from lilliput.encodings.flowing import ascending
@@ -37,12 +47,28 @@ def _(codes: Tensor, scale: Tensor, table: Sequence[float], axis: int, group: in
     return codes.new_empty(codes.shape, dtype=scale.dtype)
 
 
+def _remember_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    codes, scale, ctx.table, *ctx.where = inputs
+    ctx.save_for_backward(codes, scale)
+
+
+def _to_scale(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
+    codes, scale = ctx.saved_tensors
+    numbers = decode_grid(codes, torch.ones_like(scale), ctx.table, *ctx.where)
+    return None, gathered(grad * numbers, scale, *ctx.where), None, None, None
+
+
+torch.library.register_autograd("lilliput::decode_grid", _to_scale, setup_context=_remember_codes)
+
+
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Grid(Blocked):
     """Each element is one of a few fixed numbers, times the scale of its block.
 
     The scale is found for the least squared error: from several starts, codes and scale by turns.
     """
+
+    learnable: ClassVar[tuple[str, ...]] = ("scale",)
 
     group: int | None = None  # inputs that share a scale; None: a whole channel
     per: Literal["channel", "tensor"] | None = None  # None: "channel"
@@ -139,6 +165,18 @@ class Grid(Blocked):
     def check_value(self, parts: Mapping[str, Tensor]) -> None:
         if parts.keys() != (set() if self.dynamic else {"scale"}):
             raise ValueError("its scale is " + ("found at run time" if self.dynamic else "needed"))
+
+    @property
+    def reach(self) -> float:
+        return float(self.levels.abs().max())
+
+    def settled(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = {"scale": settled_scale(learnt["scale"], self.scale)} if "scale" in learnt else {}
+        return {**learnt, **given}
+
+    def way(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        levels, scale = self.levels, spread(parts["scale"], tuple(x.shape), self.axis, self.group or 0)
+        return (x / scale).clamp(float(levels[0]), float(levels[-1])) * scale.detach()
 
     def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         levels = ascending(self.table())

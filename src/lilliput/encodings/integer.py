@@ -6,12 +6,22 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, at_run_time, held_bits, held_scale, spread, whole
+from lilliput.encodings.blocks import (
+    Blocked,
+    as_if,
+    at_run_time,
+    gathered,
+    held_bits,
+    held_scale,
+    settled_scale,
+    spread,
+    whole,
+)
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Scale
 from lilliput.errors import EncodingError
@@ -30,6 +40,28 @@ def decode_int(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, g
 @decode_int.register_fake
 def _(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, group: int) -> Tensor:
     return codes.new_empty(codes.shape, dtype=scale.dtype)
+
+
+def _remember_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    codes, scale, offset, axis, group = inputs
+    ctx.save_for_backward(codes, scale, offset)
+    ctx.where = axis, group
+
+
+def _to_parameters(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    codes, scale, offset = ctx.saved_tensors
+    shape, centred = tuple(codes.shape), codes.to(scale.dtype)
+    of_scale = of_offset = None
+    if offset is not None:
+        centred = centred - spread(offset.to(scale.dtype), shape, *ctx.where)
+    if ctx.needs_input_grad[1]:
+        of_scale = gathered(grad * centred, scale, *ctx.where)
+    if ctx.needs_input_grad[2]:
+        of_offset = -gathered(grad * spread(scale, shape, *ctx.where), offset, *ctx.where).to(offset.dtype)
+    return None, of_scale, of_offset, None, None
+
+
+torch.library.register_autograd("lilliput::decode_int", _to_parameters, setup_context=_remember_codes)
 
 
 @torch.library.custom_op("lilliput::project_int", mutates_args=())
@@ -133,6 +165,24 @@ class Uniform(Blocked):
         scale, offset = parts["scale"], parts.get("offset")
         return torch.ops.lilliput.decode_int(parts["codes"], scale, offset, self.axis, self.group or 0)  # type: ignore[no-any-return]
 
+    @property
+    def reach(self) -> float:
+        return float(max(map(abs, self.limits)))
+
+    def settled(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = dict(learnt)
+        if "scale" in given:
+            given["scale"] = settled_scale(given["scale"], self.scale)
+        if "offset" in given:
+            given["offset"] = as_if(given["offset"].round().clamp(*self.limits), given["offset"])
+        return given
+
+    def way(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        shape, where = tuple(x.shape), (self.axis, self.group or 0)
+        scale = spread(parts["scale"], shape, *where)
+        offset = spread(parts["offset"].to(scale.dtype), shape, *where) if "offset" in parts else 0.0
+        return (x / scale + offset).clamp(*self.limits) * scale.detach()
+
     def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
         return torch.ops.lilliput.project_int(x, parts["scale"], offset, *self.limits)  # type: ignore[no-any-return]
@@ -160,6 +210,8 @@ class Int(Uniform):
     >>> Int(4).represent(torch.tensor([[-7.0, 3.2, 7.0]])).decode()
     tensor([[-7.,  3.,  7.]])
     """
+
+    learnable: ClassVar[tuple[str, ...]] = ("scale", "offset")
 
     bits: int = 8  # 1 … 8
     group: int | None = None  # inputs that share a scale; None: a whole channel

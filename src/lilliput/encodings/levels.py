@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, bracketed, held_bits, spread, whole
+from lilliput.encodings.blocks import Blocked, as_if, bracketed, held_bits, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 
 _ROUNDS = 40  # of Lloyd's algorithm at most
@@ -20,17 +20,38 @@ _CLIPS = (0.7, 0.5, 0.35, 0.25)  # shares of the range, of which the best is one
 @torch.library.custom_op("lilliput::decode_levels", mutates_args=())
 def decode_levels(codes: Tensor, levels: Tensor, axis: int, group: int) -> Tensor:
     """``levels[codes]``; levels are [n] | [channels, n] | [channels, groups, n]."""
-    shape, n = tuple(codes.shape), levels.shape[-1]
+    place = _places(codes, levels, axis, group)
+    return levels.reshape(-1).index_select(0, place.reshape(-1)).reshape(codes.shape)
+
+
+def _places(codes: Tensor, levels: Tensor, axis: int, group: int) -> Tensor:
+    """Where among all levels, one list after the other, each code points."""
     place = codes.int()
     if levels.dim() > 1:
-        starts = torch.arange(0, levels.numel(), n, dtype=torch.int32, device=codes.device)
-        place = place + spread(starts.reshape(levels.shape[:-1]), shape, axis, group)
-    return levels.reshape(-1).index_select(0, place.reshape(-1)).reshape(shape)
+        starts = torch.arange(0, levels.numel(), levels.shape[-1], dtype=torch.int32, device=codes.device)
+        place = place + spread(starts.reshape(levels.shape[:-1]), tuple(codes.shape), axis, group)
+    return place
 
 
 @decode_levels.register_fake
 def _(codes: Tensor, levels: Tensor, axis: int, group: int) -> Tensor:
     return codes.new_empty(codes.shape, dtype=levels.dtype)
+
+
+def _remember_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    codes, levels, axis, group = inputs
+    ctx.save_for_backward(codes, levels)
+    ctx.where = axis, group
+
+
+def _to_levels(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    codes, levels = ctx.saved_tensors
+    place = _places(codes, levels, *ctx.where).reshape(-1)
+    sums = torch.zeros_like(levels).reshape(-1).index_add(0, place, grad.reshape(-1))
+    return None, sums.reshape(levels.shape), None, None
+
+
+torch.library.register_autograd("lilliput::decode_levels", _to_levels, setup_context=_remember_codes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +66,8 @@ class Levels(Blocked):
     >>> Levels(3).represent(torch.tensor([[-2.0, -2.2, 0.0, 0.1, 5.0, 5.0]])).decode()
     tensor([[-2.1000, -2.1000,  0.0000,  0.0000,  5.0000,  5.0000]])
     """
+
+    learnable: ClassVar[tuple[str, ...]] = ("levels",)
 
     n: int = 16  # 2 … 256
     group: int | None = None  # inputs that have a list of their own; None: a whole channel or tensor
@@ -109,6 +132,18 @@ class Levels(Blocked):
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         return torch.ops.lilliput.decode_levels(parts["codes"], parts["levels"], self.axis, self.group or 0)  # type: ignore[no-any-return]
+
+    def settled(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if "levels" not in learnt:
+            return dict(learnt)
+        levels = learnt["levels"]
+        if self.zero:  # which is one of them, and stays
+            levels = torch.where(levels.detach().abs() == levels.detach().abs().amin(-1, keepdim=True), 0.0, levels)
+        levels = levels.sort(-1).values
+        return {
+            **learnt,
+            "levels": levels if self.held is None else as_if(self.held.represent(levels).decode(), levels),
+        }
 
     def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return bracketed(rows, parameters["levels"].float())

@@ -56,6 +56,20 @@ class Sparse(Encoding):
     def enforce(self, x: Tensor, frozen: Encoded) -> Tensor:
         return x * (frozen.decode() != 0).to(x.dtype)
 
+    @property
+    def learnable(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.values is None else self.values.learnable
+
+    @property
+    def reach(self) -> float:
+        return 1.0 if self.values is None else self.values.reach
+
+    def settled(self, learnt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(learnt) if self.values is None else self.values.settled(learnt)
+
+    def learn(self, x: Tensor, parts: Mapping[str, Tensor], count: int) -> Tensor:
+        return x if self.values is None else self.values.learn(x, parts, count)
+
     def label(self) -> str:
         return "sparse" if self.values is None else f"sparse {self.values.label()}"
 

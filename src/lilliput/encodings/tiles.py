@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lilliput.encodings.blocks import Blocked, bracketed, held_bits, held_scale, spread, whole
+from lilliput.encodings.blocks import Blocked, bracketed, gathered, held_bits, held_scale, spread, whole
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Scale
 from lilliput.encodings.grids import Log
@@ -34,6 +35,20 @@ def _(
     codes: Tensor, scale: Tensor, choice: Tensor, tables: Sequence[float], axis: int, group: int, channels: int
 ) -> Tensor:
     return codes.new_empty(codes.shape, dtype=scale.dtype)
+
+
+def _remember_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    codes, scale, choice, ctx.tables, *ctx.where = inputs
+    ctx.save_for_backward(codes, scale, choice)
+
+
+def _to_scale(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    codes, scale, choice = ctx.saved_tensors
+    numbers = decode_tiles(codes, torch.ones_like(scale), choice, ctx.tables, *ctx.where)
+    return None, gathered(grad * numbers, scale, *ctx.where), None, None, None, None, None
+
+
+torch.library.register_autograd("lilliput::decode_tiles", _to_scale, setup_context=_remember_codes)
 
 
 @dataclass(frozen=True, repr=False)

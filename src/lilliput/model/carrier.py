@@ -291,21 +291,30 @@ def encoded_tensors(root: nn.Module) -> Iterator[tuple[tuple[str, ...], EncodedT
             yield paths, tensor
 
 
-def unfreeze(root: nn.Module) -> nn.Module:
+def unfreeze(root: nn.Module, learn: bool = False) -> nn.Module:
     """Make encoded tensors trainable: each holds a latent parameter whose projection the module sees.
 
-    Do this before the optimizer is built (and before FSDP wraps the module); `freeze` when the training is over.
+    With `learn`, what their encodings name learnable (scales, offsets, levels) is trained too, and that of values that
+    flow. Do this before the optimizer is built (and before FSDP wraps the module); `freeze` when the training is over.
     """
-    for _, tensor in encoded_tensors(root):
-        tensor.unfreeze()
+    for held in _encoding(root):
+        held.unfreeze(learn)  # type: ignore[operator]
     return root
 
 
 def freeze(root: nn.Module) -> nn.Module:
-    """Store the codes of trained tensors again and drop their latent parameters."""
-    for _, tensor in encoded_tensors(root):
-        tensor.freeze()
+    """Store the codes of trained tensors again, and what was learnt beside them; drop their latent parameters."""
+    for held in _encoding(root):
+        held.freeze()  # type: ignore[operator]
     return root
+
+
+def _encoding(root: nn.Module) -> Iterator[nn.Module]:
+    """What holds an encoding: of a tensor, or of a value that flows."""
+    yield from (held for _, held in encoded_tensors(root))
+    for module in root.modules():
+        if getattr(type(module), "encodes_values", False):
+            yield from module._modules[VALUES].children()  # type: ignore[union-attr]
 
 
 def to_dense(root: nn.Module) -> nn.Module:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoded
+from lilliput.encodings import Encoded, Encoding
 from lilliput.errors import EncodingError
 from lilliput.model.duplicate import duplicate
 
@@ -18,7 +19,8 @@ class EncodedTensor(nn.Module):
     """One tensor in its representation; calling it decodes.
 
     Frozen, it holds the parts as buffers. Unfrozen (`unfreeze`), it holds a latent parameter besides, and decodes to
-    the latent's projection; `freeze` stores the codes again.
+    the latent's projection; `freeze` stores the codes again. What else is learnt (scales, levels) is a parameter each
+    in the meantime.
     """
 
     latent: nn.Parameter | None
@@ -47,7 +49,9 @@ class EncodedTensor(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        if self.latent is not None:
+        if self.latent is not None and (parts := learnt_parts(self)):
+            decoded = self._learning(self.latent, parts)
+        elif self.latent is not None:
             decoded = self.encoding.project(self.latent, self.encoded())
         else:
             decoded = self.encoded().decode()
@@ -74,15 +78,26 @@ class EncodedTensor(nn.Module):
         other.write(x)
         return other
 
-    def unfreeze(self) -> None:
+    def _learning(self, latent: Tensor, learnt: dict[str, nn.Parameter]) -> Tensor:
+        frozen = self.encoded()
+        parts = {**self.encoding.parameters(frozen), **learnt}
+        shared = max(1, latent.numel() // max(1, max(part.numel() for part in learnt.values())))
+        return self.encoding.learn(self.encoding.enforce(latent, frozen), parts, shared)
+
+    def unfreeze(self, learn: bool = False) -> None:
+        """Hold what is trained as parameters: the numbers, and if `learn` what the encoding's parts are learnt of."""
         if self.latent is None:
-            self.latent = nn.Parameter(self.encoded().decode().clone(), self.requires_grad)
+            frozen = self.encoded()
+            self.latent = nn.Parameter(frozen.decode().clone(), self.requires_grad)
+            if learn:
+                to_learn(self, self.encoding, self.encoding.parameters(frozen), self.requires_grad)
 
     def freeze(self) -> None:
         if self.latent is not None:
             frozen, latent = self.encoded(), self.latent.detach()
             kept = self.encoding.enforce(latent, frozen)
-            self._hold(self.encoding.represent(kept, self.encoding.parameters(frozen)))
+            parameters = self.encoding.parameters(frozen)
+            self._hold(self.encoding.represent(kept, {**parameters, **learnt(self, self.encoding, parameters)}))
             self.requires_grad, self.latent = self.latent.requires_grad, None
 
     def _hold(self, encoded: Encoded) -> None:
@@ -103,6 +118,33 @@ class EncodedTensor(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.encoding}, shape={tuple(self.shape)}"
+
+
+_LEARNT = "learnt_"  # of the name of a parameter that holds a part while it is learnt, before the part's own
+
+
+def to_learn(module: nn.Module, encoding: Encoding, parts: Mapping[str, Tensor], requires_grad: bool = True) -> None:
+    """Let `module` hold those of `parts` that `encoding` names learnable as parameters, float32."""
+    for name in encoding.learnable:
+        if name in parts and parts[name].numel():
+            held = nn.Parameter(parts[name].detach().float().clone(), requires_grad)
+            held.decays = False  # type: ignore[attr-defined]  # for optimizers: a scale that decays shifts all it scales
+            module.register_parameter(f"{_LEARNT}{name}", held)
+
+
+def learnt_parts(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that hold what is learnt, by the names of the parts."""
+    held = module._parameters.items()
+    return {name.removeprefix(_LEARNT): p for name, p in held if name.startswith(_LEARNT) and p is not None}
+
+
+@torch.no_grad()
+def learnt(module: nn.Module, encoding: Encoding, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was learnt, as it is stored, in the types of `parts`; `module` holds it as parameters no more."""
+    found = encoding.settled({name: p.detach() for name, p in learnt_parts(module).items()})
+    for name in found:
+        del module._parameters[f"{_LEARNT}{name}"]
+    return {name: x.to(parts[name].dtype) for name, x in found.items()}
 
 
 def move_stored(module: nn.Module, fn: Any, recurse: bool) -> None:

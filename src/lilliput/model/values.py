@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from lilliput.encodings import Encoding
 from lilliput.errors import EncodingError
 from lilliput.model.carrier import VALUES, become, encoded_names
-from lilliput.model.encoded_tensor import EncodedTensor, move_stored
+from lilliput.model.encoded_tensor import EncodedTensor, learnt, learnt_parts, move_stored, to_learn
 from lilliput.model.forward import forwarded
 
 _NAME = re.compile(  # a module's own name may hold anything but a dot
@@ -169,7 +169,19 @@ class ValueEncoder(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoding.project_value(x, self.parameters_of_value())
+        parts = self.parameters_of_value()
+        if learning := learnt_parts(self):
+            return self.encoding.learn(x, {**parts, **learning}, x[:1].numel())
+        return self.encoding.project_value(x, parts)
+
+    def unfreeze(self, learn: bool = False) -> None:
+        """If `learn`, hold what the encoding's parts are learnt of as parameters."""
+        if learn and not learnt_parts(self):
+            to_learn(self, self.encoding, self.parameters_of_value())
+
+    def freeze(self) -> None:
+        for name, part in learnt(self, self.encoding, self.parameters_of_value()).items():
+            self._buffers[name] = part
 
     def extra_repr(self) -> str:
         return f"{self.name}: {self.encoding}"

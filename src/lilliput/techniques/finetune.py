@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from lilliput.errors import InputError, RecipeError, nearest
 from lilliput.techniques.distill import Term
+from lilliput.techniques.plugin import Plugin
 from lilliput.techniques.run import Run
 from lilliput.techniques.technique import Technique
 
@@ -42,8 +43,10 @@ class Finetune(Technique):
     ema: float | None = None  # decay of the moving average that is kept instead of the last weights, such as 0.999
     patience: int | None = None  # epochs without a better validation loss before it stops; the best epoch is kept
     reestimate: bool = False  # the statistics of batch normalisations over the training batches, at the end
+    learn_encodings: bool = False  # scales, offsets and levels too, of weights and values that flow (LSQ)
     labels: float = 1.0  # weight of the task's loss beside `distill`; 0 leaves it out
     distill: tuple[Term, ...] = ()
+    plugins: tuple[Plugin, ...] = ()  # what is done beside: GroupLasso, Gradual, a class of yours
     save_teacher: bool = False  # ask the teachers once, and read their outputs afterwards; not with random changes
     shard: bool = False  # of several processes each holds a part of the model (FSDP2); then no checkpoints are kept
     seed: int = 0
@@ -57,6 +60,8 @@ class Finetune(Technique):
             (self.accumulate < 1, f"steps of {self.accumulate} batches", "give at least one"),
             (self.ema is not None and not 0 < self.ema < 1, f"a moving average of {self.ema}", "give a decay as 0.999"),
             (self.patience is not None and self.patience < 1, f"a patience of {self.patience}", "give at least one"),
+            (self.learn_encodings and self.shard, "encodings learnt in shards", "leave one of both out"),
+            (bool(self.plugins) and self.shard, "plug-ins over shards", "leave one of both out"),
             (self.labels == 0 and not self.distill, "no loss at all", "give distill= or labels=1"),
         ):
             if wrong:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.errors import FormatError
+from lilliput.errors import FormatError, reason
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.arrays import to_array, to_tensor
 
@@ -38,6 +38,18 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     assert isinstance(restored, dict)
     return restored
+
+
+def storable_state(state: Any) -> str:
+    """Why `save` could not write nested data; empty where it could."""
+    tensors: list[Tensor] = []
+    try:
+        json.dumps(_plain(state, tensors), allow_nan=False)
+        for x in tensors:
+            to_array(x)
+    except (TypeError, ValueError, RuntimeError, FormatError) as error:
+        return reason(error)
+    return ""
 
 
 def _plain(thing: Any, tensors: list[Tensor]) -> Any:

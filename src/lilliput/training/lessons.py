@@ -6,6 +6,7 @@ import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from lilliput.errors import InputError
 from lilliput.file.lil import save
 from lilliput.model.carrier import tensors
+from lilliput.model.coupling import Group, coupling
 from lilliput.model.duplicate import duplicate
 from lilliput.model.edits import Train
 from lilliput.model.identity import identity, model_digest
 from lilliput.model.inputs import Inputs
 from lilliput.plain import digest, short_repr
 from lilliput.progress import Progress
-from lilliput.task import Task
+from lilliput.task import Task, checked_example
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.training import rehearsal
@@ -43,6 +45,7 @@ class Lessons:
     validate: Iterable[Any] | None
     teachers: Sequence[nn.Module]
     judged: Iterable[Any] | None = None  # inputs that the result is judged by
+    coupled: Callable[[nn.Module], Sequence[Group]] = lambda model: ()  # what can only be removed together in it
 
     @classmethod
     def of(cls, task: Task, default: nn.Module | None = None) -> Lessons | None:
@@ -51,7 +54,11 @@ class Lessons:
             return None
         named = [task.teacher] if isinstance(task.teacher, nn.Module) else list(task.teacher or ())
         teachers = named or ([] if default is None else [default])
-        return cls(task.train, task.loss, task.validate, teachers, task.evaluate)
+
+        def coupled(model: nn.Module) -> Sequence[Group]:
+            return coupling(model, checked_example(task)[0]).groups
+
+        return cls(task.train, task.loss, task.validate, teachers, task.evaluate, coupled)
 
     def rehearse(self, run: Run, step: Finetune) -> float:
         """Try the training on one batch, without a step; the seconds that a batch takes.
@@ -62,7 +69,9 @@ class Lessons:
         def compute() -> Answer:
             run.progress("trying the training", 0, 1)
             teachers = list(self.teachers)
-            taken_s = rehearsal.rehearse(run.model, step, self.train, self.loss, self.validate, teachers)
+            taken_s = rehearsal.rehearse(
+                run.model, step, self.train, self.loss, self.validate, teachers, partial(self.coupled, run.model)
+            )
             run.progress("trying the training", 1, 1)
             return Answer(taken_s)
 
@@ -123,7 +132,8 @@ def learn(
     teachers = [model_digest(teacher) for teacher in lessons.teachers] if step.distill else []
     loss = identity(lessons.loss)
     still = [paths[0] for paths, held in tensors(model).items() if not held.requires_grad]
-    question = ("train", step, feed.digest, validate.digest if validate else "", teachers, loss, still)
+    code = [identity(type(plugin)) for plugin in step.plugins]
+    question = ("train", step, feed.digest, validate.digest if validate else "", teachers, loss, still, *code)
     how = digest(*question, kept.conditions)
     place = None if kept.folder is None else kept.folder / f"{how}.training"
 
@@ -134,7 +144,11 @@ def learn(
             if step.save_teacher and step.distill:
                 answers = folder / f"{key}.teachers"
                 _save_teachers(answers, key, step, lessons, feed, progress)
-            material = Material(feed, lessons.loss, validate, tuple(lessons.teachers), answers, key)
+            material = Material(
+                *(feed, lessons.loss, validate, tuple(lessons.teachers)),
+                answers=None if answers is None else (answers, key),
+                coupled=partial(lessons.coupled, model),
+            )
             work = duplicate(model)
             try:
                 history = train(work, step, material, place=place, progress=progress)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,24 @@ from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
 from lilliput.model.carrier import freeze, unfreeze
+from lilliput.model.coupling import Group
 from lilliput.model.duplicate import apart_buffers, duplicate
 from lilliput.model.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
 from lilliput.progress import Progress, silent
 from lilliput.task import fingerprint
-from lilliput.techniques.distill import Seen, check_taps
 from lilliput.techniques.finetune import Finetune
+from lilliput.techniques.plugin import Moment
 from lilliput.training import checkpoint
-from lilliput.training.data import Feed, check_classes, labels_of
+from lilliput.training.data import Feed, check_classes
+from lilliput.training.distilling import Distilling, check_terms
 from lilliput.training.gradients import to_learn_from, without_gradients
+from lilliput.training.hooks import Hook, Plugged
 from lilliput.training.memory import enough_memory, starved
 from lilliput.training.norms import averaging
 from lilliput.training.optimizers import Average, factor, norm_of, optimizer
-from lilliput.training.processes import accelerator_for, agree, mean, on_device, shard, share, together, whole_state
-from lilliput.training.teachers import Live, Saved, Watcher
+from lilliput.training.processes import accelerator_for, agree, mean, shard, share, together, whole_state
 
 Loss = Callable[[Any, Any], Tensor]
 SAVE_S = 60.0  # seconds between two checkpoints within an epoch
@@ -48,8 +52,8 @@ class Material:
     loss: Loss | None  # loss(model, batch), a mean over the samples; None: only teachers are followed
     validate: Feed | None = None
     teachers: Sequence[nn.Module] = ()
-    answers: Path | None = None  # of the teachers, saved beforehand
-    answers_key: str = ""
+    answers: tuple[Path, str] | None = None  # of the teachers, saved beforehand, and under which key
+    coupled: Callable[[], Sequence[Group]] = tuple  # what can only be removed together, for plug-ins that ask
 
 
 @dataclass
@@ -107,20 +111,20 @@ class Trainer:
             check_classes(material.train, material.validate)
         if step.patience is not None and material.validate is None:
             raise InputError("patience without validation batches", where="Finetune", next="give validate= in the task")
-        self._check_terms()
+        check_terms(step, model, material.teachers)
         self.accelerator = accelerator_for(step)
         self.sharded = step.shard and self.accelerator.num_processes > 1
         self.place = None if self.sharded else place  # parts of the model lie in other processes
-        self.model = unfreeze(duplicate(model)).to(self.accelerator.device).train()
-        self.watcher = Watcher(self.model, [tap for term in step.distill for tap in term.student_taps])
-        self.teachers = self._teachers()
-        self.projections = self._projections()
+        self.model = unfreeze(duplicate(model), step.learn_encodings).to(self.accelerator.device).train()
+        self.steps = -(-material.train.batches // step.accumulate)  # an epoch
+        self.hooks = [*self._distilling(), *self._plugged()]
+        self.learned = nn.ModuleList(hook.learned for hook in self.hooks)
         if self.sharded:
             shard(self.model, self.accelerator)
-            for part in self.projections.modules():
+            for part in self.learned.modules():
                 if isinstance(part, nn.Linear):
                     shard(part, self.accelerator)
-        trained = [p for p in (*self.model.parameters(), *self.projections.parameters()) if p.requires_grad]
+        trained = [p for p in (*self.model.parameters(), *self.learned.parameters()) if p.requires_grad]
         if not trained:
             raise InputError("no parameter is trainable", where="model", next="set requires_grad")
         self.optimizer = optimizer(step, trained)
@@ -128,7 +132,6 @@ class Trainer:
             self.optimizer = self.accelerator.prepare(self.optimizer)
         self.wrapped = self.model if self.sharded else self.accelerator.prepare(self.model)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.steps = -(-material.train.batches // step.accumulate)  # an epoch
         self.factor = factor(step, self.steps * step.epochs)
         self.average = Average(self.model, step.ema) if step.ema else None
         self.standing, self.good = Standing(), self._weights()
@@ -138,46 +141,32 @@ class Trainer:
 
     # before
 
-    def _check_terms(self) -> None:
-        for term in self.step.distill:
-            if not 0 <= term.teacher < len(self.material.teachers):
-                raise InputError(
-                    f"{type(term).__name__} names teacher {term.teacher}",
-                    where="Finetune",
-                    why=f"there are {len(self.material.teachers)}, counted from 0",
-                )
-            check_taps(self.original, term.student_taps, f"{type(term).__name__}, student")
-            check_taps(self.material.teachers[term.teacher], term.teacher_taps, f"{type(term).__name__}, teacher")
-            if self.step.save_teacher and term.teacher_taps:
-                raise InputError(
-                    f"{type(term).__name__} looks inside the teacher",
-                    next="only outputs are saved: leave save_teacher=",
-                )
-
-    def _teachers(self) -> Live | Saved | None:
+    def _distilling(self) -> Iterator[Hook]:
+        """What makes a student of the model, where terms are given; what they learn is made for the first batch."""
         if not self.step.distill:
-            return None
-        device = self.accelerator.device
-        live = Live([on_device(teacher, device) for teacher in self.material.teachers], self.step.distill)
-        if self.material.answers is None:
-            return live
-        return Saved(self.material.answers, self.material.answers_key, live)
-
-    def _projections(self) -> nn.ModuleList:
-        """What the terms learn besides the student, made for the shapes of the first batch."""
-        held = nn.ModuleList()
-        if self.teachers is None:
-            return held
-        where = f"{self.material.train.field}[0]"
+            return
+        given = (self.material.teachers, self.material.answers, self.accelerator.autocast, self.accelerator.device)
+        hook, where = Distilling(self.step, self.model, *given), f"{self.material.train.field}[0]"
         batch = self._moved(next(self.material.train.epoch(0)), where)
-        watched = (torch.no_grad(), eval_mode(self.model), self.watcher.watching())
-        with together(self.accelerator), watched[0], watched[1], watched[2]:
+        with together(self.accelerator), torch.no_grad(), eval_mode(self.model), hook.watching():
             self._own_loss(self.model, batch, where)
-            student, teachers = self.watcher.seen(where), self._taught()
-        torch.manual_seed(self.step.seed)
-        for term in self.step.distill:
-            held.append(term.projection(student, teachers[term.teacher]) or nn.Identity())
-        return held.to(self.accelerator.device).train()
+            torch.manual_seed(self.step.seed)
+            hook.project(where)
+        hook.learned.to(self.accelerator.device).train()
+        yield hook
+
+    def _plugged(self) -> Iterator[Hook]:
+        for plugin in self.step.plugins:
+            steps = self.steps * self.step.epochs
+            yield Plugged(plugin, Moment(self.model, steps, self.step.epochs, self.material.coupled))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While the model is called: what takes part sees what it needs."""
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.watching())
+            yield
 
     def loss(self, batch: Any, where: str) -> Tensor:
         """The whole loss on a batch as it is read."""
@@ -187,7 +176,7 @@ class Trainer:
         """The loss on the first batch to validate with, which would else fail only after an epoch."""
         feed = self.material.validate
         if feed is not None and not self.standing.history:
-            with torch.no_grad(), eval_mode(self.model), checkpoint.random_state_kept(), self.watcher.watching():
+            with torch.no_grad(), eval_mode(self.model), checkpoint.random_state_kept(), self.watching():
                 self.loss(next(feed.epoch(0)), f"{feed.field}[0]")
 
     # the loop
@@ -196,7 +185,7 @@ class Trainer:
         self._resume()
         self.try_validation()
         try:
-            with self.watcher.watching():
+            with self.watching():
                 while self.standing.epoch < self.step.epochs and not self._patient():
                     self._epoch()
         except Derailed:
@@ -227,6 +216,8 @@ class Trainer:
         self._check_weights()
         standing.history.append({"loss": mean(standing.summed / feed.batches, self.accelerator)})
         standing.epoch, standing.batch, standing.summed = standing.epoch + 1, 0, 0.0
+        for hook in self.hooks:
+            hook.after_epoch()
         self._validate()
         self.good = self._weights()
         self._save()
@@ -271,8 +262,10 @@ class Trainer:
 
     def _step(self, number: int) -> None:
         if self.accelerator.num_processes > 1 and not self.sharded:
-            for p in self.projections.parameters():  # which no wrapper keeps alike in all processes
+            for p in self.learned.parameters():  # which no wrapper keeps alike in all processes
                 p.grad = None if p.grad is None else self.accelerator.reduce(p.grad, "mean")
+        for hook in self.hooks:
+            hook.before_step()
         if self.step.clip is not None:
             self.accelerator.unscale_gradients(self.optimizer)
             held = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -281,24 +274,23 @@ class Trainer:
             group["lr"] = rate * self.factor(number)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for hook in self.hooks:
+            hook.after_step()
         if self.average is not None:
             self.average.update(self.model)
 
     def _loss(self, model: Any, batch: Any, where: str) -> Tensor:
-        """A number, or else Derailed is raised; without teachers the task's alone."""
+        """The task's loss and what is added to it: a number, or else Derailed is raised."""
         with together(self.accelerator):
             own = self._own_loss(model, batch, where)
-            taught = None if self.teachers is None else self._taught()
-            if taught is None and own is not None:
+            for hook in self.hooks:
+                hook.look(where)
+            if own is not None and not self.hooks:
                 return _finite(own, where)
-        assert taught is not None
-        with together(self.accelerator):  # apart, for processes that share a projection out gather it in here
-            student = self.watcher.seen(where)
-            total = student.output.new_zeros(()) if own is None else self.step.labels * own
-            for term, projection in zip(self.step.distill, self.projections, strict=True):
-                given = None if isinstance(projection, nn.Identity) else projection
-                total = total + term.weight * term.loss(student, taught[term.teacher], given, labels_of(batch))
-            return _finite(total, where)
+        with together(self.accelerator):  # apart, for processes that share what hooks learn gather it in here
+            parts = [] if own is None else [self.step.labels * own]
+            parts += [found for hook in self.hooks if (found := hook.loss(batch, where)) is not None]
+            return _finite(functools.reduce(torch.add, parts), where)
 
     def _own_loss(self, model: Any, batch: Any, where: str) -> Tensor | None:
         """The task's loss; without one, the model is run and only watched."""
@@ -317,13 +309,6 @@ class Trainer:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise InputError(f"the loss is {type(loss).__name__}", where="loss", next="return one number, as a tensor")
         return loss.reshape(())
-
-    def _taught(self) -> list[Seen]:
-        assert self.teachers is not None and self.watcher.called is not None
-        with self.accelerator.autocast():
-            found = self.teachers.answer(*self.watcher.called)
-        device = self.accelerator.device
-        return [replace(seen, output=seen.output.to(device)) for seen in found]
 
     def _moved(self, batch: Any, where: str) -> Any:
         processes, part = self.accelerator.num_processes, self.accelerator.process_index
@@ -358,6 +343,8 @@ class Trainer:
             self._restore(self.best)
         elif self.average is not None:
             self.average.give(self.model)
+        for hook in self.hooks:
+            hook.end()
         if self.step.reestimate:
             self._reestimate()
         agree(self.model, self.accelerator)
@@ -366,7 +353,7 @@ class Trainer:
     def _give_back(self) -> None:
         """The trained weights into the model that was given, frozen."""
         whole = whole_state(self.model) if self.sharded else self.model.state_dict()
-        unfreeze(self.original)
+        unfreeze(self.original, self.step.learn_encodings)
         apart_buffers(self.original)
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
@@ -399,7 +386,8 @@ class Trainer:
             {
                 "standing": standing,
                 "model": self.model.state_dict(),
-                "projections": self.projections.state_dict(),
+                "learned": self.learned.state_dict(),
+                "hooks": [hook.state() for hook in self.hooks],
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "average": None if self.average is None else [self.average.updates, self.average.held],
@@ -415,7 +403,9 @@ class Trainer:
             return
         self.standing, self.random = Standing(**state["standing"]), state["random"]
         self.model.load_state_dict(state["model"])
-        self.projections.load_state_dict(state["projections"])
+        self.learned.load_state_dict(state["learned"])
+        for hook, held in zip(self.hooks, state["hooks"], strict=True):
+            hook.restore(held)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

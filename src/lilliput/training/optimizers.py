@@ -32,9 +32,10 @@ def optimizer(step: Finetune, trained: Iterable[nn.Parameter]) -> torch.optim.Op
     kind = known[step.optimizer]
     takes = inspect.signature(kind).parameters
     parameters = list(trained)
+    decay = [getattr(p, "decays", step.decay_all or p.dim() > 1) for p in parameters]
     groups = [
-        {"params": [p for p in parameters if step.decay_all or p.dim() > 1], "weight_decay": step.weight_decay},
-        {"params": [p for p in parameters if not step.decay_all and p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p, one in zip(parameters, decay, strict=True) if one], "weight_decay": step.weight_decay},
+        {"params": [p for p, one in zip(parameters, decay, strict=True) if not one], "weight_decay": 0.0},
     ]
     held = [group for group in groups if group["params"]]
     given: dict[str, Any] = {"lr": step.lr}

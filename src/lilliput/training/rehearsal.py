@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.model.coupling import Group
 from lilliput.task import read_batches
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.checkpoint import random_state_kept
@@ -28,6 +29,7 @@ def rehearse(
     loss: Loss | None,
     validate: Iterable[Any] | None,
     teachers: list[nn.Module],
+    coupled: Callable[[], Sequence[Group]],
 ) -> float:
     """The loss and its gradients on the first batch, and the loss on the first of those to validate with.
 
@@ -39,8 +41,8 @@ def rehearse(
     stops = None if validate is None else _first(validate, "validate", step)
     alone = replace(step, patience=None, shard=False, ema=None)
     with enough_memory(step, feed, lambda: f"{feed.field}[0]"):
-        trainer = Trainer(model, alone, Material(feed, loss, stops, teachers), None)
-        with trainer.watcher.watching(), torch.enable_grad():
+        trainer = Trainer(model, alone, Material(feed, loss, stops, teachers, coupled=coupled), None)
+        with trainer.watching(), torch.enable_grad():
             taken_s = _gradients(trainer, feed)
         trainer.try_validation()
     return taken_s
