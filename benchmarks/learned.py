@@ -76,7 +76,13 @@ def rows() -> Iterator[dict[str, Any]]:
         low, high = scipy.stats.ttest_1samp(gain, 0).confidence_interval(0.95)
         means = {way: statistics.mean(each) for way, each in found.items()}
         row = {"setting": name, "floats": statistics.mean(accuracy(net, digits.test) for net in floats), **means}
-        yield {**row, "gain": statistics.mean(gain), "gain_low": low, "gain_high": high, "seeds": len(SEEDS)}
+        yield {
+            **row,
+            "gain": statistics.mean(gain),
+            "gain_low": float(low),
+            "gain_high": float(high),
+            "seeds": len(SEEDS),
+        }
 
 
 def main() -> None:

@@ -270,10 +270,13 @@ def save(
     dynamic: Dynamic | None = None,
     target: str | Target = "onnxruntime",
     assets: Mapping[str, str | Path | bytes] | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, int]:
     """Write a module, compressed or not, as a `.lil` file; returns the bytes of each tensor, and under "" of the rest.
 
     With an `example` of its inputs the graph that `target` runs travels inside, and `lilliput.open` needs no source.
+    With a `base`, the file of a network of the same tensors, only what differs from there is written: whoever reads the
+    file needs both.
 
     Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold, CaptureError
     and ExportError where there is an example and no graph can be made of it.
@@ -286,10 +289,10 @@ def save(
     """
     held = read_assets(assets)
     if example is None:
-        return write_module(path, model, coder=coder, assets=held)
+        return write_module(path, model, coder=coder, assets=held, base=base)
     with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
         driver, built = _built(model, example, dynamic, target, Path(folder))
-        return write_module(path, model, coder=coder, graph=graph_of(driver, built), assets=held)
+        return write_module(path, model, coder=coder, graph=graph_of(driver, built), assets=held, base=base)
 
 
 @ordinary_modes()
@@ -324,11 +327,11 @@ def _built(
     return driver, built
 
 
-def open(path: str | Path, *, threads: int | None = None) -> Runner:
+def open(path: str | Path, *, threads: int | None = None, base: str | Path | None = None) -> Runner:
     """The network in a `.lil` file as a callable, without its source: it runs in the runtime that it was made for.
 
     It takes the arguments that the module takes and answers as the module does, named outputs as a dict. `threads`: of
-    the runtime; None: as many as there are cores.
+    the runtime; None: as many as there are cores. `base` is the file that it was made from, if any.
 
     Raises FormatError for a file that is damaged, hostile or holds no graph.
 
@@ -340,7 +343,7 @@ def open(path: str | Path, *, threads: int | None = None) -> Runner:
     >>> run(torch.randn(3, 64)).shape
     torch.Size([3, 8])
     """
-    reader = Reader(path)
+    reader = Reader(path, None if base is None else Reader(base))
     reader.check_stored()
     built = restored(reader)
     described = reader.header["graph"]

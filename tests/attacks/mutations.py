@@ -46,9 +46,10 @@ COMPARED = 21  # every so-manieth mutation of chunks and entries is shown to the
 MORE_MEMORY = 1 << 30  # bytes of addresses beyond what the imports take
 LONGEST_S = 5  # of the processor
 
-FILES = {path.name: path.read_bytes() for path in golden.FILES}
+FILES = {path.name: path.read_bytes() for path in golden.FILES if path.name not in golden.BASES}
+WITH_BASES = {name: (Reader(base), (golden.HERE / name).read_bytes()) for name, base in golden.BASES.items()}
 INDEX = {name: len(forge.START) + len(forge.apart(data).body) for name, data in FILES.items()}  # where it begins
-MODULE, ANSWER, FORMATS = (forge.apart(path.read_bytes()) for path in golden.FILES)
+MODULE, ANSWER, FORMATS = (forge.apart(data) for data in FILES.values())
 
 Rng = random.Random
 Change = Callable[[Rng, Any], Any]
@@ -625,21 +626,21 @@ MASKS = (*(1 << bit for bit in range(8)), 0xFF)
 def flips(share: int, of: int) -> dict[str, Any]:
     """Every byte of the golden files with each bit and all bits flipped, and every beginning of them."""
     found, kept = 0, []
-    for name, data in FILES.items():
-        reader = Reader(data)
+    for name, (base, data) in {**{name: (None, data) for name, data in FILES.items()}, **WITH_BASES}.items():
+        reader = Reader(data, base)
         hit = {entry.offset + i: entry.name for entry in reader.entries.values() for i in range(entry.stored_bytes)}
         for at in range(share, len(data), of):
             for mask in MASKS:
                 flipped = data[:at] + bytes((data[at] ^ mask,)) + data[at + 1 :]
-                found += refuses(flipped, hit.get(at)) or kept.append((name, at, mask)) or 0  # type: ignore[func-returns-value]
-            found += refuses(data[:at], None) or kept.append((name, at, "cut")) or 0  # type: ignore[func-returns-value]
+                found += refuses(flipped, hit.get(at), base) or kept.append((name, at, mask)) or 0  # type: ignore[func-returns-value]
+            found += refuses(data[:at], None, base) or kept.append((name, at, "cut")) or 0  # type: ignore[func-returns-value]
     return {"found": found, "kept": kept}
 
 
-def refuses(data: bytes, tensor: str | None) -> bool:
+def refuses(data: bytes, tensor: str | None, base: Reader | None) -> bool:
     """Whether the file is refused, or the tensor in it."""
     try:
-        reader = Reader(data)
+        reader = Reader(data, base)
         if tensor is not None:
             reader.read(tensor)
     except LilliputError:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 HERE = Path(__file__).parent
 MODULE, ANSWER = HERE / "version2.lil", HERE / "version2-answer.lil"
 FORMATS = HERE / "version2-formats.lil"
-FILES = (MODULE, ANSWER, FORMATS)
+DELTAS = HERE / "version3.lil"
+FILES = (MODULE, ANSWER, FORMATS, DELTAS)
+BASES = {DELTAS.name: ANSWER}  # files that a file needs beside it
 EXPECTED = HERE / "expected.json"
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),

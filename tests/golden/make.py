@@ -18,7 +18,21 @@ from unittest import mock
 
 import numpy as np
 import torch
-from golden import ANSWER, DTYPES, EXPECTED, FILES, FORMATS, MODULE, Formats, Net, drawn, example, rows
+from golden import (
+    ANSWER,
+    BASES,
+    DELTAS,
+    DTYPES,
+    EXPECTED,
+    FILES,
+    FORMATS,
+    MODULE,
+    Formats,
+    Net,
+    drawn,
+    example,
+    rows,
+)
 
 from lilliput.encodings import (
     NF4,
@@ -37,6 +51,7 @@ from lilliput.encodings import (
 )
 from lilliput.entropy import dtype_called, encode
 from lilliput.file.container import Part, Reader, write
+from lilliput.file.delta import difference
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
 from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor
@@ -54,7 +69,7 @@ def main() -> None:
         sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
     torch.set_num_threads(1)
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
-    makers = {MODULE: module, ANSWER: answer, FORMATS: formats}
+    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas}
     expected |= {path.name: makers[path](path) for path in missing}
     EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in missing:
@@ -155,6 +170,22 @@ def answer(path: Path) -> dict[str, Any]:
     return told(path)
 
 
+def deltas(path: Path) -> dict[str, Any]:
+    """Write what differs from the file of every type: differences of each, one tensor that is the same, a new one."""
+    base, parts = Reader(ANSWER), [Part.of("new", np.arange(5, dtype=np.float32))]
+    for i, part in enumerate(types()):
+        if part.name != "pattern":
+            x = base.read(part.name)
+            changed = np.where(
+                drawn(*x.shape, seed=300 + i).numpy() > 0.5, np.roll(x.reshape(-1), 1).reshape(x.shape), x
+            )
+            parts.append(Part.of(part.name, difference(changed.astype(x.dtype), x, part.bits_held), part.bits))
+    listed = {part.name: part.name for part in parts[1:]}
+    header = {"kind": "answer", "base": base.digest, "references": {"pattern": "pattern"}, "deltas": listed}
+    write(path, header, parts)
+    return told(path)
+
+
 def types() -> Iterator[Part]:
     """Of every type a tensor, and codes of few bits."""
     for i, name in enumerate(DTYPES):
@@ -171,7 +202,7 @@ def types() -> Iterator[Part]:
 
 def told(path: Path) -> dict[str, Any]:
     """What is in a file, by its digests."""
-    reader = Reader(path)
+    reader = Reader(path, Reader(BASES[path.name]) if path.name in BASES else None)
     reader.check_digest()
     tensors = {
         name: [entry.dtype, list(entry.shape), hashlib.sha256(reader.read(name).tobytes()).hexdigest()]

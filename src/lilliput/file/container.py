@@ -22,6 +22,7 @@ from lilliput.disk import whole_file
 from lilliput.entropy import Array
 from lilliput.entropy.planes import CODES, whole_bits
 from lilliput.errors import FormatError, InputError, LilliputError, nearest
+from lilliput.file.delta import added
 from lilliput.file.index import (
     AGAIN,
     CHECK,
@@ -30,12 +31,12 @@ from lilliput.file.index import (
     HEAD,
     START,
     TAIL,
-    VERSION,
     Entry,
     canonical,
     entry_of,
     most_index,
     read_index,
+    version_of,
 )
 
 _FREE, _RATIO = 1 << 28, 1 << 10  # what a file may unfold to: so many bytes, and so many times its own size
@@ -99,7 +100,7 @@ def write(
     unfolded = [Entry(part.name, part.dtype, part.shape, part.bits_held, (), b"", 0) for part in listed]
     total = sum(entry.unfolded_bytes for entry in unfolded)
     with whole_file(path) as file:
-        start = START.pack(HEAD, VERSION, 0)
+        start = START.pack(HEAD, version_of(header), 0)
         file.write(start)
         entries: list[Entry] = []
         digest, done = hashlib.sha256(), 0
@@ -173,7 +174,7 @@ class Reader:
         self.digest: str = index["digest"]
         self.index_bytes = self.size - data_end + START.size  # all that is no tensor
         self.entries = self._entries(index["tensors"], data_end)
-        self.references = self._references()
+        self.references, self.deltas = self._references()
 
     def _open(self) -> IO[bytes]:
         return io.BytesIO(self.file) if isinstance(self.file, bytes) else open(self.file, "rb")
@@ -201,12 +202,13 @@ class Reader:
             )
         return entries
 
-    def _references(self) -> dict[str, str]:
-        """Names of tensors that lie in the base, with their names there."""
-        wanted, listed = self.header.get("base"), self.header.get("references", {})
-        if wanted is None and not listed:
-            return {}
-        plain = isinstance(wanted, str) and isinstance(listed, dict)
+    def _references(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Names of tensors that lie in the base, and of those here that are differences, with their names there."""
+        wanted = self.header.get("base")
+        listed, deltas = self.header.get("references", {}), self.header.get("deltas", {})
+        if wanted is None and not listed and not deltas:
+            return {}, {}
+        plain = isinstance(wanted, str) and isinstance(listed, dict) and isinstance(deltas, dict)
         if not plain or wanted == self.digest or any(name in self.entries for name in listed):
             raise FormatError("refers to another file in no sound way", where=self.where, next=AGAIN)
         if self.base is None or self.base.digest != wanted:
@@ -214,7 +216,12 @@ class Reader:
         total = sum(self.base.entry(name).unfolded_bytes for name in listed.values())
         if total > most(self.size + self.base.size):  # one tensor may be asked for under any number of names
             raise FormatError(f"refers to {total:,} bytes of tensors elsewhere", where=self.where, next=AGAIN)
-        return dict(listed)
+        for name, there in deltas.items():
+            if not self.entry(name).like(self.base.entry(there)):
+                raise FormatError(
+                    f"{name!r} is a difference from a tensor of another kind", where=self.where, next=AGAIN
+                )
+        return dict(listed), dict(deltas)
 
     def names(self) -> list[str]:
         """All tensors, those in the base included."""
@@ -226,7 +233,7 @@ class Reader:
         return self.entries[name]
 
     def chunks(self, name: str) -> Iterator[Array]:
-        """The elements of one tensor, checked, a chunk at a time."""
+        """The elements of one tensor as they are stored, checked, a chunk at a time."""
         entry = self.entry(name)
         with self._open() as opened:
             opened.seek(entry.offset)
@@ -238,10 +245,21 @@ class Reader:
         if isinstance(name, str) and name in self.references:
             assert self.base is not None
             return self.base.read(self.references[name], first, last)
+        return self.completed(name, self.stored(name, first, last), first, last)
+
+    def stored(self, name: str, first: int = 0, last: int | None = None) -> Array:
+        """As `read`, but of a difference the difference."""
         entry = self.entry(name)
         if first == 0 and last is None:
             return self._gather(entry, 0, entry.count).reshape(entry.shape)
         return self._gather(entry, *slice(first, last).indices(entry.count)[:2])
+
+    def completed(self, name: str, stored: Array, first: int = 0, last: int | None = None) -> Array:
+        """What is `stored`, with the base's tensor added where it is a difference."""
+        if name not in self.deltas:
+            return stored
+        assert self.base is not None
+        return added(stored, self.base.read(self.deltas[name], first, last), self.entries[name].bits)
 
     def _gather(self, entry: Entry, first: int, last: int) -> Array:
         kind = entropy.dtype_called(entry.dtype)
@@ -280,7 +298,8 @@ class Reader:
         total = sum(entry.unfolded_bytes for entry in self.entries.values())
         for name, entry in self.entries.items():
             digest.update(entry.label())
-            for x in [known[name].reshape(-1)] if name in known else self.chunks(name):
+            whole = name in known and name not in self.deltas
+            for x in [known[name].reshape(-1)] if whole else self.chunks(name):
                 digest.update(memoryview(np.ascontiguousarray(x).view(np.uint8)))  # type: ignore[arg-type]
                 progress(done := done + x.nbytes, total)
         if digest.hexdigest() != self.digest:
@@ -291,7 +310,7 @@ def recoded(source: str | Path, path: str | Path, coder: entropy.Coder) -> Writt
     """Write what the file `source` holds by another coder; nothing else of it changes."""
     reader = Reader(source)
     parts = (
-        Part(entry.name, entry.dtype, entry.shape, functools.partial(reader.read, entry.name), entry.bits)
+        Part(entry.name, entry.dtype, entry.shape, functools.partial(reader.stored, entry.name), entry.bits)
         for entry in reader.entries.values()
     )
     return write(path, reader.header, parts, coder)

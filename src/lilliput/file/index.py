@@ -7,7 +7,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import IO, Any, NoReturn
@@ -20,7 +20,8 @@ from lilliput.entropy.planes import CODES, whole_bits
 from lilliput.errors import FormatError
 
 HEAD, TAIL = b"LILLIPUT", b"lilliput"
-VERSION = 2
+VERSION = 3
+OLDEST = 2  # that was published, and is what a file without deltas still has
 CHUNK = 1 << 20  # elements
 START = struct.Struct("<8sII")  # HEAD, version, nothing yet
 END = struct.Struct("<Q32s8s")  # length of the index, SHA-256 of start and index, TAIL
@@ -63,6 +64,10 @@ class Entry:
     def label(self) -> bytes:
         """What the digest of a file takes in of this tensor besides its elements."""
         return canonical([self.name, self.dtype, list(self.shape)])
+
+    def like(self, other: Entry) -> bool:
+        """Whether both hold as many numbers of one type."""
+        return (self.dtype, self.shape, self.bits) == (other.dtype, other.shape, other.bits)
 
     def check(self, i: int) -> bytes:
         """What the checksum of chunk `i` must be."""
@@ -120,6 +125,11 @@ def _digits(text: Any) -> str:
     return text
 
 
+def version_of(header: Mapping[str, Any]) -> int:
+    """The first version of the format that knows all that a header says."""
+    return VERSION if header.get("deltas") else OLDEST
+
+
 def read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], int]:
     """The index, and where the tensors end."""
     damaged = FormatError(
@@ -135,7 +145,7 @@ def read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], 
     length, digest, tail = END.unpack(end)
     if head != HEAD:
         raise damaged
-    if tail == HEAD or version < VERSION:
+    if tail == HEAD or version < OLDEST:
         number = 1 if tail == HEAD else version
         raise FormatError(f"format version {number}", where=where, why="it was never published", next="compress again")
     if version > VERSION:
@@ -160,6 +170,8 @@ def read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], 
         raise damaged
     if index["header"].get("kind") not in KINDS:
         raise FormatError(f"is of kind {index['header'].get('kind')!r}", where=where, next=f"known: {', '.join(KINDS)}")
+    if version_of(index["header"]) != version:
+        raise FormatError(f"says what version {version} of the format does not", where=where, next=AGAIN)
     return index, size - END.size - length
 
 

@@ -11,7 +11,7 @@ from lilliput.errors import FormatError, reason
 from lilliput.file.assets import asset_names
 from lilliput.file.container import Reader
 from lilliput.file.graph import restored
-from lilliput.file.index import VERSION, Entry
+from lilliput.file.index import Entry, version_of
 from lilliput.file.names import ASSET, GRAPH, HEAD, apart
 from lilliput.file.second import Second
 from lilliput.file.session import session
@@ -50,7 +50,7 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
     return {
         "path": reader.where,
         "bytes": reader.size,
-        "version": VERSION,
+        "version": version_of(header),
         "kind": header["kind"],
         "digest": reader.digest,
         "model": header.get("model", ""),
@@ -65,6 +65,7 @@ def inside(path: str | Path | bytes, base: Reader | None = None) -> dict[str, An
         "graph": _graph(reader),
         "base": header.get("base"),
         "references": reader.references,
+        "deltas": reader.deltas,
         "provenance": header.get("provenance", {}),
     }
 
@@ -181,11 +182,12 @@ def verify(
     """
     reader = Reader(path, base)
     count = sum(len(entry.chunks) for entry in reader.entries.values())
-    told = [("index", f"version {VERSION}, {len(reader.entries)} tensors in {count} chunks, a {reader.header['kind']}")]
+    version, kind = version_of(reader.header), reader.header["kind"]
+    told = [("index", f"version {version}, {len(reader.entries)} tensors in {count} chunks, a {kind}")]
     inside(path, base)
     _check_names(reader)
     told.append(("header", "every tensor that it names is held"))
-    if base is not None and reader.references:
+    if base is not None and (reader.references or reader.deltas):
         base.check_digest()
     reader.check_digest(progress)
     told.append(("tensors", f"checksums of all chunks, and the digest {reader.digest[:16]}…"))
@@ -225,9 +227,7 @@ def _checked_graph(reader: Reader) -> str:
 
 def _again(reader: Reader, path: str | Path | bytes, thorough: bool) -> str:
     """Decode with the second decoder what the first has decoded, and compare."""
-    if reader.references:
-        return "left out: it knows of no base"
-    second = Second(path)
+    second = Second(path, None if reader.base is None else reader.base.file)
     if second.header != reader.header or second.digest != reader.digest:
         raise FormatError("two decoders read two headers", where=reader.where, next="please report this file")
     whole = sum(entry.count for entry in reader.entries.values())
@@ -239,8 +239,13 @@ def _again(reader: Reader, path: str | Path | bytes, thorough: bool) -> str:
             if i % every:
                 continue
             done += 1
-            if second.chunk(name, i) != reader.read(name, first, last).tobytes():
+            if second.chunk(name, i) != reader.stored(name, first, last).tobytes():
                 raise FormatError(
                     "two decoders read two things", where=f"{reader.where}: {name}", next="please report this file"
                 )
+    for name in (*reader.references, *reader.deltas):
+        if second.tensor(name)[2] != reader.read(name).tobytes():
+            raise FormatError(
+                "two decoders read two things", where=f"{reader.where}: {name}", next="please report this file"
+            )
     return f"reads the same in {done} of {total} chunks" + ("" if done == total else " (all with --thorough)")

@@ -20,6 +20,7 @@ from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.entropy import Coder, bound
 from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
+from lilliput.file.base import against
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph, stripped
 from lilliput.file.names import ATTRIBUTE, apart
@@ -46,12 +47,14 @@ def save(
     graph: Graph | str = "saved without example inputs",
     assets: Mapping[str, bytes] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, int]:
     """Write `model` to `path`; returns the bytes of each tensor and of the rest, which add up to those of the file.
 
     *Dense* coding makes the smaller file, *fast* the one that is read faster. `graph` is what the module was built
     into, by which the file can be opened without its source, or the reason why there is none. `assets` are files that
-    travel along, by name. The bytes of the rest have the name "".
+    travel along, by name. The bytes of the rest have the name "". Of tensors that `base`, another file, has as well
+    only the name is written, and of others that are smaller so, the difference from those of the same name there.
 
     Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold.
     """
@@ -67,6 +70,9 @@ def save(
     arrays = {name: to_array(named[name]) for name in first}
     bits = _code_bits(model)
     parts = [Part.of(name, x, bits.get(name)) for name, x in arrays.items()]
+    if base is not None:
+        parts, told = against(Reader(base), arrays, parts)
+        described |= told
     if isinstance(graph, Graph):
         described["graph"], more = stripped(graph, arrays)
         parts += [Part.of(name, x) for name, x in more.items()]
@@ -175,7 +181,7 @@ def read_into(reader: Reader, into: Module) -> Module:
     aliases = _of_kind(header, "aliases", dict, where)
     buffers = _of_kind(header, "buffers", list, where)
     places = _of_kind(header, "attributes", dict, where)
-    if reader.base is not None and reader.references:
+    if reader.base is not None and (reader.references or reader.deltas):
         reader.base.check_digest()  # which is all that the file says of what it takes from there
     names = [name for name in reader.names() if not apart(name)]
     arrays = read_all(reader, names)

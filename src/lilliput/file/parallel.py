@@ -56,7 +56,7 @@ def read_all(reader: Reader, names: Iterable[str], workers: int | None = None) -
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         for _ in pool.map(fill, tasks):
             pass
-    shaped = {entry.name: found[entry.name].reshape(entry.shape) for entry in own}
+    shaped = {entry.name: reader.completed(entry.name, found[entry.name].reshape(entry.shape)) for entry in own}
     return {name: shaped[name] if name in shaped else reader.read(name) for name in listed}
 
 

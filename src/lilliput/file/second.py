@@ -26,7 +26,7 @@ from lilliput.file import zstd
 
 Symbols = npt.NDArray[np.uint8]
 
-VERSION = 2
+VERSIONS = (2, 3)
 HEAD, TAIL = 16, 8 + 32 + 8
 INDEX = 1 << 25  # bytes of the index at most
 DEEPEST = 128  # structures of the header within one another
@@ -71,9 +71,9 @@ class Entry:
 
 
 class Second:
-    """The tensors of a `.lil` file."""
+    """The tensors of a `.lil` file; `base` is the file that it was made from, if any."""
 
-    def __init__(self, file: str | Path | bytes) -> None:
+    def __init__(self, file: str | Path | bytes, base: str | Path | bytes | None = None) -> None:
         self._data = file if isinstance(file, bytes) else _mapped(Path(file))
         text, end = _index(self._data)
         index = _fields(_json(text), {"header", "tensors", "digest"}, "the index")
@@ -82,7 +82,9 @@ class Second:
         _need(len(self._entries) == len(entries), "a name stands twice", "tensors")
         self.header: dict[str, Any] = _header(index["header"], self._entries)
         self.digest: str = _hexadecimal(index["digest"], 64, "digest")
-        self.names: list[str] = list(self._entries)
+        _need(self._data[8] == (3 if self.header.get("deltas") else 2), "another version than its header needs")
+        self._base = self._made_from(None if base is None else Second(base))
+        self.names: list[str] = [*self._entries, *(self.header.get("references") or {})]
         stored = list(accumulate((size for entry in entries for size in entry.sizes), initial=HEAD))
         _need(stored[-1] == end, "the chunks do not fill the file")
         decoded = sum(entry.count * entry.width for entry in entries)
@@ -92,8 +94,31 @@ class Second:
 
     def tensor(self, name: str) -> tuple[str, tuple[int, ...], bytes]:
         """Type, shape and elements (row-major, little-endian) of a tensor."""
+        there = (self.header.get("references") or {}).get(name)
+        if there is not None and self._base is not None:
+            return self._base.tensor(there)
         entry = self._entries[name]
-        return entry.dtype, entry.shape, b"".join(self.chunk(name, i) for i in range(self.chunks(name)))
+        held = b"".join(self.chunk(name, i) for i in range(self.chunks(name)))
+        there = (self.header.get("deltas") or {}).get(name)
+        if there is not None and self._base is not None:
+            held = _sum(held, self._base.tensor(there)[2], entry)
+        return entry.dtype, entry.shape, held
+
+    def _made_from(self, base: Second | None) -> Second | None:
+        """The base, if the header names this one; what it says of the base's tensors must hold."""
+        named, told = self.header.get("base"), (self.header.get("references") or {}, self.header.get("deltas") or {})
+        if named is None and not any(told):
+            return None
+        _need(all(isinstance(table, dict) for table in told) and isinstance(named, str), "not an object", "base")
+        _need(base is not None and base.digest == named != self.digest, "needs the file that it was made from", "base")
+        assert base is not None
+        for name, there in told[0].items():
+            _need(name not in self._entries and there in base._entries, "a reference to nothing", name)
+        for name, there in told[1].items():
+            one, other = self._entries.get(name), base._entries.get(there)
+            same = one and other and (one.dtype, one.shape, one.bits) == (other.dtype, other.shape, other.bits)
+            _need(same, "a difference from a tensor of another kind", name)
+        return base
 
     def chunks(self, name: str) -> int:
         return len(self._entries[name].sizes)
@@ -137,8 +162,8 @@ def _index(data: bytes | mmap.mmap) -> tuple[bytes, int]:
     """The text of the index, and where the chunks end."""
     _need(len(data) >= HEAD and data[:8] == b"LILLIPUT", "not a .lil file")
     version = int.from_bytes(data[8:12], "little")
-    _need(version <= VERSION, f"a file of version {version}, of which this reader knows nothing")
-    _need(version == VERSION, f"a file of version {version}, which was never published")
+    _need(version <= max(VERSIONS), f"a file of version {version}, of which this reader knows nothing")
+    _need(version in VERSIONS, f"a file of version {version}, which was never published")
     _need(len(data) >= HEAD + TAIL and data[-8:] == b"lilliput", "the file is cut or goes on after its end")
     _need(data[12:16] == bytes(4), "the head of the file is damaged")
     size = int.from_bytes(data[-TAIL : 8 - TAIL], "little")
@@ -149,6 +174,23 @@ def _index(data: bytes | mmap.mmap) -> tuple[bytes, int]:
     length = zstd.content_size(frame)
     _need(length <= min(INDEX, (1 << 20) + (size << 6)), "the index is too large")
     return zstd.decompress(frame, length), end
+
+
+def _sum(stored: bytes, base: bytes, entry: Entry) -> bytes:
+    """The elements whose difference from those of the base is stored."""
+    width = 8 * entry.width
+    one, other = (np.frombuffer(data, f"<u{entry.width}") for data in (stored, base))
+    total: Any
+    if entry.dtype in TURNED:
+        z = one << 1 | one >> (width - 1)
+        total = other + np.where(z & 1, ~(z >> 1), z >> 1)
+    elif entry.width > 1 or entry.bits == 8:
+        total = one + other
+    else:
+        total = (one + other) & ((1 << entry.bits) - 1)
+        if entry.dtype == "int8":
+            total = np.where(total >> (entry.bits - 1), total.astype(np.int16) - (1 << entry.bits), total)
+    return bytes(total.astype(one.dtype).tobytes())
 
 
 # The index
@@ -380,7 +422,6 @@ def _header(value: object, entries: dict[str, Entry]) -> dict[str, Any]:
         _refuse("not an object", "header")
     _need(_shallow(value, DEEPEST), "structures within structures without end", "header")
     _need(value.get("kind") in ("module", "checkpoint", "answer"), "a file of an unknown kind", "header")
-    _need(not value.get("base") and not value.get("references"), "parts of the file are in another one", "base")
     assets = value.get("assets", {})
     if not isinstance(assets, dict):
         _refuse("not an object", "assets")

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from lilliput.encodings import Encoded
 from lilliput.errors import EncodingError
 from lilliput.model.duplicate import duplicate
-from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
+from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor, tie_learnt
 from lilliput.model.forward import Forward
 from lilliput.model.saving import METHOD, RESHAPED, saves_itself, saving_dense
 from lilliput.model.unseen import unseen
@@ -297,16 +297,34 @@ def unfreeze(root: nn.Module, learn: bool = False) -> nn.Module:
     With `learn`, what their encodings name learnable (scales, offsets, levels) is trained too, and that of values that
     flow. Do this before the optimizer is built (and before FSDP wraps the module); `freeze` when the training is over.
     """
+    shared = _shared_parts(root)
     for held in _encoding(root):
         held.unfreeze(learn)  # type: ignore[operator]
+    for (first, part), *others in shared if learn else ():
+        for other, _ in others:  # what is one stays one
+            tie_learnt(other, first, part)
     return root
 
 
 def freeze(root: nn.Module) -> nn.Module:
     """Store the codes of trained tensors again, and what was learnt beside them; drop their latent parameters."""
+    shared = _shared_parts(root)
     for held in _encoding(root):
         held.freeze()  # type: ignore[operator]
+    for (first, part), *others in shared:
+        for other, _ in others:
+            other._buffers[part] = first._buffers[part]
     return root
+
+
+def _shared_parts(root: nn.Module) -> list[list[tuple[EncodedTensor, str]]]:
+    """The parts that several encoded tensors hold in one memory, such as a list of numbers, with who holds them."""
+    found: dict[tuple[int, str], list[tuple[EncodedTensor, str]]] = {}
+    for _, held in encoded_tensors(root):
+        for name, part in held._buffers.items():
+            if part is not None and part.numel():
+                found.setdefault((part.data_ptr(), name), []).append((held, name))
+    return [holders for holders in found.values() if len(holders) > 1]
 
 
 def _encoding(root: nn.Module) -> Iterator[nn.Module]:

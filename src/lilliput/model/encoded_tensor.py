@@ -132,6 +132,13 @@ def to_learn(module: nn.Module, encoding: Encoding, parts: Mapping[str, Tensor],
             module.register_parameter(f"{_LEARNT}{name}", held)
 
 
+def tie_learnt(module: nn.Module, other: nn.Module, part: str) -> None:
+    """Let `module` learn a part by the parameter by which `other` does."""
+    name = f"{_LEARNT}{part}"
+    if name in module._parameters and name in other._parameters:
+        module._parameters[name] = other._parameters[name]
+
+
 def learnt_parts(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that hold what is learnt, by the names of the parts."""
     held = module._parameters.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -52,6 +52,29 @@ def encode(run: Run, path: str, encoding: Encoding, choice: Choice = NEAREST) ->
             rough=lambda: Rough(asked.nearest(), None if flowing else asked.fitting_s(choice.fit)),
         )
         _take(run, asked, found.data, found.tensors)
+
+
+def encode_together(run: Run, encodings: Mapping[str, Encoding], fit: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
+    """Represent parameters by the nearest of numbers that all share: their parameters are found for all weights at
+    once, by `fit` from [1, weights], and held once.
+    """
+    asked = {}
+    for path, encoding in encodings.items():
+        with told_where(path):
+            asked[path] = Asked.of(run.model, path, encoding)
+    weights = {path: tensor_digest(one.x) for path, one in asked.items()}
+    found = run.ask(
+        ("together", weights, dict(encodings)),
+        lambda: Answer(tensors=fit(torch.cat([one.x.detach().float().flatten() for one in asked.values()])[None])),
+        model=False,
+        data=False,
+    )
+    shared: dict[str, Tensor] = {}
+    for path, one in asked.items():
+        with told_where(path):
+            parts = replace(one, kept=found.tensors).nearest().tensors
+        shared = shared or {name: part.clone() for name, part in parts.items() if name != "codes"}
+        run.apply(one.edit, {**parts, **shared})
 
 
 def encode_block(run: Run, encodings: Mapping[str, Encoding], choice: JointChoice) -> None:

@@ -100,8 +100,8 @@ class Quantize(Technique):
 
     def apply(self, run: Run) -> None:
         prepare(run)
-        chosen_weights, asked = self._choose(run)
-        encodings = self._fitting(run, chosen_weights, asked)
+        chosen_weights, asked = self.choose(run)
+        encodings = self.fitting(run, chosen_weights, asked)
         chosen_weights = {path: chosen_weights[path] for path in encodings}
         placed = self._place(run, encodings)
         places = placed.values
@@ -123,7 +123,7 @@ class Quantize(Technique):
                 encode_value(run, one.value, one.encoding, one.encoding.given())
         self._tell(run, asked, encodings, placed)
 
-    def _fitting(
+    def fitting(
         self, run: Run, weights: Mapping[str, Sequence[Call]], asked: Mapping[str, Encoding | None]
     ) -> dict[str, Encoding]:
         """How each weight is encoded; one that the groups of a format do not divide is left out, and told."""
@@ -210,7 +210,7 @@ class Quantize(Technique):
             rounded = read(run.model, path)
             _shift(run, correct, remembered(run, ("shift", path), lambda: mean_shift(exact, rounded, stop)))
 
-    def _choose(self, run: Run) -> tuple[dict[str, list[Call]], dict[str, Encoding | None]]:
+    def choose(self, run: Run) -> tuple[dict[str, list[Call]], dict[str, Encoding | None]]:
         """The tensors to encode, with the calls that use them, and how; all others are reported with a reason."""
         weights, known = used_weights(run), shapes(run.model)
         check_where(self.where, list(weights))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lilliput.encodings import Encoding, Levels
+from lilliput.errors import RecipeError
+from lilliput.techniques.encode import encode_together, prepare
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.run import Run
@@ -26,9 +28,12 @@ class Share(Technique):
     group: int | None = None  # inputs that have a list of their own
     held: Encoding | None = None  # how the numbers are held; None: float32
     fit: Range = MSE()  # how they are found: by Lloyd's algorithm, or Quantiles(), Intervals()
+    together: bool = False  # one list for all tensors that `where` means, a stage of a network say
 
     def __post_init__(self) -> None:
         self.quantize()
+        if self.together and (self.group or self.per == "channel"):
+            raise RecipeError("one list for all tensors, and for each group or channel", next="drop together=")
 
     def quantize(self) -> Quantize:
         """The step that it is short for."""
@@ -44,4 +49,18 @@ class Share(Technique):
         return self.quantize().needs
 
     def apply(self, run: Run) -> None:
-        self.quantize().apply(run)
+        if self.together:
+            self._together(run)
+        else:
+            self.quantize().apply(run)
+
+    def _together(self, run: Run) -> None:
+        prepare(run)
+        step = self.quantize()
+        chosen, asked = step.choose(run)
+        encodings = step.fitting(run, chosen, asked)
+        some = next(iter(encodings.values()), None)
+        if some is not None:
+            encode_together(run, encodings, lambda rows: self.fit.parameters(rows, None, some, ()))
+        for path in encodings:
+            run.note(path, f"its numbers are those of {len(encodings)} tensors")
