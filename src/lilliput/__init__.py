@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
     from lilliput.targets import Device as Device
+    from lilliput.targets import Eager as Eager
     from lilliput.targets import OnnxRuntime as OnnxRuntime
     from lilliput.targets import OpenVino as OpenVino
     from lilliput.task import Task as Task
@@ -84,6 +85,7 @@ _PLACES = {
     "Device": "targets",
     "diagnose": "verbs",
     "Diagnosis": "blame.diagnosis",
+    "Eager": "targets",
     "Entropy": "techniques.ranges",
     "Equalize": "techniques.equalize",
     "export": "verbs",

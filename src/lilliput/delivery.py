@@ -104,7 +104,7 @@ def finished(
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:
             file.write(text.encode())
-    for name in ("report.json", "report.html", "net.lil", f"net.{ending}"):
+    for name in dict.fromkeys(("report.json", "report.html", "net.lil", f"net.{ending}")):
         _deliver(work / name, place / name)
     driver.settle()
     return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
@@ -155,15 +155,22 @@ def _reported(
 
 
 def _weighed(original: Driver, driver: Driver, builds: tuple[Built, Built]) -> tuple[list[Any], list[Any]]:
-    """What there is to deliver on both sides, with its bytes: what the target runs, and what is stored and sent."""
-    before, after = (artifact(built.path, driver.target.format, driver.target.name) for built in builds)
+    """What there is to deliver on both sides, with its bytes: what the target runs, and what is stored and sent.
+
+    Where that is one file, it is there once.
+    """
+    opener = report_data.opener_of_stored(driver.target)
     plain = {
         "format": "tensors",
         "bytes": tensor_bytes(original.model),
         "coded_bytes": lossless_bytes(original.model),
-        "runs_on": report_data.LOADED,
+        "runs_on": opener,
     }
-    return [before, plain], [after, artifact(builds[1].path.with_name("net.lil"), "lil", report_data.LOADED)]
+    stored = artifact(builds[1].path.with_name("net.lil"), "lil", opener)
+    if opener == driver.target.name:
+        return [plain], [stored]
+    before, after = (artifact(built.path, driver.target.format, driver.target.name) for built in builds)
+    return [before, plain], [after, stored]
 
 
 def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
@@ -176,8 +183,10 @@ def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> li
     return found
 
 
-def graph_of(driver: Driver, built: Built) -> Graph:
-    """What was built, to travel inside the file."""
+def graph_of(driver: Driver, built: Built) -> Graph | str:
+    """What was built, to travel inside the file, or why nothing does."""
+    if not driver.target.opened_by:
+        return f"it was made for {driver.target.name}, which runs the module itself"
     return Graph(built.path, driver.target.opened_by, built.signature.to_plain(), built.departure)
 
 

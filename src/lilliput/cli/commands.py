@@ -64,7 +64,8 @@ def compress(asked: Asked) -> str:
     if asked.json:
         print((result.folder / "report.json").read_text(encoding="utf-8"))
     else:
-        files = [result.folder / name for name in (f"net.{target.format}", "net.lil", "report.html", "report.json")]
+        names = dict.fromkeys((f"net.{target.format}", "net.lil", "report.html", "report.json"))
+        files = [result.folder / name for name in names]
         print(result, "", *files, sep="\n")
     return str(result.data["outcome"])
 

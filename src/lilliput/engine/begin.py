@@ -45,7 +45,7 @@ def begin(
     """Check everything that the user gives, and take a private copy of the model.
 
     With a `recipe`, also what its steps need of the task; if the run `builds`, also that the model can be captured
-    whole; if it `judges`, also the task's metric.
+    whole, where the target or the recipe wants that; if it `judges`, also the task's metric.
     """
     check_given(task, recipe, target)
     example, dynamic = checked_example(task)
@@ -81,23 +81,35 @@ def begin(
         kinds(task, driver)
     try_out(driver, recipe, task.metric if judges else None)
     if builds:
-        _check_whole(driver)
+        _check_whole(driver, recipe)
     check_precision(driver, task)
     if task.baseline is not None:
         _check_baseline(task.baseline, driver)
     return driver, checked["evaluate"]
 
 
-def _check_whole(driver: Driver) -> None:
-    """Refuse a model that can be captured in parts alone: no runtime is given its parts."""
+def _check_whole(driver: Driver, recipe: Recipe | None) -> None:
+    """Refuse a model that can be captured in parts alone, where the target is to be given the whole, or where values
+    that flow are to be encoded: what flows between the parts is not seen.
+    """
     view = driver.view()
-    if view.rung != "whole":
-        where, why = next(iter(view.problems.items()))
+    if view.rung == "whole":
+        return
+    where, why = next(iter(view.problems.items()))
+    where = where or type(driver.model).__name__
+    if driver.target.whole:
         raise CaptureError(
             f"the model could be captured only by {view.rung}, so {driver.target.name} cannot run it",
-            where=where or type(driver.model).__name__,
+            where=where,
             why=why,
-            next="rewrite what fails, compress the submodule that holds the weights, or use lilliput.apply",
+            next='rewrite what fails, compress the submodule that holds the weights, or give target="eager"',
+        )
+    if recipe is not None and any("values" in step.establishes for step in recipe.steps):
+        raise CaptureError(
+            "the model could be captured in parts alone, so no values that flow can be encoded",
+            where=where,
+            why=why,
+            next="encode weights alone, with activations=None, or rewrite what fails",
         )
 
 
@@ -132,7 +144,7 @@ def _check_baseline(baseline: nn.Module, driver: Driver) -> None:
             next="give the network that the model was made of, or leave baseline= out",
         )
     view = other.view()
-    if view.rung != "whole":
+    if driver.target.whole and view.rung != "whole":
         where, why = next(iter(view.problems.items()))
         raise InputError(
             f"could be captured only by {view.rung}, so {driver.target.name} cannot run it",

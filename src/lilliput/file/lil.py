@@ -168,8 +168,8 @@ def load(path: str | Path, into: Module, *, base: str | Path | None = None) -> M
     return read_into(Reader(path, None if base is None else Reader(base)), into)
 
 
-def read_into(reader: Reader, into: Module) -> Module:
-    """`load`, from a file that is open."""
+def read_into(reader: Reader, into: Module, *, edited: bool = False) -> Module:
+    """`load`, from a file that is open; if `edited`, into a module that has gone through the file's edits already."""
     where, header = reader.where, reader.header
     if header.get("kind") != "module":
         raise FormatError(
@@ -190,7 +190,7 @@ def read_into(reader: Reader, into: Module) -> Module:
         raise FormatError(f"holds {name!r} as a tensor and as the name of another", where=where)
     named = {**own, **{alias: _tensor(own, name, where) for alias, name in aliases.items()}}
     try:
-        for edit, parts in edits:
+        for edit, parts in () if edited else edits:
             edit.apply(into, {part: _tensor(named, name, where) for part, name in parts.items()})
         passing = {name: _tensor(named, name, where) for name in buffers}
         plain = {_place(place, where): _tensor(named, name, where) for name, place in places.items()}

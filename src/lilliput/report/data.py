@@ -22,9 +22,16 @@ from lilliput.report.outcome import harm
 from lilliput.report.speed import NO_SPEED_UP, Speed, speed
 from lilliput.report.weights import counts, ratios
 from lilliput.targets.operators import Share
+from lilliput.targets.target import Target
 
 SCHEMA = 1
 LOADED = "lilliput.load"  # what opens the file to store and send
+STORED = "lil"  # and its ending
+
+
+def opener_of_stored(target: Target) -> str:
+    """What opens the file to store and send: a target that runs that very file, or Lilliput."""
+    return target.name if target.format == STORED else LOADED
 
 
 def side(
@@ -67,14 +74,16 @@ def assemble(
     """The whole report; `compressed`: what it is compared with is itself the result of another run."""
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
     fast = speed(spent.taken, rows, losing, driver.tried.why_not if driver.tried else "")
-    smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, LOADED))
-    coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == LOADED)
+    loaded = opener_of_stored(driver.target)
+    smaller, stored = (was[opener] / now[opener] for opener in (driver.target.name, loaded))
+    coded = next(item["coded_bytes"] for item in before["artifacts"] if item["runs_on"] == loaded)
     harmed, answers = harm(near, judged), near.to_json()
     costlier = worse(*(spent.loading[side] for side in ("before", "after")))
     changed = f"{judged.name} changes by {_change(judged.change)}" if judged else ""
     doubtful = doubts(answers["outputs"])
-    clauses = (agreement(answers["outputs"]), *doubtful, changed, costlier)
-    gained = max(smaller, coded / now[LOADED], fast.gained)  # what coding alone would give is not the recipe's
+    clauses = (agreement(answers["outputs"]), *doubtful, changed, costlier, _parts(driver))
+    runs = 0.0 if loaded == driver.target.name else smaller
+    gained = max(runs, coded / now[loaded], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
         "name": name,
@@ -121,7 +130,15 @@ def _export(built: Built) -> dict[str, Any]:
 def sentence(smaller: float, stored: float, fast: Speed, clauses: Iterable[str], target: str, ending: str) -> str:
     """The result in one sentence: sizes and speed, and whatever else there is to say."""
     first = f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}"
-    return "; ".join((first, f"the .lil file is {times(stored)}", *filter(None, clauses))) + "."
+    sent = "" if ending == STORED else f"the .lil file is {times(stored)}"
+    return "; ".join(filter(None, (first, sent, *clauses))) + "."
+
+
+def _parts(driver: Driver) -> str:
+    """Told where no graph holds the whole network."""
+    if driver.view().rung == "whole":
+        return ""
+    return "no graph holds the whole network, so its weights alone were changed"
 
 
 def _change(change: Measurement) -> str:

@@ -96,6 +96,8 @@ def _why(verdict: str, rows: Sequence[Mapping[str, Any]], losing: Sequence[Share
         return "; ".join(filter(None, (f"{integer} of {len(rows)} layers run on integers", longest)))
     if verdict.endswith("slower") and longest:
         return f"no layer runs on integers; {longest}"
+    if any("decoded to float at each call" in row["runs_as"] for row in rows):
+        return "no layer runs on integers, the weights are decoded to float at each call"
     if any("decoded to float" in row["runs_as"] for row in rows):
         return "no layer runs on integers, the runtime decodes the weights to float when it loads them"
     return "no layer runs on integers"

@@ -4,11 +4,12 @@ from typing import Any
 
 from lilliput.errors import InputError, nearest
 from lilliput.targets.device import Device
+from lilliput.targets.eager import Eager
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
 from lilliput.targets.target import Target
 
-TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "eager": Eager}
 
 
 def target(name: str | Target) -> Target:
@@ -25,4 +26,4 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "Device", "OnnxRuntime", "OpenVino", "Target", "target"]
+__all__ = ["TARGETS", "Device", "Eager", "OnnxRuntime", "OpenVino", "Target", "target"]

@@ -71,6 +71,12 @@ class Device(Target):
     def check(self) -> None:
         super().check()
         self.builds.check()
+        if self.builds.format != OnnxRuntime.format:
+            raise InputError(
+                f"a device is given an ONNX file, and {self.builds.name} builds .{self.builds.format}",
+                where="builds",
+                next="let OnnxRuntime() or OpenVino() build it",
+            )
         program = shlex.split(self.command)[0]
         if self.times and "{" not in program and shutil.which(program) is None:
             raise InputError(
@@ -107,11 +113,11 @@ class Device(Target):
     ) -> None:
         self.builds.build(path, model, example, dynamic)
 
-    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
         """The file as a callable that runs the command; its attribute `timed_ms` gives the command's own figure."""
         if isinstance(built, bytes):
             raise InputError("a device opens files", where="graph")
-        here = None if "{outputs}" in self.command else self.builds.open(built, signature)
+        here = None if "{outputs}" in self.command else self.builds.open(built, signature, module)
         return _OnDevice(self, built, signature, here)
 
     def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:

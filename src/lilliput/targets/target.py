@@ -35,7 +35,8 @@ class Target(ABC):
     seconds: float = 60.0  # at most, for timing before and after; fewer give wider intervals, 0 no timing at all
 
     name: ClassVar[str]
-    format: ClassVar[str]  # ending of the file that it runs
+    format: ClassVar[str]  # ending of the file that it runs; "lil": the one that is stored and sent
+    whole: ClassVar[bool] = True  # whether it needs the network captured as one graph
 
     @property
     def threads_used(self) -> int:
@@ -94,7 +95,7 @@ class Target(ABC):
     @property
     @abstractmethod
     def opened_by(self) -> str:
-        """The name of the target that opens what is built, here."""
+        """The name of the target that opens what is built, here, without the source; empty where none does."""
 
     @abstractmethod
     def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
@@ -109,7 +110,7 @@ class Target(ABC):
                 self.build(path, net, example, dynamic)
                 with torch.no_grad():
                     signature = Signature.of(example, example.call(net), net.forward)
-                runs[name] = self.open(path, signature)
+                runs[name] = self.open(path, signature, net)
             return self.latencies(runs, example)
 
     @abstractmethod
@@ -124,5 +125,8 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def open(self, built: Path | bytes, signature: Signature) -> Runner:
-        """What was built, in a file or in memory, as a callable that is called and answers as the module does."""
+    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+        """What was built, in a file or in memory, as a callable that is called and answers as the module does.
+
+        `module` is what it was built of, where that is at hand: a target that runs the source itself needs it.
+        """
