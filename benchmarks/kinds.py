@@ -40,7 +40,7 @@ OUT = Path("out") / "bench" / "kinds"
 FASHION, SPAM, REVIEWS = "Fashion-MNIST", "text messages: spam or not", "film reviews: praise or blame"
 PROSE = "documentation of Python, by characters"
 ACCURACY = "accuracy, %"
-HALF = (lp.Prune("channels", 0.5),)
+HALF = (lp.Prune("channels", 0.5, multiple=16),)
 HEADS = (lp.Prune("heads", 0.5), *HALF)
 STEP = lp.Finetune(lr=2e-3, schedule="cosine", warmup=0.1, weight_decay=0.01)
 SGD = lp.Finetune(optimizer="SGD", lr=0.1, momentum=0.9, schedule="cosine", warmup=0.1, weight_decay=5e-4)

@@ -2,7 +2,7 @@
 
 A ResNet-20 and a MobileNetV2-style network on Fashion-MNIST. Both tools prune the same trained network by magnitude to
 the same share of multiply-accumulates, counted in the same way. Ours chooses over all layers together, widths in
-multiples of what the target likes, 16 channels where there is AVX-512; torch-pruning takes one ratio for all layers,
+multiples of 16 channels, which kernels take at once with AVX-512; torch-pruning takes one ratio for all layers,
 widths in multiples of eight. What is left is trained alike: the first 20,000 training pictures once, 156 batches of 128
 in an order that the seed decides, SGD with momentum and a cosine decay, on one thread, no distillation; the ResNet in
 bfloat16 autocast, the other in float32, which is faster there. That is little training: it compares the tools, and is
@@ -82,7 +82,7 @@ class Case:
     def _ours(self) -> nn.Module:
         task = lp.Task(self.dense, example=torch.zeros(1, 1, 28, 28))
         driver, _ = begin(task, lp.OnnxRuntime(threads=1), Store(), silent)
-        follow(lp.Recipe([lp.Prune("channels", macs=SHARES[self.ratio], scope="global")]), driver)
+        follow(lp.Recipe([lp.Prune("channels", macs=SHARES[self.ratio], scope="global", multiple=16)]), driver)
         return driver.model
 
     def _theirs(self) -> nn.Module:

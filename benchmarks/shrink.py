@@ -31,7 +31,7 @@ from lilliput.progress import silent
 
 OURS, THEIRS = "lilliput", "torch-pruning"
 SECONDS = 240
-RECIPE = lp.Recipe([lp.Prune("channels", 0.5)])
+RECIPE = lp.Recipe([lp.Prune("channels", 0.5, multiple=16)])
 ANSWERED = Path(__file__).parents[1] / "out" / "shrink" / f"{THEIRS}.jsonl"
 PEERS = Path(__file__).with_name("pruning_peers.py")
 

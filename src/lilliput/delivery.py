@@ -147,6 +147,7 @@ def _reported(
             "clusters": len(set(task.clusters)) if task.clusters and evaluate else None,
             "confidence": 0.95,
             "may_saturate": cpu().may_saturate,
+            "multiples": next(iter(driver.told.facts["multiples"]), None),
         },
         environment=environment(driver.target.threads_used),
         loses=brief(driver, task.model, evaluate or driver.calibrate, name),

@@ -115,9 +115,10 @@ def test_what_no_graph_holds_has_its_weights_encoded_and_says_so() -> None:
     [
         lp.Prune("weights", 0.5),
         lp.Quantize(weights=lp.Int(4, group=16), rounding=lp.GPTQ()),
-        lp.Quantize(weights=lp.Levels(16)),
+        lp.Quantize(weights=lp.Int(4), fit=lp.HQQ()),
+        lp.Share(16),
     ],
-    ids=lambda step: type(step).__name__,
+    ids=["sparse", "GPTQ", "HQQ", "shared"],
 )
 def test_techniques_for_weights_need_no_whole_graph(step: lp.Quantize) -> None:
     net, x = subject("branching")
@@ -164,7 +165,7 @@ def test_what_is_opened_has_the_tensors_of_the_file(tmp_path: Path) -> None:
             parameter.zero_()
     signature, path = Signature.of(Inputs.of(x), net(x)), tmp_path / "net.lil"
     QUICK.build(path, net, Inputs.of(x), {})
-    run = QUICK.open(path, signature, other)
+    run = QUICK.opened(path, signature, other)
     assert torch.equal(run(x), net(x)) and not other(x).any()
     assert not run(x).requires_grad
     with pytest.raises(InputError, match=re.escape("lilliput.load(path, into=…)")):

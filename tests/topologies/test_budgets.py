@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from zoo import subject
 
 import lilliput as lp
 from lilliput.errors import InputError
-from lilliput.measure import macs, parameters
+from lilliput.measure import Latencies, macs, parameters
+from lilliput.model.inputs import Dynamic, Inputs
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -64,6 +67,48 @@ def test_a_budget_of_time_is_measured_on_the_runtime() -> None:
     model, inputs = subject("vgg").build()
     driver = driven(model, inputs, lp.Prune("channels", latency=0.9), target=lp.OnnxRuntime(threads=1, seconds=0.5))
     assert macs(driver.model, inputs).total < macs(model, inputs).total
+
+
+@dataclass(frozen=True)
+class Wide(lp.OnnxRuntime):
+    """ONNX Runtime on a machine whose kernels take 16 channels at once, whatever this one is: time goes by blocks."""
+
+    @property
+    def multiple_here(self) -> int:
+        return 16
+
+    def timed(self, networks: Mapping[str, nn.Module], example: Inputs, dynamic: Dynamic) -> Latencies:
+        return Latencies({name: (float(-(-net[0].out_features // 16)),) * 9 for name, net in networks.items()})
+
+
+def two_layers() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 80), nn.ReLU(), nn.Linear(80, 4)).eval(), (torch.randn(2, 12),)
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.5, 40), (0.3, 56)])
+def test_numbers_of_channels_are_the_same_on_any_machine(share: float, left: int) -> None:
+    model, inputs = two_layers()
+    step = lp.Prune("channels", share)
+    small = [driven(model, inputs, step, target=target) for target in (lp.OnnxRuntime(), Wide(), lp.Eager())]
+    assert [driver.model[0].out_features for driver in small] == [left] * 3
+    assert small[1].told.facts["multiples"] == [{"of": 8, "here": 16}]
+
+
+def test_a_budget_of_time_goes_by_what_this_machine_takes_at_once() -> None:
+    model, inputs = two_layers()
+    driver = driven(model, inputs, lp.Prune("channels", latency=0.7), target=Wide())
+    assert driver.model[0].out_features == 48  # three blocks of five
+    assert driver.told.facts["multiples"] == [{"of": 16, "here": 16}]
+
+
+@pytest.mark.parametrize(("target", "told"), [(Wide(seconds=0), True), (lp.Eager(seconds=0), False)])
+def test_the_report_says_what_this_machine_likes_where_it_differs(target: lp.OnnxRuntime, told: bool) -> None:
+    model, (x,) = two_layers()
+    for step, differs in ((lp.Prune("channels", 0.5), told), (lp.Prune("channels", 0.5, multiple=8), False)):
+        small = lp.compress(model, lp.Recipe([step]), calibrate=[x], target=target)
+        page = (small.folder / "report.html").read_text()
+        assert ("multiples of 8, so on any machine; kernels of this one take 16 at once" in page) == differs
 
 
 def test_a_budget_that_cannot_be_met_is_refused() -> None:

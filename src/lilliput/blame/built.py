@@ -126,5 +126,5 @@ def _opened(case: Case, model: nn.Module, taps: Sequence[str] = ()) -> Iterator[
         with tapped(model, taps) if taps else nullcontext(), torch.no_grad():
             driver.target.build(path, model, driver.example, driver.dynamic)
             signature = Signature.of(driver.example, driver.example.call(model), model.forward)
-            run = driver.target.open(path, signature, model)
+            run = driver.target.opened(path, signature, model)
         yield run

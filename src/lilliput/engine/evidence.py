@@ -67,7 +67,7 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     for place, kind in (missing := left_out(expected)).items():
         driver.skip(f"output {place}", f"a {kind} is no tensor: it is neither compared nor in what was built")
     signature = Signature.of(driver.example, expected, model.forward)
-    run = target.open(path, signature, model)
+    run = target.opened(path, signature, model)
     where = f"comparing {path.name} with the module"
     driver.progress(where, 0, 1)
     _check_shapes(expected, driver.example.call(run), path, target.name)

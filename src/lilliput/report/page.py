@@ -327,6 +327,17 @@ def _environment(data: Data) -> Html:
         "Other work": "unknown" if busy is None else f"{busy:.2f} cores busy while timing",
         "System": system,
         "Versions": ", ".join(f"{name} {version}" for name, version in rest.items() if version),
+        **_multiples(data["conditions"].get("multiples")),
     }
     shown = (joined(el("dt", key), el("dd", value)) for key, value in pairs.items())
     return section("Environment", el("dl", *shown, class_="pairs"))
+
+
+def _multiples(told: Data | None) -> dict[str, str]:
+    """What numbers of channels were made multiples of, where this processor's kernels would like others."""
+    if not told or told["of"] % told["here"] == 0:
+        return {}
+    of, here = told["of"], told["here"]
+    return {
+        "Channels": f"multiples of {of}, so on any machine; kernels of this one take {here} at once (multiple={here})"
+    }

@@ -94,6 +94,10 @@ class Device(Target):
     def opened_by(self) -> str:
         return self.builds.opened_by
 
+    @property
+    def multiple(self) -> int:
+        return self.builds.multiple
+
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         return self.builds.recipe(view, calibrated)
 
@@ -113,11 +117,11 @@ class Device(Target):
     ) -> None:
         self.builds.build(path, model, example, dynamic)
 
-    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
         """The file as a callable that runs the command; its attribute `timed_ms` gives the command's own figure."""
         if isinstance(built, bytes):
             raise InputError("a device opens files", where="graph")
-        here = None if "{outputs}" in self.command else self.builds.open(built, signature, module)
+        here = None if "{outputs}" in self.command else self.builds.open(built, signature)
         return _OnDevice(self, built, signature, here)
 
     def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:

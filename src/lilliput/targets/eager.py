@@ -74,13 +74,15 @@ class Eager(Target):
         """No target: its source, and `lilliput.load`."""
         return ""
 
-    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        raise InputError(
+            f"{self.name} opens no file without the module that it was built of",
+            where="graph" if isinstance(built, bytes) else str(built),
+            next="give the file to lilliput.load(path, into=…)",
+        )
+
+    def opened(self, built: Path, signature: Signature, module: nn.Module) -> Runner:
         """A copy of `module` with the tensors of the file."""
-        if isinstance(built, bytes) or module is None:
-            raise InputError(
-                f"{self.name} opens a file with the module that it was built of",
-                next="give the file to lilliput.load(path, into=…)",
-            )
         held = read_into(Reader(built), duplicate(module), edited=True)
         held.__class__ = type(module)  # a copy has the class that it was made by, without what is exchanged for a while
 

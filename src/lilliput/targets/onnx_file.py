@@ -113,7 +113,7 @@ class OnnxFile(Target):
             raise_own(error)
             return ()
 
-    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
         where = "graph" if isinstance(built, bytes) else str(built)
         try:
             loaded = self.load(built)

@@ -67,7 +67,7 @@ class OnnxRuntime(OnnxFile):
         return replace(rules, name=f"{rules.name}, safe without VNNI,", largest_code=SAFE_CODE)
 
     @property
-    def multiple(self) -> int:
+    def multiple_here(self) -> int:
         """Convolutions take 16 channels at a time where there is AVX-512, else 8; fewer take as long as so many."""
         return 16 if self.profile is None and "avx512f" in cpu().flags else 8
 

@@ -57,8 +57,13 @@ class Target(ABC):
 
     @property
     def multiple(self) -> int:
-        """What it likes numbers of channels to be multiples of: its kernels take so many at once."""
+        """What it likes numbers of channels to be multiples of, on any machine: so a recipe gives one network."""
         return 8
+
+    @property
+    def multiple_here(self) -> int:
+        """What the kernels of this machine take at once, as far as that is known: for times that are measured."""
+        return self.multiple
 
     @abstractmethod
     def recipe(self, view: View, calibrated: bool) -> Recipe:
@@ -110,7 +115,7 @@ class Target(ABC):
                 self.build(path, net, example, dynamic)
                 with torch.no_grad():
                     signature = Signature.of(example, example.call(net), net.forward)
-                runs[name] = self.open(path, signature, net)
+                runs[name] = self.opened(path, signature, net)
             return self.latencies(runs, example)
 
     @abstractmethod
@@ -125,8 +130,9 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
-        """What was built, in a file or in memory, as a callable that is called and answers as the module does.
+    def open(self, built: Path | bytes, signature: Signature) -> Runner:
+        """What was built, in a file or in memory, as a callable that is called and answers as the module does."""
 
-        `module` is what it was built of, where that is at hand: a target that runs the source itself needs it.
-        """
+    def opened(self, built: Path, signature: Signature, module: nn.Module) -> Runner:
+        """`open`, with the module that it was built of at hand, for a target that runs that."""
+        return self.open(built, signature)

@@ -44,8 +44,8 @@ class Prune(Technique):
     of the mean score of their group, of layers and blocks 1 minus a cosine. `macs`, `parameters` and `latency` are
     fractions that may be left of the model's multiply-accumulates on the example, of its parameters, or of the time
     that it takes on the example, built for the target and measured; the amount is found. Channels are rounded to what
-    the target likes, or to `multiple`; of an axis shorter than two of these, to half of it, and so on, except
-    for a latency.
+    the target states for any machine, or to `multiple`; of an axis shorter than two of these, to half of it, and so
+    on. For a latency they are rounded to what the kernels of this machine take at once.
 
     Weights, channels and heads are ranked by `score`: magnitudes, of a channel over all tensors that it is coupled to
     (Fang et al. 2023, "DepGraph"), or a class of yours.
@@ -64,7 +64,7 @@ class Prune(Technique):
     parameters: float | None = None
     latency: float | None = None
     score: Score = Magnitude()
-    multiple: int | None = None  # what the numbers of channels are rounded to; None: what the target likes
+    multiple: int | None = None  # what the numbers of channels are rounded to; None: what the target states
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -103,8 +103,18 @@ class Prune(Technique):
         elif self.unit in ("layers", "blocks"):
             leave_out(run, self.unit, self.where, self._how_much)
         else:
-            multiple = (self.multiple or run.target.multiple) if self.unit == "channels" else 1
-            remove_slices(run, self.unit, self.where, self._how_much, self.scope, multiple, self.score)
+            remove_slices(run, self.unit, self.where, self._how_much, self.scope, self._multiple(run), self.score)
+
+    def _multiple(self, run: Run) -> int:
+        """Of what numbers are multiples: what the target states, or, for a time that is measured here, likes here."""
+        if self.unit == "heads":
+            return 1
+        if self.multiple is not None:
+            return self.multiple
+        here = run.target.multiple_here
+        found = run.target.multiple if self.latency is None else here
+        run.tell("multiples", {"of": found, "here": here})
+        return found
 
     @property
     def _how_much(self) -> Amount:

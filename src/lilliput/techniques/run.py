@@ -79,7 +79,12 @@ class Runtime(Protocol):
 
     @property
     def multiple(self) -> int:
-        """What it likes numbers of channels to be multiples of."""
+        """What it likes numbers of channels to be multiples of, on any machine."""
+        ...
+
+    @property
+    def multiple_here(self) -> int:
+        """What the kernels of this machine take at once."""
         ...
 
     @property
