@@ -197,6 +197,30 @@ def test_where_it_loses_is_seen_inside_what_runs() -> None:
     assert {row.name for row in partial.rows} == {"first.weight", "second.weight"}
 
 
+class Routed(nn.Module):
+    """Rows of small numbers go one way, of large ones another, of larger ones a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far, self.beyond = (nn.Linear(32, 64) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = float(x.abs().mean())
+        return self.near(x) if size < 1 else self.far(x) if size < 10 else self.beyond(x)
+
+
+def test_parts_that_any_of_the_first_batches_reaches_are_encoded_and_others_told() -> None:
+    torch.manual_seed(0)
+    x, net = torch.randn(8, 32), Routed().eval()
+    small = lp.compress(lp.Task(net, calibrate=[x, 3 * x]), target=QUICK)
+    assert [row["path"] for row in small.data["layers"]] == ["near.weight", "far.weight"]
+    assert small.data["skipped"] == [{"path": "beyond.weight", "reason": "no captured call reads it"}]
+    for times in (1, 3):
+        close(small.model(times * x), net(times * x), share=0.05)
+        assert not torch.equal(small.model(times * x), net(times * x))
+    assert torch.equal(small.model(99 * x), net(99 * x))
+
+
 def test_it_is_timed_on_its_threads_and_the_program_keeps_its_own() -> None:
     threads, seen = torch.get_num_threads(), set[int]()
     x = torch.zeros(1)

@@ -7,7 +7,7 @@ rung that was reached and the reason for each failure are in the view.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,20 +35,23 @@ def capture(
     inputs: Inputs,
     dynamic: Mapping[str | int, Mapping[int, str]],
     others: Iterable[tuple[str, Inputs]] = (),
+    *,
+    checks: bool = True,
 ) -> View:
     """What `model` does with `inputs`, at the highest rung that works.
 
-    Raises CaptureError where nothing can be captured, and where the graph of the whole model answers one of `others`,
-    further inputs with their names, otherwise than the model does.
+    Raises CaptureError where nothing can be captured, and, if it `checks`, where the graph of the whole model answers
+    one of `others`, further inputs with their names, otherwise than the model does. Parts are what any of them reaches.
     """
+    others = list(others)
     ties = tuple(paths for paths in tensors(model) if len(paths) > 1)
     try:
         captured = _traced(model, inputs, dynamic)
         view = View("whole", _by_first_path(_calls(model, captured, ""), ties), ties, {})
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise_own(error)
-        return _in_parts(model, inputs, ties, reason(error))
-    for where, other in others:
+        return _in_parts(model, [inputs, *(other for _, other in others)], ties, reason(error))
+    for where, other in others if checks else ():
         _check_answers(model, captured, other, where)
     return view
 
@@ -83,7 +86,7 @@ def _check_answers(model: nn.Module, captured: ExportedProgram, inputs: Inputs, 
         )
 
 
-def _in_parts(model: nn.Module, inputs: Inputs, ties: tuple[tuple[str, ...], ...], why: str) -> View:
+def _in_parts(model: nn.Module, inputs: Sequence[Inputs], ties: tuple[tuple[str, ...], ...], why: str) -> View:
     """What can be captured child by child, where the whole cannot, for the reason given."""
     problems, seen = {"": why}, _recorded_inputs(model, inputs)
     calls: list[Call] = []
@@ -130,8 +133,21 @@ def _descend(
     return rungs
 
 
-def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
-    """What each submodule is called with, the first time, in one run of `model`."""
+def _recorded_inputs(model: nn.Module, inputs: Sequence[Inputs]) -> dict[str, Inputs]:
+    """What each submodule is called with, the first time, in runs of `model`; the first of these must work."""
+    seen = dict[str, Inputs]()
+    for i, given in enumerate(inputs):
+        try:
+            seen = {**_recorded(model, given), **seen}
+        except Exception as error:  # the user's own code, on inputs that may be of our making
+            if i == 0:
+                raise InputError(
+                    "the model fails on its example", why=reason(error), next="give an example it accepts"
+                ) from error
+    return seen
+
+
+def _recorded(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     seen: dict[str, Inputs] = {}
 
     def remember(path: str) -> Any:
@@ -148,10 +164,6 @@ def _recorded_inputs(model: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     try:
         with torch.no_grad(), eval_mode(model):
             inputs.call(model)
-    except Exception as error:
-        raise InputError(
-            "the model fails on its example", why=reason(error), next="give an example it accepts"
-        ) from error
     finally:
         for hook in hooks:
             hook.remove()
