@@ -8,7 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def compress(
     calibrate: Iterable[Any] | None = None,
     baseline: nn.Module | None = None,
     folder: str | Path | None = None,
+    measure: bool = True,
     progress: Progress = silent,
 ) -> Result:
     """Make a model smaller and faster on a target, and measure what came of it.
@@ -65,7 +66,7 @@ def compress(
     The model is copied and never changed. Without a recipe, the target's own default is taken. The result is compared
     with `baseline`, or else with the model as it is given: give the network as it was at first where the model is
     itself the result of another run. With a `folder`, all results are written there, and a killed run is resumed by
-    calling again.
+    calling again. Without `measure`, nothing is timed and no memory measured; what is built is compared all the same.
 
     Raises LilliputError for bad input, a recipe that cannot work, a model that cannot be captured or exported, and
     when nothing was changed.
@@ -81,10 +82,10 @@ def compress(
     for step in () if recipe is None else recipe.steps:
         check_readable(step, type(step).__name__)
     if folder is not None:
-        return _compress(task, recipe, target_called(target), Path(folder), progress)
+        return _compress(task, recipe, _measuring(target, measure), Path(folder), measure, progress)
     place = Path(tempfile.mkdtemp(prefix="lilliput-"))
     try:
-        result = _compress(task, recipe, target_called(target), place, progress)
+        result = _compress(task, recipe, _measuring(target, measure), place, measure, progress)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
@@ -234,11 +235,22 @@ def train(
     return Trained(model, done.history)
 
 
-def _compress(task: Task, recipe: Recipe | None, target: Target, place: Path, progress: Progress) -> Result:
+def _measuring(target: str | Target, measure: bool) -> Target:
+    """The target that is meant; without `measure`, one that times nothing."""
+    if not isinstance(measure, bool):
+        raise InputError(f"is {measure!r}", where="measure", next="give True or False")
+    found = target_called(target)
+    return found if measure else replace(found, seconds=0)
+
+
+def _compress(
+    task: Task, recipe: Recipe | None, target: Target, place: Path, measure: bool, progress: Progress
+) -> Result:
     work = place / "work"
     clear_parts(place, work)
     assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
+    driver.measures = measure
     given, recipe = recipe, recipe or target.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / RECORD,

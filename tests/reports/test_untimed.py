@@ -114,3 +114,17 @@ def test_from_the_shell(tmp_path: Path) -> None:
     for more in ([], ["--dry-run"]):
         failed = CliRunner().invoke(app, [*asked, "--recipe", str(tmp_path / "budget.toml"), *more])
         assert failed.exit_code == 2 and "budget of latency, and the target has seconds=0" in failed.stderr
+
+
+def test_without_measuring_nothing_is_timed_and_no_memory_told() -> None:
+    """Of a network large enough for both; what was built is compared all the same."""
+    large = nn.Sequential(nn.Linear(32, 1024), nn.ReLU(), nn.Linear(1024, 1024)).eval()
+    target = lp.OnnxRuntime(threads=1, seconds=2, safe=True)
+    small = lp.compress(large, INT8, calibrate=batches(), target=target, measure=False)
+    check_delivered(small, "seconds=0")
+    measured = lp.compress(large, INT8, calibrate=batches(), target=target)
+    for side in ("before", "after"):
+        assert small.data[side]["loading"] is None and measured.data[side]["loading"]["seconds"] > 0
+    assert measured.digest == small.digest
+    with pytest.raises(lp.LilliputError, match="measure: is 3"):
+        lp.compress(net(), INT8, calibrate=batches(), measure=3)  # type: ignore[arg-type]

@@ -44,10 +44,12 @@ def costs(driver: Driver, before: Built, after: Built) -> Costs:
 
 
 def opening(driver: Driver, built: Built) -> Loading | None:
-    """What loading a built file and one call of it take; None for a small one, or where the target's runtime is not
-    one that is known how to be opened alone.
+    """What loading a built file and one call of it take; None for a small one, where nothing is to be measured, or
+    where the target's runtime is not one that is known how to be opened alone.
     """
-    if driver.target.name not in RUNTIMES or sum(map(_held_bytes, tensors(driver.model).values())) < _LEAST_LOADED:
+    if not driver.measures or driver.target.name not in RUNTIMES:
+        return None
+    if sum(map(_held_bytes, tensors(driver.model).values())) < _LEAST_LOADED:
         return None
     question = (
         *("opening", driver.environment, built.digest),

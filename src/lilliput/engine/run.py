@@ -50,6 +50,7 @@ class Driver:
     lessons: Lessons | None = None
     evaluate: Batches | None = None  # on which builds are compared too, where there are no other samples
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
+    measures: bool = True  # what loading takes; what calls take is the target's `seconds`
     plan: Plan | None = None  # of a dry run
     keeps: bool = False  # the network before its numbers are rounded, for a later step asks what flowed there
     kept: Driver | None = None
