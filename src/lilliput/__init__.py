@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.scalings import Ranges as Ranges
     from lilliput.techniques.scalings import Smooth as Smooth
     from lilliput.techniques.scores import Magnitude as Magnitude
+    from lilliput.techniques.scores import Random as Random
     from lilliput.techniques.share import Share as Share
     from lilliput.verbs import apply as apply
     from lilliput.verbs import compress as compress
@@ -119,6 +120,7 @@ _PLACES = {
     "Prune": "techniques.prune",
     "Quantiles": "techniques.ranges",
     "Quantize": "techniques.quantize",
+    "Random": "techniques.scores",
     "Ranges": "techniques.scalings",
     "Recipe": "recipe",
     "register": "registry",

@@ -182,6 +182,20 @@ def test_powers_of_magnitudes_rank_otherwise() -> None:
         lp.Magnitude(0)
 
 
+def test_chance_takes_others_and_the_same_again() -> None:
+    def zeros(seed: int) -> Tensor:
+        prune = lp.Prune("weights", 0.5, score=lp.Random(seed), where="0")
+        return lp.apply(net(), lp.Recipe([prune]), calibrate=[X])[0].weight == 0  # type: ignore[index,union-attr]
+
+    small = lp.apply(net(), lp.Recipe([lp.Prune("weights", 0.5, where="0")]), calibrate=[X])[0].weight == 0  # type: ignore[index,union-attr]
+    first, again, other = zeros(0), zeros(0), zeros(1)
+    assert torch.equal(first, again) and int(first.sum()) == int(other.sum()) == int(small.sum())
+    for one in (other, small):  # half of what one takes the other takes too
+        assert 0.35 < float((first & one).sum() / first.sum()) < 0.65
+    channels = lp.apply(net(), lp.Recipe([lp.Prune("channels", 0.5, score=lp.Random())]), calibrate=[X])
+    assert channels[0].weight.shape[0] < net()[0].weight.shape[0]  # type: ignore[index,union-attr]
+
+
 def test_a_run_is_not_gone_on_with_by_other_code(tmp_path: Path) -> None:
     def run(kind: type[Encoding]) -> None:
         recipe = lp.Recipe([lp.Quantize(weights=lp.register(kind)())])

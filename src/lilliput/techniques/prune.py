@@ -138,7 +138,8 @@ class Prune(Technique):
             if not bool(kept.any()):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")
                 continue
-            encode(run, path, Sparse(), Choice(read(run.model, path) * kept))
+            x = read(run.model, path)
+            encode(run, path, Sparse(), Choice(x * kept.to(x.dtype)))  # a score may be of another type
 
 
 def keep_largest(scores: dict[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:
