@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Int as Int
     from lilliput.encodings import Levels as Levels
     from lilliput.encodings import Log as Log
+    from lilliput.encodings import LowRank as LowRank
     from lilliput.encodings import MiniFloat as MiniFloat
     from lilliput.encodings import Signs as Signs
     from lilliput.encodings import Sparse as Sparse
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.distill import Relation as Relation
     from lilliput.techniques.distill import Response as Response
     from lilliput.techniques.equalize import Equalize as Equalize
+    from lilliput.techniques.factorize import Factorize as Factorize
     from lilliput.techniques.finetune import Finetune as Finetune
     from lilliput.techniques.gradual import Gradual as Gradual
     from lilliput.techniques.group_lasso import GroupLasso as GroupLasso
@@ -90,6 +92,7 @@ _PLACES = {
     "Entropy": "techniques.ranges",
     "Equalize": "techniques.equalize",
     "export": "verbs",
+    "Factorize": "techniques.factorize",
     "Finetune": "techniques.finetune",
     "Fixed": "encodings",
     "Float16": "encodings",
@@ -105,6 +108,7 @@ _PLACES = {
     "LilliputError": "errors",
     "load": "file.lil",
     "Log": "encodings",
+    "LowRank": "encodings",
     "Magnitude": "techniques.scores",
     "MiniFloat": "encodings",
     "MinMax": "techniques.ranges",

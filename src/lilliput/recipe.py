@@ -15,6 +15,7 @@ from lilliput.plain import check_types, from_plain, to_plain, to_toml, toml_of
 from lilliput.techniques.combinations import FITS
 from lilliput.techniques.distill import TERMS
 from lilliput.techniques.equalize import Equalize
+from lilliput.techniques.factorize import Factorize
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.gradual import Gradual
 from lilliput.techniques.group_lasso import GroupLasso
@@ -29,6 +30,7 @@ from lilliput.techniques.technique import Technique
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "Equalize": Equalize,
+    "Factorize": Factorize,
     "Finetune": Finetune,
     "Prune": Prune,
     "Quantize": Quantize,

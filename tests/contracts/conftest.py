@@ -24,6 +24,7 @@ from lilliput.encodings import (
     Int,
     Levels,
     Log,
+    LowRank,
     MiniFloat,
     Signs,
     Sparse,
@@ -61,6 +62,9 @@ CARRIED: tuple[Encoding, ...] = (
     Tiles(4, group=4),
     Tiles(3, 4, 4, axis=1, scale=Float16()),
     Tiles(5, 2, None),
+    LowRank(3),
+    LowRank(2, Float16()),
+    LowRank(3, Int(8)),
 )
 assert {type(encoding) for encoding in CARRIED} | {Exponent8} == set(ENCODINGS.values()), (
     "an encoding that no contract is checked on"

@@ -39,6 +39,7 @@ SAMPLES: dict[str, Encoding] = {
     "NF4": lp.NF4(),
     "MiniFloat": lp.MiniFloat("e2m1"),
     "Tiles": lp.Tiles(4, group=8),
+    "LowRank": lp.LowRank(4),
     "Sparse": lp.Sparse(lp.Int(4)),
     "Exponent8": ENCODINGS["Exponent8"](),
 }

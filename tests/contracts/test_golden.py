@@ -118,7 +118,14 @@ def test_every_number_format_answers_as_it_did() -> None:
         out = net(golden.rows()).reshape(-1).numpy()
     close(out, EXPECTED[golden.FORMATS.name]["output"], atol=2e-4)
     held = {type(module.encoding).__name__ for module in net.modules() if hasattr(module, "encoding")}
-    assert held | {"Sparse"} == ENCODINGS.keys()  # which is in the other file
+    assert held | {"Sparse", "LowRank"} == ENCODINGS.keys()  # which are in other files
+
+
+def test_products_answer_as_they_did_in_the_module_and_in_the_graph() -> None:
+    expected = np.array(EXPECTED[golden.PRODUCTS.name]["output"])
+    for net in (lilliput.load(golden.PRODUCTS, golden.Products()), lilliput.open(golden.PRODUCTS, threads=1)):
+        with torch.no_grad():
+            close(net(golden.example()).reshape(-1).numpy(), expected, atol=2e-4)
 
 
 def test_its_graph_answers_so_without_its_source() -> None:

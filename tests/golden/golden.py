@@ -11,8 +11,8 @@ from torch import Tensor, nn
 HERE = Path(__file__).parent
 MODULE, ANSWER = HERE / "version2.lil", HERE / "version2-answer.lil"
 FORMATS = HERE / "version2-formats.lil"
-DELTAS = HERE / "version3.lil"
-FILES = (MODULE, ANSWER, FORMATS, DELTAS)
+DELTAS, PRODUCTS = HERE / "version3.lil", HERE / "version2-products.lil"
+FILES = (MODULE, ANSWER, FORMATS, DELTAS, PRODUCTS)
 BASES = {DELTAS.name: ANSWER}  # files that a file needs beside it
 EXPECTED = HERE / "expected.json"
 DTYPES = (
@@ -53,6 +53,18 @@ class Formats(nn.Module):
         for layer in self.layers:
             x = torch.tanh(layer(x)) + x
         return x
+
+
+class Products(nn.Module):
+    """Layers whose weights are products of two factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.last = nn.Conv2d(2, 8, 3), nn.Linear(8, 16), nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)).mean((2, 3))
+        return self.last(torch.tanh(self.fc(x)))  # type: ignore[no-any-return]
 
 
 def rows() -> Tensor:

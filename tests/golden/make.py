@@ -27,8 +27,10 @@ from golden import (
     FILES,
     FORMATS,
     MODULE,
+    PRODUCTS,
     Formats,
     Net,
+    Products,
     drawn,
     example,
     rows,
@@ -44,6 +46,7 @@ from lilliput.encodings import (
     Int,
     Levels,
     Log,
+    LowRank,
     MiniFloat,
     Signs,
     Sparse,
@@ -69,7 +72,7 @@ def main() -> None:
         sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
     torch.set_num_threads(1)
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
-    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas}
+    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas, PRODUCTS: products}
     expected |= {path.name: makers[path](path) for path in missing}
     EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in missing:
@@ -149,6 +152,25 @@ def formats(path: Path) -> dict[str, Any]:
     with torch.no_grad():
         out = net(rows())
     save(path, net)
+    return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}
+
+
+def products(path: Path) -> dict[str, Any]:
+    """Write the file of a module whose weights are products, with its graph; what must come out."""
+    net, x = Products().eval(), example()
+    given = {"conv": LowRank(3), "fc": LowRank(2, Float16()), "last": LowRank(4, Int(6))}
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=300 + i) / 2)
+    for i, (layer, encoding) in enumerate(given.items()):
+        parts = encoding.represent(drawn(*net.get_parameter(f"{layer}.weight").shape, seed=320 + i) / 2).tensors()
+        shape = tuple(net.get_parameter(f"{layer}.weight").shape)
+        EncodeTensor((f"{layer}.weight",), encoding, shape, "float32").apply(net, parts)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        built, out = Path(folder) / "net.onnx", net(x)
+        OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})
+        graph = Graph(built, "onnxruntime", Signature.of(Inputs.of(x), out).to_plain(), {"largest": 0.0})
+        save(path, net, graph=graph)
     return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}
 
 

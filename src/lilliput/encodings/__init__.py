@@ -6,6 +6,7 @@ from lilliput.encodings.floats import BFloat16, Exponent8, Float16
 from lilliput.encodings.grids import NF4, Log, MiniFloat, Signs, mxfp4
 from lilliput.encodings.integer import Int
 from lilliput.encodings.levels import Levels
+from lilliput.encodings.low_rank import LowRank
 from lilliput.encodings.sparse import Sparse
 from lilliput.encodings.tiles import Tiles
 
@@ -21,6 +22,7 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "NF4": NF4,
     "MiniFloat": MiniFloat,
     "Tiles": Tiles,
+    "LowRank": LowRank,
     "Sparse": Sparse,
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "Int",
     "Levels",
     "Log",
+    "LowRank",
     "MiniFloat",
     "Signs",
     "Sparse",

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Union
 
 import torch
@@ -42,6 +43,10 @@ class Encoding(ABC):
     @abstractmethod
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """Exact size in bits of a tensor of this shape, before entropy coding, parameters included."""
+
+    def products(self, shape: tuple[int, ...]) -> int:
+        """How many multiply-accumulates a layer does with a weight of this shape, for each place that it is used at."""
+        return prod(shape)
 
     @property
     def code_bits(self) -> int | None:

@@ -33,7 +33,7 @@ def lower(model: ir.Model, *, integer_bias: bool = True, unsigned: bool = True) 
     """
     lowering = _Lowering(model.graph, model.opset_imports[""], integer_bias, unsigned)
     own = [node for node in model.graph if node.domain == DOMAIN]
-    for node in own:
+    for node in sorted(own, key=lambda node: node.op_type != "DecodeLowRank"):  # before the factors that they read
         if node.op_type.startswith("Decode"):
             lowering.decode(node)
     for node in own:  # after the weights, whose lowering looks for them
@@ -145,6 +145,8 @@ class _Lowering:
         loads.
         """
         codes = node.inputs[0]
+        if node.op_type == "DecodeLowRank":
+            return self._multiplied(node, before)
         if node.op_type == "DecodeFloat":
             return self._new("Cast", [codes], before=before, to=ir.DataType.FLOAT)
         kind = ir.DataType.FLOAT if node.op_type == "DecodeInt" else ir.DataType.INT32
@@ -195,6 +197,13 @@ class _Lowering:
             if axis:
                 x = self._new("Transpose", [x], before=before, perm=np.argsort(order).tolist())
         return x
+
+    def _multiplied(self, node: ir.Node, before: ir.Node) -> ir.Value:
+        """The whole tensor as the product of its factors."""
+        shape = nodes.shape(node.outputs[0])
+        factors = [self._new("Flatten", [x], before=before) for x in node.inputs] if len(shape) > 2 else node.inputs
+        product = self._new("MatMul", factors, before=before)
+        return self._reshape(product, shape, before) if len(shape) > 2 else product
 
     def _four_bits(self, codes: ir.Value | None) -> ir.Value | None:
         """The codes two to a byte, where four bits hold them all."""

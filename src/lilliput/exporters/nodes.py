@@ -83,6 +83,12 @@ def array(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
+def shape(value: ir.Value | None) -> tuple[int, ...]:
+    """Of a weight or a part of one, which is known."""
+    assert value is not None and value.shape is not None
+    return tuple(int(n) for n in value.shape.numpy())
+
+
 def offset(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
 

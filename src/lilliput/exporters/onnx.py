@@ -22,6 +22,7 @@ from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
 from lilliput.exporters.decomposed import decomposed_where_needed
+from lilliput.exporters.low_rank import expand as expand_low_rank
 from lilliput.exporters.lower import PACKED_OPSET, lower
 from lilliput.exporters.nodes import DOMAIN
 from lilliput.exporters.recurrent import expand
@@ -38,6 +39,7 @@ _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered
     "decode_exponent": ("DecodeExponent", ("codes",), ()),
     "decode_levels": ("DecodeLevels", ("codes", "levels"), ("axis", "group")),
     "decode_grid": ("DecodeGrid", ("codes", "scale"), ("table", "axis", "group")),
+    "decode_low_rank": ("DecodeLowRank", ("left", "right"), ()),
     "decode_tiles": ("DecodeTiles", ("codes", "scale", "choice"), ("tables", "axis", "group", "channels")),
     "project_int": ("ProjectInt", ("x", "scale", "offset"), ("low", "high")),
     "project_int_dynamic": ("ProjectIntDynamic", ("x",), ("bits",)),
@@ -178,6 +180,7 @@ def export(
         ) from error
     expand(graph)
     expand_simulated(graph)
+    expand_low_rank(graph)
     lower(graph, integer_bias=integer_bias, unsigned=unsigned)
     _name_axes(graph, example, dynamic)
     _strip(graph)

@@ -14,7 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lilliput.errors import MeasureError
+from lilliput.model.carrier import encoded_tensors
 from lilliput.modes import eval_mode
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def parameters(model: nn.Module) -> int:
 def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object] | None = None) -> Cost:
     """Count the multiply-accumulates of matrix products and convolutions in `model(*args, **kwargs)`.
 
-    A linear layer on [n, in] counts n · in · out; biases, normalisations and activations count nothing.
+    A linear layer on [n, in] counts n · in · out, or n · rank · (in + out) where its weight is of low rank; biases,
+    normalisations and activations count nothing.
     The model runs in eval mode without gradients; its modes and torch's random state are afterwards as
     they were. Raises MeasureError when the model fails on the example.
 
@@ -61,7 +65,11 @@ def macs(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object
                 why=f"{type(error).__name__}: {error}",
                 next="where it was made smaller for a budget, leave what fails whole by where=",
             ) from error
-    return Cost(counter.get_total_flops() // 2, _by_module(model, counter))
+    counts = _by_module(model, counter)
+    less = _divided(model, counts)
+    for path in counts:
+        counts[path] -= sum(n for at, n in less.items() if f"{at}.".startswith(f"{path}."))
+    return Cost(counter.get_total_flops() // 2 - sum(less.values()), counts)
 
 
 def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
@@ -74,6 +82,20 @@ def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
             path = first_path[model.get_submodule(name.removeprefix(root))]
             counts[path] = sum(by_op.values()) // 2
     return {path: counts[path] for path in first_path.values() if path in counts}
+
+
+def _divided(model: nn.Module, counts: Mapping[str, int]) -> dict[str, int]:
+    """By how much less linear layers and convolutions compute whose weights are products, by their paths."""
+    less: dict[str, int] = {}
+    for paths, held in encoded_tensors(model):
+        whole = max(1, math.prod(held.shape))
+        share = (whole - held.encoding.products(tuple(held.shape))) / whole
+        for path in paths:
+            layer, _, name = path.rpartition(".")
+            module = model.get_submodule(layer)
+            if name == "weight" and isinstance(module, _LAYERS) and layer in counts:
+                less[layer] = round(counts[layer] * share)
+    return less
 
 
 @contextmanager

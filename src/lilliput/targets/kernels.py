@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 
-from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings import Encoding, Int, LowRank, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.measure import cpu
 from lilliput.model.view import Call, View
@@ -29,6 +30,16 @@ def eight_bits(encoding: Encoding | None) -> bool:
 def exact_here() -> Int:
     """Weights whose products this processor sums without overflow: of 8 bits, or of 7 on x86 without VNNI."""
     return Int(7 if cpu().may_saturate else 8)
+
+
+def two_products(call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
+    """What is to be said of a layer that is written as two, one behind the other; empty where it is one."""
+    divided = call.op == "linear" or (call.window is not None and call.window.groups == 1)
+    if not divided or not isinstance(weight, LowRank) or weight.products(call.weight_shape) == prod(call.weight_shape):
+        return ""
+    if activation is None:
+        return "two float products in place of one"
+    return "two products in place of one, integers where a kernel takes them" if eight_bits(weight.factors) else ""
 
 
 def at_run_time(encoding: Encoding) -> bool:

@@ -26,6 +26,7 @@ from lilliput.targets.kernels import (
     eight_bits,
     exact_here,
     no_kernel_finds,
+    two_products,
     weights_lack,
 )
 from lilliput.targets.onnx_file import Loaded, OnnxFile, loaded_by
@@ -113,6 +114,8 @@ class OnnxRuntime(OnnxFile):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
+        if told := two_products(call, weight, activation):
+            return told
         if activation is not None and beyond_kernels(weight, activation):
             return REMARK
         if not isinstance(activation, Uniform) or not eight_bits(weight) or _no_kernel(call, activation):

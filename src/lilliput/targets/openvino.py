@@ -26,6 +26,7 @@ from lilliput.targets.kernels import (
     eight_bits,
     exact_here,
     no_kernel_finds,
+    two_products,
     weights_lack,
 )
 from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
@@ -94,6 +95,8 @@ class OpenVino(OnnxFile):
             return "float"
         if call.op == "embedding":
             return "size only: rows are decoded as they are looked up"
+        if told := two_products(call, weight, activation):
+            return told
         if activation is not None and beyond_kernels(weight, activation):
             return REMARK
         if activation is not None and eight_bits(weight) and (call.op == "linear" or call.op in INTEGER_CONVOLUTIONS):

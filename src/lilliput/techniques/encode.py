@@ -149,6 +149,7 @@ class Asked:
         if isinstance(held, EncodedTensor):
             frozen = held.encoded()
             x, encoding = frozen.encoding.enforce(x, frozen), encoding.keeping(frozen.encoding)
+            encoding = encoding.dividing(tuple(x.shape)) or encoding
             kept = encoding.kept_parameters(frozen)
         return cls(paths, x, encoding, kept)
 

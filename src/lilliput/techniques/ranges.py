@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lilliput.encodings import BFloat16, Encoding, Fixed, Float16, Int, Levels, Sparse, Tiles
+from lilliput.encodings import BFloat16, Encoding, Fixed, Float16, Int, Levels, LowRank, Sparse, Tiles
 from lilliput.encodings.blocks import Blocked
 from lilliput.encodings.grids import Grid
 from lilliput.encodings.levels import interval_levels, quantile_levels
@@ -113,7 +113,7 @@ class MSE(Range):
     """
 
     takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {
-        "weights": (Int, Fixed, Levels, Grid, Tiles, Float16, BFloat16),
+        "weights": (Int, Fixed, Levels, Grid, Tiles, Float16, BFloat16, LowRank),
         "values": (Int, Fixed, Grid, Tiles),
     }
 

@@ -1,0 +1,127 @@
+"""Weights of low rank: layers whose products become two that are smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lilliput.encodings import LowRank
+from lilliput.encodings.encoding import tensor_digest
+from lilliput.errors import RecipeError
+from lilliput.model.parameters import encoding_of, read, shapes
+from lilliput.model.view import Call
+from lilliput.techniques.encode import encode, prepare
+from lilliput.techniques.run import Answer, Run, counted
+from lilliput.techniques.technique import Technique, used_weights
+from lilliput.techniques.where import check_where, chosen
+
+_DIVIDED = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding"})  # by exporters, into two products
+_WAYS = ("rank", "energy", "amount")
+
+
+@dataclass(frozen=True, repr=False)
+class Factorize(Technique):
+    """Represent weights by products of two smaller matrices: low-rank factorization by SVD.
+
+    A layer of ``[outputs, inputs]`` then computes ``rank · (outputs + inputs)`` products, and a convolution becomes one
+    of `rank` filters and one of points. Layers that would not get smaller are left out and listed, as are convolutions
+    in groups and transposed ones.
+
+    How far: `rank` is the same number for all layers. `energy` is the least fraction of a weight's sum of squares that
+    must be kept, and `amount` the fraction of its numbers that go; either gives each layer a rank of its own, rounded
+    (up, and down) to what the target likes, or to `multiple`, unless it is less than two of these.
+
+    A later `Quantize` rounds the factors. Sources: Denton et al. 2014, arXiv 1404.0736, and Zhang et al. 2015, arXiv
+    1505.06798.
+
+    >>> Factorize(energy=0.9), Factorize(64, where="*.mlp.*")
+    (Factorize(energy=0.9), Factorize(rank=64, where='*.mlp.*'))
+    """
+
+    rank: int | None = None
+    energy: float | None = None  # over 0 and under 1
+    amount: float | None = None  # over 0 and under 1
+    multiple: int | None = None  # what ranks are rounded to; None: what the target likes
+
+    def __post_init__(self) -> None:
+        given = [name for name in _WAYS if getattr(self, name) is not None]
+        if len(given) != 1:
+            one = f"give one of {', '.join(f'{name}=' for name in _WAYS)}"
+            raise RecipeError(f"Factorize by {' and '.join(given) or 'nothing'}", next=one)
+        if self.rank is not None:
+            LowRank(self.rank)  # refuses what is no rank
+        for name in ("energy", "amount"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise RecipeError(f"Factorize with {name}={value}", next="give a fraction between 0 and 1")
+
+        if self.multiple is not None and self.multiple < 1:
+            raise RecipeError(f"Factorize to multiples of {self.multiple}", next="give a whole number of 1 or more")
+
+    @property
+    def disturbs(self) -> frozenset[str]:
+        return frozenset({"ranges"})
+
+    def apply(self, run: Run) -> None:
+        prepare(run)
+        used, known = used_weights(run), shapes(run.model)
+        check_where(self.where, list(used))
+        for path, calls in counted(run, "encoding", used.items()):
+            if not chosen(path, self.where):
+                run.skip(path, f"left out by where={self.where!r}")
+            elif why := _why_not(run, path, calls):
+                run.skip(path, why)
+            else:
+                self._factorize(run, path, known[path])
+
+    def _factorize(self, run: Run, path: str, shape: tuple[int, ...]) -> None:
+        """One weight, if that makes it smaller."""
+        outputs, inputs = shape[0], prod(shape[1:])
+        rank = self._rank_of(run, path, outputs, inputs)
+        if rank * (outputs + inputs) < outputs * inputs:
+            encode(run, path, LowRank(rank))
+        else:
+            sizes = f"{outputs} × {rank} and {rank} × {inputs}"
+            run.skip(path, f"factors of {sizes} are no smaller than its {outputs} × {inputs}")
+
+    def _rank_of(self, run: Run, path: str, outputs: int, inputs: int) -> int:
+        if self.rank is not None:
+            return self.rank
+        multiple = self.multiple or run.target.multiple
+        if self.amount is not None:
+            rank = max(1, int((1 - self.amount) * outputs * inputs / (outputs + inputs)))
+            return rank if rank < 2 * multiple else rank // multiple * multiple
+        assert self.energy is not None
+        x, energy = read(run.model, path), self.energy
+        question = ("rank", tensor_digest(x), energy)
+        rank = run.ask(question, lambda: Answer(rank_keeping(x, energy)), model=False, data=False).data
+        assert isinstance(rank, int)
+        return rank if rank < 2 * multiple else -(-rank // multiple) * multiple
+
+
+def rank_keeping(x: Tensor, energy: float) -> int:
+    """The least rank at which a product keeps this fraction of the sum of squares of `x`.
+
+    >>> rank_keeping(torch.diag(torch.tensor([2.0, 1.0, 0.0])), 0.7), rank_keeping(torch.eye(4), 0.7)
+    (1, 3)
+    """
+    squares = torch.linalg.svdvals(x.detach().float().flatten(1)).double().square()
+    kept = squares.cumsum(0)
+    return int((kept < energy * kept[-1]).sum()) + 1
+
+
+def _why_not(run: Run, path: str, calls: Sequence[Call]) -> str:
+    """Why a weight is not to be a product; empty where it may be."""
+    others = sorted({call.op for call in calls} - _DIVIDED)
+    if others:
+        return f"{' and '.join(others)} is not divided into two products"
+    if any(call.window is not None and call.window.groups > 1 for call in calls):
+        return "a convolution in groups is not divided into two"
+    held = encoding_of(run.model, path)
+    if held is not None and not isinstance(held, LowRank):
+        return f"it is encoded already, as {held.label()}: factorize before that"
+    return ""
