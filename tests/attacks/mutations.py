@@ -49,7 +49,7 @@ LONGEST_S = 5  # of the processor
 FILES = {path.name: path.read_bytes() for path in golden.FILES if path.name not in golden.BASES}
 WITH_BASES = {name: (Reader(base), (golden.HERE / name).read_bytes()) for name, base in golden.BASES.items()}
 INDEX = {name: len(forge.START) + len(forge.apart(data).body) for name, data in FILES.items()}  # where it begins
-MODULE, ANSWER, FORMATS = (forge.apart(data) for data in FILES.values())
+MODULE, ANSWER, FORMATS, *_ = (forge.apart(data) for data in FILES.values())
 
 Rng = random.Random
 Change = Callable[[Rng, Any], Any]
