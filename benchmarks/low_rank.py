@@ -1,0 +1,100 @@
+"""Layers as products of two factors: what they take beside the originals, at several ranks.
+
+Linear layers as in a transformer (widths 512 and 2,048, 128 tokens) and convolutions of 3×3 (128 channels, 28×28
+places), with random weights: what is lost says nothing here, and what is gained does not depend on the numbers. All
+files of a network are timed in turns, in several processes, on one thread and on all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from table import write
+from timings import timed
+from torch import Tensor, nn
+
+import lilliput as lp
+from lilliput.measure import macs
+from lilliput.model.inputs import Inputs, dynamic_axes
+from lilliput.model.signature import Signature
+
+RANKS = (96, 64, 32)
+INT8 = lp.Int(8, dynamic=True)
+
+
+class Block(nn.Module):
+    """The linear layers of a transformer's block: four of its width, and two of four times that."""
+
+    def __init__(self, width: int = 512) -> None:
+        super().__init__()
+        self.square = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.square:
+            x = x + torch.relu(layer(x))
+        return x + self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
+
+
+def convolutions(channels: int = 128) -> nn.Module:
+    layers = [nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()) for _ in range(2)]
+    return nn.Sequential(*layers)
+
+
+NETWORKS = {
+    "linear layers": (Block, (1, 128, 512)),
+    "convolutions of 3x3": (convolutions, (1, 128, 28, 28)),
+}
+
+
+def recipes() -> Iterator[tuple[str, int | None, list[Any]]]:
+    """A name, the rank, and the steps."""
+    yield "float", None, []
+    for rank in RANKS:
+        yield f"rank {rank}", rank, [lp.Factorize(rank)]
+    yield "int8", None, [lp.Quantize(weights=lp.Int(8), activations=INT8)]
+    yield "rank 64, int8", 64, [lp.Factorize(64), lp.Quantize(weights=lp.Int(8), activations=INT8)]
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    every = os.cpu_count() or 1
+    for name, (make, shape) in NETWORKS.items():
+        torch.manual_seed(0)
+        net, example = make().eval(), Inputs.of(torch.randn(shape))
+        files, costs = {}, {}
+        for setting, rank, steps in recipes():
+            module = lp.apply(lp.Task(net, *example.args), lp.Recipe(steps)) if steps else net
+            files[setting] = folder / f"{len(files)}-{name.split()[0]}.onnx"
+            lp.OnnxRuntime().build(files[setting], module, example, dynamic_axes(example, None))
+            costs[setting] = rank, macs(module, example.args).total
+        with torch.no_grad():
+            signature = Signature.of(example, example.call(net))
+        for threads in sorted({1, every}):
+            taken = timed(files, lp.OnnxRuntime(threads=threads), signature, example, rounds=5)
+            for setting, (rank, products) in costs.items():
+                yield {
+                    "network": name,
+                    "setting": setting,
+                    "rank": rank,
+                    "threads_used": threads,
+                    "bytes": files[setting].stat().st_size,
+                    "macs": products,
+                    "fewer_macs": costs["float"][1] / products,
+                    "ms": taken.ms(setting),
+                    **taken.row("faster", "float", setting),
+                }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(rows(Path(folder)))
+    write("low_rank", found, threads=os.cpu_count() or 1)
+
+
+if __name__ == "__main__":
+    main()
