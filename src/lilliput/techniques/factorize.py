@@ -39,7 +39,7 @@ class Factorize(Technique):
     1505.06798.
 
     >>> Factorize(energy=0.9), Factorize(64, where="*.mlp.*")
-    (Factorize(energy=0.9), Factorize(rank=64, where='*.mlp.*'))
+    (Factorize(energy=0.9), Factorize(where='*.mlp.*', rank=64))
     """
 
     rank: int | None = None
