@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.techniques.gradual import Gradual as Gradual
     from lilliput.techniques.group_lasso import GroupLasso as GroupLasso
     from lilliput.techniques.hqq import HQQ as HQQ
+    from lilliput.techniques.l2sp import L2SP as L2SP
     from lilliput.techniques.plugin import Plugin as Plugin
     from lilliput.techniques.prune import Prune as Prune
     from lilliput.techniques.quantize import Quantize as Quantize
@@ -104,6 +105,7 @@ _PLACES = {
     "HQQ": "techniques.hqq",
     "Int": "encodings",
     "Intervals": "techniques.ranges",
+    "L2SP": "techniques.l2sp",
     "Levels": "encodings",
     "LilliputError": "errors",
     "load": "file.lil",

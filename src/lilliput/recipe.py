@@ -19,6 +19,7 @@ from lilliput.techniques.factorize import Factorize
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.gradual import Gradual
 from lilliput.techniques.group_lasso import GroupLasso
+from lilliput.techniques.l2sp import L2SP
 from lilliput.techniques.plugin import Plugin
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
@@ -36,7 +37,7 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "Quantize": Quantize,
     "Share": Share,
 }
-PLUGINS: dict[str, type[Plugin]] = {"GroupLasso": GroupLasso, "Gradual": Gradual}
+PLUGINS: dict[str, type[Plugin]] = {"GroupLasso": GroupLasso, "Gradual": Gradual, "L2SP": L2SP}
 KINDS: Mapping[str, type] = ChainMap[str, Any](TECHNIQUES, ENCODINGS, FITS, ROUNDINGS, SCALINGS, SCORES, TERMS, PLUGINS)
 
 

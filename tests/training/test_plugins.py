@@ -154,6 +154,26 @@ def test_group_lasso_shrinks_what_is_coupled_together() -> None:
     assert norms[1] < 0.8 * norms[0]
 
 
+def test_weights_stay_near_to_what_they_were() -> None:
+    """By as much as its weight says; the penalty of a network that has moved is written out."""
+    moved, first = list[float](), Net()
+    for given in ((), (lp.L2SP(weight=3.0),), (lp.L2SP(weight=30.0),)):
+        net = lp.train(task(), replace(STEP, optimizer="SGD", plugins=given)).model
+        apart = (
+            (p - first.get_parameter(name)).detach().square().sum() for name, p in net.named_parameters() if p.dim() > 1
+        )
+        moved.append(float(sum(apart)))
+    assert moved[0] > 1.2 * moved[1] > 3 * moved[2] > 0, moved
+    moment = Moment(first, 1, 1, tuple)
+    plugin = lp.L2SP(weight=0.5)
+    plugin.begin(moment)
+    with torch.no_grad():
+        first.fc.weight += 0.25
+    found = plugin.loss(moment)
+    assert found is not None
+    close(float(found.detach()), 0.25 * first.fc.weight.numel() * 0.25**2)
+
+
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Keeping(Plugin):
     """Keeps what no file can hold."""
