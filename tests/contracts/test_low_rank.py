@@ -20,7 +20,7 @@ from lilliput.file.container import Reader
 from lilliput.measure import macs
 from lilliput.model.inputs import Inputs, dynamic_axes
 from lilliput.model.parameters import encoding_of, read
-from lilliput.techniques.factorize import rank_keeping
+from lilliput.techniques.factorize import nearest_for, rank_keeping
 from lilliput.techniques.technique import Technique
 
 
@@ -211,3 +211,51 @@ def test_a_file_holds_the_factors_and_the_graph_takes_them(tmp_path: Path) -> No
     assert result.data["after"]["macs"] < result.data["before"]["macs"]
     stored = Reader(file).entries
     assert not [name for name in stored if name.startswith(":graph:")]
+
+
+def apart(net: nn.Module, other: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((net(x) - other(x)).norm() / net(x).norm())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_by_inputs_answers_are_nearer_though_weights_are_farther(kind: str) -> None:
+    """Inputs of a few strong directions: on more of them, not seen before, it errs much less."""
+    torch.manual_seed(0)
+    net: nn.Module
+    if kind == "linear":
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+        mix = torch.randn(64, 64) * torch.logspace(0.5, -2, 64)
+        batches = [torch.randn(64, 64) @ mix.T for _ in range(9)]
+    else:
+        net = nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+        mix = torch.randn(8, 8) * torch.logspace(0.5, -2, 8)
+        batches = [torch.einsum("nchw,dc->ndhw", torch.randn(8, 8, 9, 9), mix) for _ in range(9)]
+    task = lp.Task(net, calibrate=batches[:8])
+    plain, seen = (lp.apply(task, lp.Recipe([lp.Factorize(8, by=by)])) for by in ("weights", "inputs"))
+    assert apart(net, seen, batches[8]) < 0.7 * apart(net, plain, batches[8])
+    exact = net[0].weight.detach()  # type: ignore[index,union-attr]
+    errors = [float((one[0].weight - exact).norm()) for one in (plain, seen)]  # type: ignore[index,union-attr,operator]
+    assert errors[0] < errors[1]
+    assert all(encoding_of(seen, f"{i}.weight") == lp.LowRank(8) for i in (0, 2))
+
+
+def test_the_nearest_for_inputs_leaves_the_least_that_can_be() -> None:
+    """The singular values that were cut off, of the weights as the inputs see them, are all that is lost."""
+    torch.manual_seed(0)
+    x, root = torch.randn(12, 9), torch.randn(9, 9)
+    gram = root @ root.T
+    found = nearest_for(x, gram, 4).double()
+    damped = gram.double() + 0.01 * gram.diagonal().double().mean() * torch.eye(9)
+    lost = ((x - found) @ damped @ (x - found).T).diagonal().sum()
+    values = torch.linalg.svdvals(x.double() @ torch.linalg.cholesky(damped))
+    close(float(lost), float(values[4:].square().sum()), rtol=1e-4)
+    assert int(torch.linalg.matrix_rank(found, rtol=1e-5)) == 4
+
+
+def test_by_inputs_wants_batches() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    with pytest.raises(lp.LilliputError, match='by="weights"'):
+        lp.apply(lp.Task(net, example=torch.randn(2, 64)), lp.Recipe([lp.Factorize(8, by="inputs")]))
+    with pytest.raises(lp.LilliputError, match="did you mean 'inputs'"):
+        lp.Factorize(8, by="input")  # type: ignore[arg-type]

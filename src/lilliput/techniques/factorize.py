@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from math import prod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lilliput.encodings import LowRank
 from lilliput.encodings.encoding import tensor_digest
-from lilliput.errors import RecipeError
+from lilliput.errors import RecipeError, nearest
 from lilliput.model.parameters import encoding_of, read, shapes
 from lilliput.model.view import Call
-from lilliput.techniques.encode import encode, prepare
+from lilliput.techniques.choice import NEAREST, Choice
+from lilliput.techniques.encode import encode, prepare, remembered
+from lilliput.techniques.inputs import Stop
 from lilliput.techniques.run import Answer, Run, counted
 from lilliput.techniques.technique import Technique, used_weights
+from lilliput.techniques.walk import can_be_seen, walk
 from lilliput.techniques.where import check_where, chosen
 
 _DIVIDED = frozenset({"linear", "conv1d", "conv2d", "conv3d", "embedding"})  # by exporters, into two products
 _WAYS = ("rank", "energy", "amount")
+_DAMP = 0.01  # of the mean diagonal of a gram matrix, added to it
+By = Literal["weights", "inputs"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,8 +42,11 @@ class Factorize(Technique):
     must be kept, and `amount` the fraction of its numbers that go; either gives each layer a rank of its own, rounded
     (up, and down) to what the target likes, or to `multiple`, unless it is less than two of these.
 
+    The factors are the nearest to the weights, or, with ``by="inputs"``, those whose answers are nearest for what flows
+    into the layer, layer by layer, each seeing what those before it really give. That wants calibration batches.
+
     A later `Quantize` rounds the factors. Sources: Denton et al. 2014, arXiv 1404.0736, and Zhang et al. 2015, arXiv
-    1505.06798.
+    1505.06798; by inputs Chen et al., "DRONE", 2021, and Wang et al., "SVD-LLM", 2024, arXiv 2403.07378.
 
     >>> Factorize(energy=0.9), Factorize(64, where="*.mlp.*")
     (Factorize(energy=0.9), Factorize(where='*.mlp.*', rank=64))
@@ -46,6 +56,7 @@ class Factorize(Technique):
     energy: float | None = None  # over 0 and under 1
     amount: float | None = None  # over 0 and under 1
     multiple: int | None = None  # what ranks are rounded to; None: what the target likes
+    by: By = "weights"  # what the factors are to be near for
 
     def __post_init__(self) -> None:
         given = [name for name in _WAYS if getattr(self, name) is not None]
@@ -59,6 +70,8 @@ class Factorize(Technique):
             if value is not None and not 0 < value < 1:
                 raise RecipeError(f"Factorize with {name}={value}", next="give a fraction between 0 and 1")
 
+        if self.by not in get_args(By):
+            raise RecipeError(f"Factorize by={self.by!r}", next=nearest(str(self.by), get_args(By)))
         if self.multiple is not None and self.multiple < 1:
             raise RecipeError(f"Factorize to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
@@ -66,27 +79,43 @@ class Factorize(Technique):
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges"})
 
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {"calibrate": 'give calibrate=, or by="weights"'} if self.by == "inputs" else {}
+
     def apply(self, run: Run) -> None:
         prepare(run)
-        used, known = used_weights(run), shapes(run.model)
+        ranks = self._ranks(run)
+        seen = {path: calls[0] for path, (_, calls) in ranks.items() if self.by == "inputs" and can_be_seen(calls[0])}
+        with ExitStack() as held:
+            stops = held.enter_context(closing(walk(run, list(seen.values())))) if seen else iter(())
+            for path, (rank, calls) in counted(run, "encoding", ranks.items()):
+                if path in seen:
+                    stop = next(stops)
+                    assert isinstance(stop, Stop)
+                    _by_inputs(run, path, rank, stop)
+                else:
+                    encode(run, path, LowRank(rank))
+                    if self.by == "inputs":
+                        run.note(path, f"near to its weights: what {calls[0].op} reads is not looked at")
+            next(stops, None)
+
+    def _ranks(self, run: Run) -> dict[str, tuple[int, Sequence[Call]]]:
+        """The weights that become products, with their ranks and the calls that use them; all others are reported."""
+        used, known, found = used_weights(run), shapes(run.model), dict[str, tuple[int, Sequence[Call]]]()
         check_where(self.where, list(used))
-        for path, calls in counted(run, "encoding", used.items()):
+        for path, calls in used.items():
+            outputs, inputs = known[path][0], prod(known[path][1:])
             if not chosen(path, self.where):
                 run.skip(path, f"left out by where={self.where!r}")
             elif why := _why_not(run, path, calls):
                 run.skip(path, why)
+            elif (rank := self._rank_of(run, path, outputs, inputs)) * (outputs + inputs) < outputs * inputs:
+                found[path] = rank, calls
             else:
-                self._factorize(run, path, known[path])
-
-    def _factorize(self, run: Run, path: str, shape: tuple[int, ...]) -> None:
-        """One weight, if that makes it smaller."""
-        outputs, inputs = shape[0], prod(shape[1:])
-        rank = self._rank_of(run, path, outputs, inputs)
-        if rank * (outputs + inputs) < outputs * inputs:
-            encode(run, path, LowRank(rank))
-        else:
-            sizes = f"{outputs} × {rank} and {rank} × {inputs}"
-            run.skip(path, f"factors of {sizes} are no smaller than its {outputs} × {inputs}")
+                sizes = f"{outputs} × {rank} and {rank} × {inputs}"
+                run.skip(path, f"factors of {sizes} are no smaller than its {outputs} × {inputs}")
+        return found
 
     def _rank_of(self, run: Run, path: str, outputs: int, inputs: int) -> int:
         if self.rank is not None:
@@ -112,6 +141,35 @@ def rank_keeping(x: Tensor, energy: float) -> int:
     squares = torch.linalg.svdvals(x.detach().float().flatten(1)).double().square()
     kept = squares.cumsum(0)
     return int((kept < energy * kept[-1]).sum()) + 1
+
+
+def _by_inputs(run: Run, path: str, rank: int, stop: Stop) -> None:
+    """A weight as the product whose answers are nearest for what flows."""
+    x = read(run.model, path)
+
+    def nearest_one() -> Tensor:
+        return nearest_for(x, stop.gram[0], rank) if stop.inputs else x
+
+    found = remembered(run, ("product", path, rank), nearest_one)
+    encode(run, path, LowRank(rank), NEAREST if run.dry else Choice(found))
+
+
+def nearest_for(x: Tensor, gram: Tensor, rank: int) -> Tensor:
+    """Of matrices of this rank the one nearest to `x`, [outputs, inputs, …], in E‖(x - x') · input‖².
+
+    `gram` is E[input · inputᵀ], [K, K], which a hundredth of its mean diagonal is added to.
+
+    >>> x, gram = torch.eye(2), torch.diag(torch.tensor([1.0, 100.0]))
+    >>> nearest_for(x, gram, 1).abs().round().tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
+    rows, gram = x.detach().double().flatten(1), gram.double()
+    damped = gram + _DAMP * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+    root = torch.linalg.cholesky(damped)
+    left, values, right = torch.linalg.svd(rows @ root, full_matrices=False)
+    product = (left[:, :rank] * values[:rank]) @ right[:rank]
+    found: Tensor = torch.linalg.solve_triangular(root, product, upper=False, left=False)
+    return found.reshape(x.shape).to(x.dtype)
 
 
 def _why_not(run: Run, path: str, calls: Sequence[Call]) -> str:

@@ -37,7 +37,7 @@ from lilliput.techniques.rounding import BRECQ, Rounding
 from lilliput.techniques.run import Placed, Placement, Run, counted
 from lilliput.techniques.statistics import Observe, Statistics
 from lilliput.techniques.technique import Technique, used_weights
-from lilliput.techniques.walk import walk
+from lilliput.techniques.walk import can_be_seen, walk
 from lilliput.techniques.where import check_where, chosen
 
 
@@ -310,11 +310,6 @@ def _never_reached(value: str) -> InputError:
     )
 
 
-def _can_be_seen(call: Call) -> bool:
-    """Whether the damage to a weight follows from what its call multiplies it by."""
-    return call.value is not None and (call.op == "linear" or call.window is not None)
-
-
 def _places_of(weights: Mapping[str, Sequence[Call]], joint: Sequence[Block]) -> dict[str, Call | Block]:
     """Where the calibration batches wait, by the weight that comes first there."""
     of = {path: block for block in joint for path in block.calls}
@@ -324,7 +319,7 @@ def _places_of(weights: Mapping[str, Sequence[Call]], joint: Sequence[Block]) ->
         if path in of and of[path].path not in seen:
             seen.add(of[path].path)
             places[path] = of[path]
-        elif path not in of and _can_be_seen(calls[0]):
+        elif path not in of and can_be_seen(calls[0]):
             places[path] = calls[0]
     return places
 

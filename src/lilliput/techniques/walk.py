@@ -100,6 +100,11 @@ def walking(model: nn.Module, batches: Batches, places: Sequence[Call | Block]) 
         walk.end()
 
 
+def can_be_seen(call: Call) -> bool:
+    """Whether the damage to a weight follows from what its call multiplies it by."""
+    return call.value is not None and (call.op == "linear" or call.window is not None)
+
+
 def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
     """The places in order, the calibration batches waiting at each; its weights may be encoded there.
 
