@@ -41,6 +41,8 @@ CARRIED: tuple[Encoding, ...] = (
     Int(4, group=4),
     Int(3, symmetric=False, per="tensor"),
     Int(5, group=4, symmetric=False, scale=Float16()),
+    Int(4, group=4, scale=Int(6, group=1, symmetric=False)),
+    Int(3, group=2, symmetric=False, scale=Int(8)),
     Sparse(),
     Sparse(Int(8)),
     Sparse(Int(4, group=4, scale=Float16())),

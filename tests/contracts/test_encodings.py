@@ -473,7 +473,9 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: Log(4, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
         (lambda: Log(4, signed=1), "True, False or None"),  # type: ignore[arg-type]
         (lambda: Levels(4).for_value(), "Int(8)"),
-        (lambda: Int(4, group=4, scale=Int(8)), "Exponent8"),
+        (lambda: Int(4, group=4, scale=Levels(8)), "Exponent8"),
+        (lambda: Int(4, group=4, scale=Int(8, dynamic=True)), "Exponent8"),
+        (lambda: Int(4, scale=Int(8)), "group="),
         (lambda: Log(4, group=4, scale=Int(8)), "Exponent8"),
         (lambda: Tiles(4, group=4, scale=Log(4)), "Exponent8"),
         (lambda: LowRank(0), "1 or more"),

@@ -22,6 +22,7 @@ WEIGHTS: list[Encoding] = [
     lp.Int(4, group=8, symmetric=True),
     lp.Int(4, group=8, symmetric=False),
     lp.Int(2, per="tensor", symmetric=True, scale=lp.Float16()),
+    lp.Int(4, group=4, scale=lp.Int(6, group=2), symmetric=True),
     lp.Levels(6),
     lp.Levels(4, per="channel", zero=False),
     lp.Levels(5, group=8, held=lp.Float16()),

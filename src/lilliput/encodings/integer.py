@@ -223,10 +223,12 @@ class Int(Uniform):
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.bits, 1, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits, or Signs(2) for one"
+        held = isinstance(self.scale, Scale | None) or (isinstance(self.scale, Int) and not self.scale.dynamic)
+        yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8(), Int(6, group=8) or None"
         yield (
-            not isinstance(self.scale, Scale | None),
-            f"scales as {self.scale!r}",
-            "use Float16(), BFloat16(), Exponent8() or None",
+            isinstance(self.scale, Int) and self.group is None,
+            f"one scale a channel as {self.scale!r}",
+            "give group= as well: a channel's scales then share one of theirs",
         )
         yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
@@ -248,6 +250,13 @@ class Int(Uniform):
     def nested(self) -> dict[str, Encoding]:
         return {} if self.scale is None else {"scale": self.scale}
 
+    def dividing(self, shape: tuple[int, ...]) -> Int | None:
+        found = super().dividing(shape)
+        if not isinstance(found, Int) or not isinstance(found.scale, Int):
+            return found if isinstance(found, Int) else None
+        scales = found.scale.dividing(found.parameter_shape(shape))
+        return None if scales is None else replace(found, scale=scales)
+
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         blocks = self.blocks(x.detach())
         if not blocks.numel():  # nothing has no range
@@ -260,13 +269,12 @@ class Int(Uniform):
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
         width, steps = (high - low, last - first) if self.symmetric is False else (torch.maximum(-low, high), last)
         scale = width / steps
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        scale = held_scale(scale, self.scale)
         shaped = self.parameter_shape(shape)
+        scale = held_scale(torch.where(scale > 0, scale, torch.ones_like(scale)).reshape(shaped), self.scale)
         if self.symmetric is not False:
-            return {"scale": scale.reshape(shaped)}
-        offset = torch.round(first - low / scale).clamp(first, last).to(torch.uint8)
-        return {"scale": scale.reshape(shaped), "offset": offset.reshape(shaped)}
+            return {"scale": scale}
+        offset = torch.round(first - low / scale.reshape(low.shape)).clamp(first, last).to(torch.uint8)
+        return {"scale": scale, "offset": offset.reshape(shaped)}
 
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         if self.dynamic:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import torch
+
+from lilliput.encodings.integer import decode_int
 
 DOMAIN = "lilliput"  # of the nodes that stand for encodings until they are lowered
 _MULTIPLIES = ("Conv", "Gemm", "MatMul")
@@ -72,13 +75,20 @@ def bias(multiply: ir.Node) -> tuple[ir.Node | None, int]:
 
 
 def array(value: ir.Value | None) -> np.ndarray:
-    """What a part of an encoding holds; one in half precision is widened, which is exact."""
+    """What a part of an encoding holds; one that is encoded itself is decoded, as the module does it."""
     assert value is not None
     maker = value.producer()
     if maker is not None and maker.op_type == "DecodeFloat":
         return array(maker.inputs[0]).astype(np.float32)
     if maker is not None and maker.op_type == "DecodeExponent":
         return np.exp2(array(maker.inputs[0]).astype(np.float32) - 127)
+    if maker is not None and maker.op_type == "DecodeInt":
+        held = [None if part is None else torch.from_numpy(array(part).copy()) for part in maker.inputs[:3]]
+        codes, scale, zero = (*held, None)[:3]
+        decoded: np.ndarray = decode_int(
+            codes, scale, zero, attribute(maker, "axis"), attribute(maker, "group")
+        ).numpy()
+        return decoded
     assert value.const_value is not None, "a part of an encoding must be a constant"
     return value.const_value.numpy()
 
