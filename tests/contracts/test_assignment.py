@@ -141,6 +141,16 @@ def test_a_value_is_named_by_itself() -> None:
     assert named not in flowing(applied(lp.Quantize(activations={"*": lp.Int(8), named: None})))
 
 
+def test_a_module_may_have_a_colon_in_its_name() -> None:
+    net = nn.Sequential()
+    net.add_module("a:b", nn.Linear(16, 16))
+    net.add_module("c", nn.Linear(16, 4))
+    given = lp.Quantize(weights={"*": lp.Int(8), "a:b": lp.Int(4)}, activations={"*": lp.Int(8), "a:b.weight": None})
+    small = lp.apply(lp.Task(net.eval(), calibrate=[torch.randn(4, 16)]), lp.Recipe([given]), target=ORT)
+    assert encoding_of(small, "a:b.weight").bits == 4  # type: ignore[union-attr]
+    assert flowing(small) == {"c:linear#0@0": 8}
+
+
 def test_it_is_read_off_a_network_and_given_again(tmp_path: Path) -> None:
     net = applied(
         lp.Quantize(weights={"*": lp.Int(8), "left": lp.Int(4, group=16), "head": None}, activations=lp.Int(8))

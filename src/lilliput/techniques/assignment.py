@@ -19,6 +19,7 @@ from lilliput.plain import from_plain, to_plain, to_toml, toml_key, toml_of
 from lilliput.techniques.where import names_of
 
 FLOAT = "float"  # in a file, where there is no None
+_VALUE = re.compile(":[^:]*#")  # in the name of a value, where a module's own may hold a colon
 
 
 class Assignment(Mapping[str, Encoding | None]):
@@ -70,12 +71,12 @@ class Assignment(Mapping[str, Encoding | None]):
     @property
     def weights(self) -> Assignment:
         """The part that is about weights, for ``Quantize(weights=…)``."""
-        return Assignment({name: one for name, one in self.items() if ":" not in name})
+        return Assignment({name: one for name, one in self.items() if not _VALUE.search(name)})
 
     @property
     def activations(self) -> Assignment:
         """The part that names values that flow, for ``Quantize(activations=…)``."""
-        return Assignment({name: one for name, one in self.items() if ":" in name})
+        return Assignment({name: one for name, one in self.items() if _VALUE.search(name)})
 
     def of_path(self, path: str) -> Encoding | None:
         """What a weight gets; None for float.
@@ -128,7 +129,7 @@ class Assignment(Mapping[str, Encoding | None]):
                 raise RecipeError(f"{pattern!r} names no layer", where=field, next=nearest(pattern, modules))
 
     def _best(self, path: str) -> str | None:
-        return self._longest(pattern for pattern in self if ":" not in pattern and _means(pattern, path))
+        return self._longest(pattern for pattern in self if _means(pattern, path) and not _VALUE.search(pattern))
 
     def _longest(self, patterns: Iterable[str]) -> str | None:
         found = sorted(patterns, key=_letters)
