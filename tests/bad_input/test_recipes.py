@@ -39,7 +39,10 @@ UNKNOWN = {
         _step('kind = "Quantize"\nweights = {kind = "Int", bit = 8}'),
         "did you mean 'bits'?",
     ),
-    "an encoding as a step": (_step('kind = "Int"'), "known techniques: Equalize, Finetune, Prune, Quantize, Share"),
+    "an encoding as a step": (
+        _step('kind = "Int"'),
+        "known techniques: Equalize, Factorize, Finetune, Prune, Quantize, Share",
+    ),
     "a fit": (_step('kind = "Quantize"\nfit = {kind = "MinMaks"}'), "did you mean 'MinMax'?"),
     "a unit": (_step('kind = "Prune"\nunit = "filters"\namount = 0.5'), "known units"),
     "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
@@ -86,9 +89,10 @@ def test_amounts_that_are_no_fraction(amount: float) -> None:
     "steps",
     [
         lambda: [lp.Quantize(activations=lp.Int(8)), lp.Prune("weights", 0.5)],
-        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Quantize(weights=lp.Int(4))],
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Equalize(lp.Ranges())],
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Factorize(8)],
     ],
-    ids=["Prune last", "Quantize twice"],
+    ids=["Prune last", "Equalize last", "Factorize last"],
 )
 def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
     with pytest.raises(RecipeError, match="put Quantize last") as caught:
@@ -98,7 +102,7 @@ def test_an_order_that_cannot_work(steps: Callable[[], list[Any]]) -> None:
 
 @pytest.mark.parametrize("step", [lp.Int(8), "Quantize", nn.Linear(2, 2)], ids=repr)
 def test_a_step_that_is_none(step: Any) -> None:
-    with pytest.raises(RecipeError, match="known techniques: Equalize, Finetune, Prune, Quantize, Share"):
+    with pytest.raises(RecipeError, match="known techniques: Equalize, Factorize, Finetune, Prune, Quantize, Share"):
         lp.Recipe([step])
 
 

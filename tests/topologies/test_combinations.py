@@ -26,8 +26,10 @@ from lilliput.model.values import value_encodings
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches
+from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.scalings import Ranges
 
 REPRESENTED_TWICE = {"prune, then half", "half, then weights", "weights, then fewer"}  # no matter of topology
 QUANTIZE = Quantize(weights=Int(8))
@@ -205,8 +207,8 @@ def test_orders_that_cannot_work_are_refused_before_any_work() -> None:
     static = Quantize(weights=Int(8), activations=Int(8))
     with pytest.raises(RecipeError, match=r"Prune, after Quantize.*put Quantize last"):
         Recipe([static, Prune("weights", 0.5)])
-    with pytest.raises(RecipeError, match="Quantize, after Quantize"):
-        Recipe([static, static])
+    with pytest.raises(RecipeError, match=r"Equalize, after Quantize.*put Quantize last"):
+        Recipe([static, static, Equalize(Ranges())])
 
 
 class Apart(nn.Module):

@@ -146,7 +146,7 @@ def test_group_lasso_shrinks_what_is_coupled_together() -> None:
     net = Net()
     found = group_lasso.penalty(group, lambda path: dict(net.named_parameters()).get(path, net.norm.bias))
     slices = [torch.cat([net.a.weight[i].flatten(), net.b.weight[i].flatten(), net.fc.weight[:, i]]) for i in range(8)]
-    close(float(found), sum(float(x.norm()) * len(x) ** 0.5 for x in slices))
+    close(float(found.detach()), sum(float(x.detach().norm()) * len(x) ** 0.5 for x in slices))
     trained = [
         lp.train(task(), replace(STEP, epochs=8, plugins=given)).model for given in ((), (lp.GroupLasso(weight=0.02),))
     ]

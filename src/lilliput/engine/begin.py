@@ -214,7 +214,7 @@ def _check_ranges(recipe: Recipe, driver: Driver) -> None:
             why="new batches would only show what the ranges found then leave of them",
             next="give the network as it was, and all steps in one recipe",
         )
-    if any("ranges" in step.disturbs for step in recipe.steps):
+    if any("ranges" in step.disturbs or step.rounds for step in recipe.steps):
         for name in held:
             driver.skip(name, "keeps the range that was found before this recipe")
 

@@ -19,8 +19,8 @@ class Gradual(Plugin):
     ``Prune("weights", amount)`` after the training finds those zeros and keeps them from then on. Source: Zhu and
     Gupta, "To prune, or not to prune", 2017, arXiv 1710.01878.
 
-    >>> Gradual(amount=0.8).fraction(0.35), Gradual(amount=0.8).fraction(1.0)
-    (0.7, 0.8)
+    >>> [round(Gradual(amount=0.8).fraction(share), 2) for share in (0.0, 0.35, 1.0)]
+    [0.0, 0.7, 0.8]
     """
 
     amount: float = 0.5
