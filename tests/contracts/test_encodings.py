@@ -577,3 +577,14 @@ def test_forged_parts_are_refused(encoding: Encoding, forged: dict[str, Tensor],
     encoding.check_parts((4, 8), parts)
     with pytest.raises(ValueError, match=words):
         encoding.check_parts((4, 8), {**parts, **forged})
+
+
+def test_no_scale_vanishes_among_others() -> None:
+    """One group of a thousandth of the others' size: it costs the others nothing, and is not lost."""
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    x[:, 8:16] *= 1e-3
+    plain, held = Int(4, group=8), Int(4, group=8, scale=Int(6, group=4, symmetric=False))
+    errors = [(encoding.represent(x).decode() - x).abs() for encoding in (plain, held)]
+    others = torch.ones(32, dtype=torch.bool).index_fill(0, torch.arange(8, 16), False)
+    assert float(errors[1][:, others].norm()) < 1.3 * float(errors[0][:, others].norm())
+    assert float(errors[1][:, ~others].max()) <= 0.5 * float(x.abs().max()) / 7 / 63 * 1.01

@@ -49,3 +49,20 @@ def test_what_is_larger_than_all_memory_is_answered_all_the_same(tmp_path: Path)
     store = Store(tmp_path, most=KB // 2)
     ask = Asked(store)
     assert ask(3) == 3 and ask(3) == 3 and ask.computed == 1 and held(store) == 0
+
+
+def test_answers_without_tensors_stay() -> None:
+    """A timing that is not to be taken again, whatever large answers come after it; one question may hold another."""
+    store, timed = Store(None, most=KB), list[int]()
+
+    def timing() -> Answer:
+        timed.append(1)
+        return Answer(3.5)
+
+    def outer() -> Answer:
+        return store.answer(("same",), lambda: Answer(1, {"x": torch.zeros(KB // 4)}))
+
+    store.answer(("timing",), timing, lambda found: False)
+    store.answer(("same",), outer)
+    assert [Asked(store)(n) for n in range(5)] == list(range(5)) and held(store) == KB
+    assert store.answer(("timing",), timing).data == 3.5 and len(timed) == 1

@@ -63,6 +63,10 @@ class Encoding(ABC):
         """Whether 0 is represented exactly, as what was pruned needs it."""
         return True
 
+    def above_zero(self, x: Tensor) -> Tensor:
+        """`x`, none negative, so that nothing becomes zero that would move what it shares parameters with."""
+        return x
+
     def nested(self) -> dict[str, Encoding]:
         """The parts that are encoded tensors themselves, with their encodings."""
         return {}

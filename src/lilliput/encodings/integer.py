@@ -257,6 +257,10 @@ class Int(Uniform):
         scales = found.scale.dividing(found.parameter_shape(shape))
         return None if scales is None else replace(found, scale=scales)
 
+    def above_zero(self, x: Tensor) -> Tensor:
+        step = spread(self.fit(x)["scale"].float(), tuple(x.shape), self.axis, self.group or 0)
+        return torch.maximum(x, step)
+
     def fit(self, x: Tensor) -> dict[str, Tensor]:
         blocks = self.blocks(x.detach())
         if not blocks.numel():  # nothing has no range

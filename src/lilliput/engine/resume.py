@@ -79,7 +79,8 @@ def clean(folder: Path, *, unfinished: bool = False) -> int:
     if not work.exists():
         return 0
     if not (work / RECORD).exists():
-        raise InputError("is no folder of a run", where=str(folder), why=f"work/{RECORD} is not in it")
+        why = f"work/{RECORD} is not in it"
+        raise InputError("is no folder of a run", where=str(folder), why=why, next="name the one that --out named")
     if not (folder / "report.json").exists() and not unfinished:
         raise InputError(
             "holds a run that was cut off, which goes on where it was when it is begun again",

@@ -23,14 +23,14 @@ MOST = 64 << 20  # bytes of tensors held in memory
 class Store:
     """Answers by key; `folder=None` keeps them in memory only.
 
-    Memory holds `most` bytes of tensors, those that were asked for last: what else is asked again is read from disk, or
-    computed again.
+    Memory holds `most` bytes of tensors, of the answers that were asked for last: what else is asked again is read
+    from disk, or computed again. Answers without tensors all stay.
     """
 
     def __init__(self, folder: Path | None = None, most: int = MOST) -> None:
         self.folder, self.most = folder, most
-        self._memory: OrderedDict[str, Answer] = OrderedDict()  # the one asked for last is the last
-        self._held = 0
+        self._memory: dict[str, Answer] = {}
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # of those with tensors; the one asked for last is the last
 
     def answer(
         self,
@@ -55,18 +55,18 @@ class Store:
     def known(self, question: tuple[Any, ...]) -> Answer | None:
         """The remembered answer to `question`, if there is one."""
         key = digest(*question)
-        found = self._memory.get(key)
+        found = self._memory.get(key) or self._from_disk(key)
         if found is not None:
-            self._memory.move_to_end(key)
-        elif (found := self._from_disk(key)) is not None:
             self._hold(key, found)
         return found
 
     def _hold(self, key: str, found: Answer) -> None:
         self._memory[key] = found
-        self._held += _bytes(found)
-        while self._held > self.most:
-            self._held -= _bytes(self._memory.popitem(last=False)[1])
+        if size := sum(x.numel() * x.element_size() for x in found.tensors.values()):
+            self._sizes[key] = size
+            self._sizes.move_to_end(key)
+        while sum(self._sizes.values()) > self.most:
+            del self._memory[self._sizes.popitem(last=False)[0]]
 
     def _from_disk(self, key: str) -> Answer | None:
         path = None if self.folder is None else self.folder / f"{key}.answer"
@@ -79,7 +79,3 @@ class Store:
         except (FormatError, KeyError, TypeError, ValueError):  # damaged, by a full disk say: compute it again
             path.unlink(missing_ok=True)
             return None
-
-
-def _bytes(found: Answer) -> int:
-    return sum(x.numel() * x.element_size() for x in found.tensors.values())

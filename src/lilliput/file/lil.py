@@ -30,6 +30,7 @@ from lilliput.model.carrier import encoded_tensors, plain_class
 from lilliput.model.copies import private_copy
 from lilliput.model.edit import SAME, Edit
 from lilliput.model.edits import EDITS, edits_of
+from lilliput.model.encoded_tensor import learnt_parts
 from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
 from lilliput.model.parametrized import fold_parametrizations, is_parametrized
 from lilliput.model.values import value_encodings
@@ -63,6 +64,8 @@ def save(
             raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
         check_readable(tensor.encoding, paths[0])
     for name, encoder in value_encodings(model).items():
+        if learnt_parts(encoder):
+            raise EncodingError("is still being trained", where=name, next="call lilliput.freeze(model) first")
         check_readable(encoder.encoding, name)
     model = private_copy(model) if is_parametrized(model) else model  # `load` and the graph have its tensors folded
     named, described = _contents(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lilliput.errors import InputError, RecipeError
 from lilliput.techniques.plugin import Moment, Plugin
@@ -51,14 +52,16 @@ class Gradual(Plugin):
     def after_step(self, moment: Moment) -> None:
         kept, weights = moment.state["kept"], moment.weights
         for path in kept:
+            kept[path] = kept[path].to(weights[path].device)  # a checkpoint is read into memory
             if moment.step % self.every == 0 or moment.step == moment.steps:
-                count = round(self.fraction(moment.share) * weights[path].numel())
-                size = weights[path].detach().abs().masked_fill(~kept[path], -1.0).flatten()
-                kept[path] = (
-                    torch.ones_like(kept[path]).flatten().index_fill(0, size.argsort(stable=True)[:count], False)
-                )
-                kept[path] = kept[path].reshape(weights[path].shape)
+                kept[path] = self._chosen(weights[path].detach(), kept[path], moment.share)
             weights[path].mul_(kept[path])
+
+    def _chosen(self, x: Tensor, kept: Tensor, share: float) -> Tensor:
+        """Which weights stay: what is gone, and the smallest of the others, goes."""
+        smallest = x.abs().masked_fill(~kept, -1.0).flatten().argsort(stable=True)
+        gone = smallest[: round(self.fraction(share) * x.numel())]
+        return torch.ones_like(kept).flatten().index_fill(0, gone, False).reshape(x.shape)
 
     def end(self, moment: Moment) -> None:
         for path, kept in moment.state["kept"].items():
