@@ -15,9 +15,18 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from lilliput.errors import RecipeError, nearest
+
+NONE = "none"  # in TOML
+
+
+@runtime_checkable
+class InWords(Protocol):
+    """What is plain data in a form of its own."""
+
+    def in_words(self) -> Any: ...
 
 
 def to_plain(thing: Any) -> Any:
@@ -34,6 +43,8 @@ def to_plain(thing: Any) -> Any:
             if getattr(thing, field.name) != field.default
         }
         return {"kind": type(thing).__name__, **kept}
+    if isinstance(thing, InWords):
+        return thing.in_words()
     if isinstance(thing, Mapping):
         return {str(key): to_plain(value) for key, value in thing.items()}
     if isinstance(thing, Sequence) and not isinstance(thing, str):
@@ -74,20 +85,22 @@ def _field(cls: type, key: str, value: Any, kinds: Mapping[str, type], where: st
     """What a field holds: a table without `kind` is one by name, where the field takes such."""
     if isinstance(value, dict) and "kind" not in value and Mapping in _options(_hints(cls)[key]):
         return {name: from_plain(item, kinds, f"{where}.{name}") for name, item in value.items()}
+    if value == NONE and {str, type(None)} & {*_options(_hints(cls)[key])} == {type(None)}:
+        return None
     return from_plain(value, kinds, where)
 
 
 def to_toml(value: Any) -> str:
-    """Plain data as one line of TOML, which has no null: what is None is the word ``"float"``.
+    """Plain data as one line of TOML, which has no null: what is None is the word ``"none"``.
 
     >>> to_toml({"kind": "Int", "bits": 4, "a.b": [True, None]})
-    '{kind = "Int", bits = 4, "a.b" = [true, "float"]}'
+    '{kind = "Int", bits = 4, "a.b" = [true, "none"]}'
     """
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{toml_key(key)} = {to_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_toml, value)) + "]"
-    return json.dumps("float" if value is None else value, ensure_ascii=False)  # the rest is written alike
+    return json.dumps(NONE if value is None else value, ensure_ascii=False)  # the rest is written alike
 
 
 def toml_of(path: str | Path, what: str) -> str:

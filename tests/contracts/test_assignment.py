@@ -175,6 +175,8 @@ def test_a_tied_tensor_takes_what_one_of_its_paths_is_told() -> None:
     assert encoding_of(net, "wide.weight") == encoding_of(net, "tied.weight")
     assert encoding_of(net, "wide.weight").bits == 4  # type: ignore[union-attr]
     assert torch.equal(read(net, "wide.weight"), read(net, "tied.weight"))
+    named = applied(lp.Quantize(weights={"*": lp.Int(8), "tied.weight": lp.Int(4)}))
+    assert encoding_of(named, "wide.weight").bits == 4  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,24 @@ def test_values_that_are_not_there_are_refused() -> None:
         applied(lp.Quantize(activations={"stem:conv3d#0": lp.Int(8)}))
     with pytest.raises(RecipeError, match="activations: 'nothing' names no layer"):
         applied(lp.Quantize(activations={"nothing": lp.Int(8)}))
+
+
+def test_what_flows_into_a_tied_layer_may_be_told_by_either_path() -> None:
+    bits = flowing(applied(lp.Quantize(activations={"*": lp.Int(8), "tied": lp.Int(5)})))
+    assert bits["wide:linear#0@0"] == bits["tied:linear#0@0"] == 5 and bits["head:linear#0@0"] == 8
+    with pytest.raises(RecipeError, match="one tensor gets"):
+        applied(lp.Quantize(activations={"wide": lp.Int(8), "tied": lp.Int(5)}))
+
+
+def test_a_value_by_its_name_has_no_groups() -> None:
+    with pytest.raises(RecipeError, match=r"right:conv2d#0: Tiles.*name the layer that reads it"):
+        applied(lp.Quantize(activations={"right:conv2d#0": lp.Tiles(4)}))
+
+
+def test_what_is_none_comes_back_from_text() -> None:
+    recipe = lp.Recipe([lp.Quantize(weights={"*": lp.Tiles(4, group=None), "head": None})])
+    assert 'group = "none"' in recipe.to_toml() and 'head = "float"' in recipe.to_toml()
+    assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
 
 
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path) -> None:

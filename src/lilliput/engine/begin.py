@@ -178,10 +178,10 @@ def stepped(recipe: Recipe, driver: Driver) -> Iterator[Technique]:
     """The steps, one after the other; the network before its numbers are rounded stays where a later one needs it."""
     for step, later in zip(recipe.steps, (*recipe.steps[1:], None), strict=True):
         if not step.rounds:
-            driver.kept = None
-        driver.keeps = step.rounds and later is not None and later.rounds
+            driver.kept_floats = None
+        driver.keeps_floats = step.rounds and later is not None and later.rounds
         yield step
-    driver.kept = None
+    driver.kept_floats = None
 
 
 def check_followed(recipe: Recipe, driver: Driver) -> None:

@@ -52,8 +52,8 @@ class Driver:
     probes: Sequence[tuple[str, Inputs]] = ()  # further inputs, named, on which the captured graph must answer right
     measures: bool = True  # what loading takes; what calls take is the target's `seconds`
     plan: Plan | None = None  # of a dry run
-    keeps: bool = False  # the network before its numbers are rounded, for a later step asks what flowed there
-    kept: Driver | None = None
+    keeps_floats: bool = False  # for a later step that asks what flowed before numbers were rounded
+    kept_floats: Driver | None = None
     tried: Tried | None = None  # on the target, in place of its own recipe; None where the recipe is the user's
     _views: dict[str, View] = field(default_factory=dict)
     _kept: frozenset[str] = frozenset()  # paths of what runs change in the model, which is of no consequence
@@ -107,7 +107,7 @@ class Driver:
 
     @property
     def floats(self) -> Driver:
-        return self.kept or self
+        return self.kept_floats or self
 
     def view(self) -> View:
         if self.state.digest not in self._views:
@@ -137,8 +137,8 @@ class Driver:
         return (*question, self.environment, self.state.digest if model else None, batches)
 
     def apply(self, edit: Edit, tensors: Mapping[str, Tensor]) -> None:
-        if self.keeps and self.kept is None and isinstance(edit, EncodeTensor | EncodeValue):
-            self.kept = self.fork()
+        if self.keeps_floats and self.kept_floats is None and isinstance(edit, EncodeTensor | EncodeValue):
+            self.kept_floats = self.fork()
         step = Step(edit, dict(tensors))
         self.told.follow(edit)
         edit.apply(self.model, step.tensors)

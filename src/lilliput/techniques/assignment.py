@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from lilliput.model.values import value_encodings
 from lilliput.plain import from_plain, to_plain, to_toml, toml_key, toml_of
 from lilliput.techniques.where import names_of
 
-FLOAT = "float"  # in a file, where there is no None
+FLOAT = "float"  # in plain data, which TOML can hold too
 _VALUE = re.compile(":[^:]*#")  # in the name of a value, where a module's own may hold a colon
 
 
@@ -53,7 +54,7 @@ class Assignment(Mapping[str, Encoding | None]):
     @classmethod
     def of(cls, model: nn.Module) -> Assignment:
         """What the weights of a compressed model have, and the values that flow in it, each by its own name."""
-        weights = {paths[0]: _of_all(held.encoding) for paths, held in encoded_tensors(model)}
+        weights = {paths[0]: _numbers(held.encoding) for paths, held in encoded_tensors(model)}
         return cls({**weights, **{name: held.encoding for name, held in value_encodings(model).items()}})
 
     @classmethod
@@ -99,7 +100,7 @@ class Assignment(Mapping[str, Encoding | None]):
             raise RecipeError(
                 f"one tensor gets {first or FLOAT} as {one} and {second or FLOAT} as {other}",
                 where=", ".join(paths),
-                next="give both the same: it is stored once",
+                next="give both the same",
             )
         return next(iter(told.values()), None)
 
@@ -140,9 +141,13 @@ class Assignment(Mapping[str, Encoding | None]):
             )
         return found[-1] if found else None
 
+    def in_words(self) -> dict[str, Any]:
+        """As plain data (`to_plain`); None is a word."""
+        return {name: FLOAT if one is None else to_plain(one) for name, one in self.items()}
+
     def to_toml(self) -> str:
         """One line each, as `from_toml` reads them."""
-        return "".join(f"{toml_key(name)} = {to_toml(to_plain(one))}\n" for name, one in self.items())
+        return "".join(f"{toml_key(name)} = {to_toml(one)}\n" for name, one in self.in_words().items())
 
     @classmethod
     def from_toml(cls, text: str) -> Assignment:
@@ -189,7 +194,7 @@ def assigned(given: Encoding | Mapping[str, Encoding | None] | None) -> Assignme
     return Assignment(given if isinstance(given, Mapping) else {} if given is None else {"*": given})
 
 
-def _of_all(encoding: Encoding) -> Encoding | None:
+def _numbers(encoding: Encoding) -> Encoding | None:
     """The numbers alone: zeros that an earlier step has set last by themselves."""
     return encoding.values if isinstance(encoding, Sparse) else encoding
 

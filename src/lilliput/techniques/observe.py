@@ -28,12 +28,12 @@ def statistics(run: Run, wanted: Mapping[str, Observe]) -> dict[str, Statistics]
     """
     floats, batches = run.floats, batches_of(run, f"{len(wanted)} values that flow")
     questions = {name: ("statistics", name, observe) for name, observe in wanted.items()}
-    found = {name: floats.known(question) for name, question in questions.items()}
-    new = {name: wanted[name] for name, answer in found.items() if answer is None}
+    found = {name: answer for name, question in questions.items() if (answer := floats.known(question)) is not None}
+    new = {name: observe for name, observe in wanted.items() if name not in found}
     seen = observed(floats.model, floats.view(), new, batches, run.example, run.progress) if new else {}
     for name, one in seen.items():
         found[name] = floats.ask(questions[name], partial(Answer, tensors=one.pack()))
-    return {name: Statistics.unpack(wanted[name], answer.tensors) for name, answer in found.items() if answer}
+    return {name: Statistics.unpack(observe, found[name].tensors) for name, observe in wanted.items()}
 
 
 def batches_of(run: Run, known: str) -> Batches:

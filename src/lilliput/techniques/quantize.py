@@ -218,17 +218,13 @@ class Quantize(Technique):
             if len(known[path]) > 1 and path not in weights:
                 run.skip(path, _why_not(run.view(), path))
         picked = {path: calls for path, calls in weights.items() if chosen(path, self.where)}
-        asked, earlier = self._asked(run, picked), _encoded(run)
-        assigned(self.weights).check("weights", [*weights, *known])
+        rule = assigned(self.weights)
+        rule.check("weights", _paths(run))
+        asked, earlier = _asked(run, rule, picked), _encoded(run)
         for path in [path for path in weights if asked.get(path) is None and path not in earlier]:
             told = f"left out by where={self.where!r}" if path not in picked else "left in float by weights="
             run.skip(path, told)
         return {path: calls for path, calls in picked.items() if asked[path] is not None}, asked
-
-    def _asked(self, run: Run, paths: Iterable[str]) -> dict[str, Encoding | None]:
-        """How each weight is to be encoded."""
-        rule, ties = assigned(self.weights), {path: tie for tie in run.view().ties for path in tie}
-        return {path: rule.of_tie(ties.get(path, (path,))) for path in paths}
 
     def _place(self, run: Run, encodings: Mapping[str, Encoding]) -> Placed:
         """What flows into these weights, and into those that an earlier step has encoded by themselves."""
@@ -241,11 +237,11 @@ class Quantize(Technique):
             if not any(view.reads_one_of(call, flowing) for call in view.weights[path])
         }
         weights = {**alone, **encodings}
-        rule.check("activations", [*view.weights, *shapes(run.model)])
-        asked = {path: one.for_value() for path in weights if (one := rule.of_path(path)) is not None}
+        rule.check("activations", _paths(run))
+        asked = {path: one.for_value() for path, one in _asked(run, rule, weights).items() if one is not None}
         placed = place(run, asked, weights)
         named = rule.of_values("activations", [name for call in view.calls for name in call.names])
-        own = {name: one and Placement(name, one.for_value()) for name, one in named.items()}
+        own = {name: one and Placement(name, _without_groups(name, one)) for name, one in named.items()}
         values = {**{one.value: one for one in placed.values}, **own}
         left = {path: "what it reads is left in float by activations=" for path in encodings if path not in asked}
         return replace(placed, values=[one for one in values.values() if one], told={**left, **placed.told})
@@ -288,6 +284,27 @@ def _in_place_of(asked: Encoding | None, used: Encoding) -> str:
     group = f"groups of {other.group}: {one.group} do not divide its inputs" if one.group != other.group else ""
     tiles = f"tiles of {other.channels} channels: {one.channels} do not divide them"
     return "; ".join(filter(None, [group, tiles if one.channels != other.channels else ""]))
+
+
+def _asked(run: Run, rule: Assignment, paths: Iterable[str]) -> dict[str, Encoding | None]:
+    """What each weight, or what flows into its layer, gets; a tied one as any of its paths is told."""
+    ties = {path: tie for tie in run.view().ties for path in tie}
+    return {path: rule.of_tie(ties.get(path, (path,))) for path in paths}
+
+
+def _paths(run: Run) -> list[str]:
+    """Of all tensors, by each path that a tied one has."""
+    view = run.view()
+    return [*view.weights, *shapes(run.model), *(path for tie in view.ties for path in tie)]
+
+
+def _without_groups(name: str, encoding: Encoding) -> Encoding:
+    """For a value that is named by itself, of which nothing tells where its channels lie."""
+    if getattr(encoding, "group", None):
+        raise RecipeError(
+            f"{encoding} for a value by its name", where=name, next="name the layer that reads it instead"
+        )
+    return encoding.for_value()
 
 
 def _each(given: Encoding | Mapping[str, Encoding | None] | None) -> Iterator[Encoding]:
