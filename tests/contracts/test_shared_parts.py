@@ -71,6 +71,21 @@ def test_one_list_serves_a_stage(held: lp.Float16 | None, tmp_path: Path) -> Non
     assert held is not None or (one(small.model) and one(again))
 
 
+def test_biases_take_up_the_error_as_for_other_lists() -> None:
+    net, exact = lp.apply(task(), lp.Recipe([SHARE]), target=ORT), Net()
+    moved = net.get_parameter("stage.2.bias") - exact.stage[2].bias
+    assert float(moved.detach().abs().max()) > 1e-4 and torch.equal(net.get_parameter("head.bias"), exact.head.bias)
+
+
+def test_another_list_is_not_taken_for_one_that_is_remembered(tmp_path: Path) -> None:
+    found = set()
+    for n in (4, 6):
+        for fit in (lp.MSE(), lp.Quantiles()):
+            step = lp.Share(n, where="stage*", together=True, fit=fit)
+            found.add(tuple(lists(lp.apply(task(), lp.Recipe([step]), target=ORT, folder=tmp_path))[0].tolist()))
+    assert sorted(map(len, found)) == [4, 4, 6, 6]
+
+
 def test_copies_share_too() -> None:
     net = lp.apply(task(), lp.Recipe([SHARE]), target=ORT)
     assert one(net)
@@ -102,3 +117,5 @@ def test_one_list_and_many_is_refused() -> None:
     for given in ({"group": 8}, {"per": "channel"}):
         with pytest.raises(RecipeError, match="one list for all tensors"):
             lp.Share(4, together=True, **given)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"one list for all tensors of Int.*drop together="):
+        lp.Quantize(together=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -54,27 +54,32 @@ def encode(run: Run, path: str, encoding: Encoding, choice: Choice = NEAREST) ->
         _take(run, asked, found.data, found.tensors)
 
 
-def encode_together(run: Run, encodings: Mapping[str, Encoding], fit: Callable[[Tensor], Mapping[str, Tensor]]) -> None:
-    """Represent parameters by the nearest of numbers that all share: their parameters are found for all weights at
-    once, by `fit` from [1, weights], and held once.
-    """
-    asked = {}
-    for path, encoding in encodings.items():
-        with told_where(path):
-            asked[path] = Asked.of(run.model, path, encoding)
-    weights = {path: tensor_digest(one.x) for path, one in asked.items()}
-    found = run.ask(
-        ("together", weights, dict(encodings)),
-        lambda: Answer(tensors=fit(torch.cat([one.x.detach().float().flatten() for one in asked.values()])[None])),
-        model=False,
-        data=False,
-    )
-    shared: dict[str, Tensor] = {}
-    for path, one in asked.items():
-        with told_where(path):
-            parts = replace(one, kept=found.tensors).nearest().tensors
-        shared = shared or {name: part.clone() for name, part in parts.items() if name != "codes"}
-        run.apply(one.edit, {**parts, **shared})
+@dataclass(frozen=True)
+class Shared:
+    """Parameters that several tensors share, and the parts that hold them: those that the first was given."""
+
+    parameters: Mapping[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def together(run: Run, encodings: Mapping[str, Encoding], fit: Fit) -> Shared:
+    """What fits all of these weights at once, as one tensor; each encoding has one block."""
+    weights = {path: read(run.model, path).detach().float().flatten() for path in encodings}
+    digests, some = {path: tensor_digest(x) for path, x in weights.items()}, next(iter(encodings.values()))
+
+    def compute() -> Answer:
+        return Answer(tensors=fit.fit(torch.cat([*weights.values()]), some))
+
+    return Shared(run.ask(("together", digests, dict(encodings), fit), compute, model=False, data=False).tensors)
+
+
+def encode_shared(run: Run, path: str, encoding: Encoding, shared: Shared) -> None:
+    """Represent a parameter by the nearest of numbers that others share, which are held once."""
+    with told_where(path):
+        asked = Asked.of(run.model, path, encoding)
+        parts = replace(asked, kept=shared.parameters).nearest().tensors
+    own = {name: shared.parts.setdefault(name, x.clone()) if name != "codes" else x for name, x in parts.items()}
+    run.apply(asked.edit, own)
 
 
 def encode_block(run: Run, encodings: Mapping[str, Encoding], choice: JointChoice) -> None:

@@ -10,7 +10,7 @@ from typing import Self
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings import Encoding, Int, Levels, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.depth import repeated
@@ -22,13 +22,16 @@ from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.encode import (
+    Shared,
     encode,
     encode_block,
+    encode_shared,
     encode_value,
     place,
     prepare,
     remembered,
     set_tensor,
+    together,
 )
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.observe import statistics
@@ -66,6 +69,7 @@ class Quantize(Technique):
     fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how those of activations are found
+    together: bool = False  # one list of numbers, Levels, for all tensors that `where` means
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
@@ -79,6 +83,10 @@ class Quantize(Technique):
             check_rounding(one, self.rounding)
         for one in _each(self.activations):
             check(one, self.calibration, "values")
+        lists = isinstance(self.weights, Levels) and self.weights.one_block and self.rounding is None
+        if self.together and not lists:
+            what = f"one list for all tensors of {self.weights}"
+            raise RecipeError(what, next="give Levels(16) for each whole tensor, or drop together=")
 
     @property
     def establishes(self) -> frozenset[str]:
@@ -100,16 +108,17 @@ class Quantize(Technique):
 
     def apply(self, run: Run) -> None:
         prepare(run)
-        chosen_weights, asked = self.choose(run)
-        encodings = self.fitting(run, chosen_weights, asked)
+        chosen_weights, asked = self._choose(run)
+        encodings = self._fitting(run, chosen_weights, asked)
         chosen_weights = {path: chosen_weights[path] for path in encodings}
         placed = self._place(run, encodings)
         places = placed.values
         correct = self._correctable(run, chosen_weights) if self.bias_correction and run.calibrate is not None else {}
         seen = self._statistics(run, places, () if self.rounding else correct.values())
         if self.rounding is None:
+            shared = together(run, encodings, self.fit) if self.together and encodings else None
             for path, encoding in counted(run, "encoding", encodings.items()):
-                self._encode(run, path, encoding, correct.get(path), seen)
+                self._encode(run, path, encoding, correct.get(path), seen, shared)
         else:
             self._walk(run, chosen_weights, encodings, correct)
         for one in places:
@@ -123,7 +132,7 @@ class Quantize(Technique):
                 encode_value(run, one.value, one.encoding, one.encoding.given())
         self._tell(run, asked, encodings, placed)
 
-    def fitting(
+    def _fitting(
         self, run: Run, weights: Mapping[str, Sequence[Call]], asked: Mapping[str, Encoding | None]
     ) -> dict[str, Encoding]:
         """How each weight is encoded; one that the groups of a format do not divide is left out, and told."""
@@ -143,6 +152,8 @@ class Quantize(Technique):
         for path, encoding in encodings.items():
             if text := _in_place_of(asked[path], encoding):
                 run.note(path, text)
+            if self.together:
+                run.note(path, f"its numbers are those of {len(encodings)} tensors")
         for path, text in placed.told.items():
             run.note(path, text)
         for path, why in placed.left.items():
@@ -156,11 +167,20 @@ class Quantize(Technique):
         return statistics(run, wanted) if wanted else {}
 
     def _encode(
-        self, run: Run, path: str, encoding: Encoding, correct: Call | None, seen: Mapping[str, Statistics]
+        self,
+        run: Run,
+        path: str,
+        encoding: Encoding,
+        correct: Call | None,
+        seen: Mapping[str, Statistics],
+        shared: Shared | None,
     ) -> None:
         """A weight rounded to the nearest; a bias takes up the error on average."""
         exact = read(run.model, path)
-        encode(run, path, encoding, Choice(fit=self.fit))
+        if shared is None:
+            encode(run, path, encoding, Choice(fit=self.fit))
+        else:
+            encode_shared(run, path, encoding, shared)
         flowing = None if correct is None else seen[f"{correct.value}@0"]
         if flowing is not None and not flowing.reached:
             run.note(path, "no calibration batch reaches it: its bias is not corrected")
@@ -210,7 +230,7 @@ class Quantize(Technique):
             rounded = read(run.model, path)
             _shift(run, correct, remembered(run, ("shift", path), lambda: mean_shift(exact, rounded, stop)))
 
-    def choose(self, run: Run) -> tuple[dict[str, list[Call]], dict[str, Encoding | None]]:
+    def _choose(self, run: Run) -> tuple[dict[str, list[Call]], dict[str, Encoding | None]]:
         """The tensors to encode, with the calls that use them, and how; all others are reported with a reason."""
         weights, known = used_weights(run), shapes(run.model)
         check_where(self.where, list(weights))

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lilliput.encodings import Encoding, Levels
-from lilliput.errors import RecipeError
-from lilliput.techniques.encode import encode_together, prepare
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.run import Run
@@ -32,13 +30,11 @@ class Share(Technique):
 
     def __post_init__(self) -> None:
         self.quantize()
-        if self.together and (self.group or self.per == "channel"):
-            raise RecipeError("one list for all tensors, and for each group or channel", next="drop together=")
 
     def quantize(self) -> Quantize:
         """The step that it is short for."""
         weights = Levels(self.levels, self.group, self.per, held=self.held)
-        return Quantize(weights=weights, fit=self.fit, where=self.where)
+        return Quantize(weights=weights, fit=self.fit, together=self.together, where=self.where)
 
     @property
     def rounds(self) -> bool:
@@ -49,18 +45,4 @@ class Share(Technique):
         return self.quantize().needs
 
     def apply(self, run: Run) -> None:
-        if self.together:
-            self._together(run)
-        else:
-            self.quantize().apply(run)
-
-    def _together(self, run: Run) -> None:
-        prepare(run)
-        step = self.quantize()
-        chosen, asked = step.choose(run)
-        encodings = step.fitting(run, chosen, asked)
-        some = next(iter(encodings.values()), None)
-        if some is not None:
-            encode_together(run, encodings, lambda rows: self.fit.parameters(rows, None, some, ()))
-        for path in encodings:
-            run.note(path, f"its numbers are those of {len(encodings)} tensors")
+        self.quantize().apply(run)
