@@ -188,9 +188,19 @@ class Failing(Plugin):
         raise ZeroDivisionError("of mine")
 
 
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Adding(Plugin):
+    what: str = "a number"
+
+    def loss(self, moment: Moment) -> Any:
+        return {"a number": 3.0, "many": torch.zeros(2, requires_grad=True)}[self.what]
+
+
 @pytest.mark.parametrize(
     ("plugin", "said"),
     [
+        (Adding(), "Adding: its loss is float; return one number"),
+        (Adding(what="many"), r"Adding: its loss is of shape \(2,\); return one number"),
         (Keeping(), "Keeping: its state cannot be saved.*keep numbers"),
         (Failing(), "Failing: loss failed.*ZeroDivisionError: of mine"),
         (lp.Gradual(where="nothing"), "Gradual: where='nothing' means no weight"),
@@ -203,6 +213,22 @@ def test_what_cannot_work_is_refused_before_any_step(plugin: Plugin, said: str) 
     with pytest.raises(InputError, match=f"(?s){said}"):
         lp.apply(task(), lp.Recipe(steps), target=ORT, progress=lambda stage, *_: told.append(stage))
     assert "encoding" not in told
+
+
+def test_labels_weigh_the_loss_beside_teachers_alone() -> None:
+    """A plug-in makes no difference to that."""
+    whole, half = (lp.train(task(), replace(STEP, labels=labels, plugins=(lp.Gradual(),))) for labels in (1.0, 0.5))
+    assert whole.history == half.history
+
+
+def test_a_state_may_hold_infinity(tmp_path: Path) -> None:
+    lp.train(task(), replace(STEP, plugins=(Best(),)), folder=tmp_path)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Best(Plugin):
+    def begin(self, moment: Moment) -> None:
+        moment.state["best"] = float("inf")
 
 
 def test_knobs_that_make_no_sense_are_refused() -> None:

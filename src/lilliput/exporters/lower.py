@@ -61,7 +61,7 @@ class _Lowering:
         """Each use of a decoded tensor gets what suits it; the codes are shared."""
         for user, position in list(node.outputs[0].uses()):
             if user.domain == DOMAIN:
-                continue  # a scale in half precision: its reader looks through
+                continue  # a part that is encoded itself: its reader decodes it
             if user.op_type == "Gather" and position == 0:
                 self._gather(node, user)
                 continue

@@ -302,7 +302,7 @@ def unfreeze(root: nn.Module, learn: bool = False) -> nn.Module:
         held.unfreeze(learn)  # type: ignore[operator]
     for (first, part), *others in shared if learn else ():
         for other, _ in others:  # what is one stays one
-            tie_learnt(other, first, part)
+            tie_learnt(other, first, part.partition(".")[0])
     return root
 
 
@@ -312,8 +312,9 @@ def freeze(root: nn.Module) -> nn.Module:
     for held in _encoding(root):
         held.freeze()  # type: ignore[operator]
     for (first, part), *others in shared:
+        owner, _, name = part.rpartition(".")
         for other, _ in others:
-            other._buffers[part] = first._buffers[part]
+            other.get_submodule(owner)._buffers[name] = first.get_buffer(part)
     return root
 
 
@@ -321,8 +322,8 @@ def _shared_parts(root: nn.Module) -> list[list[tuple[EncodedTensor, str]]]:
     """The parts that several encoded tensors hold in one memory, such as a list of numbers, with who holds them."""
     found: dict[tuple[int, str], list[tuple[EncodedTensor, str]]] = {}
     for _, held in encoded_tensors(root):
-        for name, part in held._buffers.items():
-            if part is not None and part.numel():
+        for name, part in held.named_buffers():
+            if part.numel():
                 found.setdefault((part.data_ptr(), name), []).append((held, name))
     return [holders for holders in found.values() if len(holders) > 1]
 

@@ -171,7 +171,7 @@ class ValueEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = self.parameters_of_value()
         if learning := learnt_parts(self):
-            return self.encoding.learn(x, {**parts, **learning}, x[:1].numel())
+            return self.encoding.learn(x, {**parts, **learning}, x.numel() // max(1, len(x)) if x.dim() else 1)
         return self.encoding.project_value(x, parts)
 
     def unfreeze(self, learn: bool = False) -> None:

@@ -52,7 +52,6 @@ class Gradual(Plugin):
     def after_step(self, moment: Moment) -> None:
         kept, weights = moment.state["kept"], moment.weights
         for path in kept:
-            kept[path] = kept[path].to(weights[path].device)  # a checkpoint is read into memory
             if moment.step % self.every == 0 or moment.step == moment.steps:
                 kept[path] = self._chosen(weights[path].detach(), kept[path], moment.share)
             weights[path].mul_(kept[path])

@@ -33,5 +33,5 @@ class L2SP(Plugin):
 
     def loss(self, moment: Moment) -> Tensor | None:
         first = moment.state["first"]
-        apart = [(p - first[path].to(p)).square().sum() for path, p in moment.weights.items()]
+        apart = [(p - first[path]).square().sum() for path, p in moment.weights.items()]
         return self.weight / 2 * torch.stack(apart).sum() if apart else None

@@ -44,7 +44,7 @@ def storable_state(state: Any) -> str:
     """Why `save` could not write nested data; empty where it could."""
     tensors: list[Tensor] = []
     try:
-        json.dumps(_plain(state, tensors), allow_nan=False)
+        json.dumps(_plain(state, tensors))
         for x in tensors:
             to_array(x)
     except (TypeError, ValueError, RuntimeError, FormatError) as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.nested import mapped
 from lilliput.techniques.plugin import Moment, Plugin
 from lilliput.training.checkpoint import storable_state
 from lilliput.training.memory import starved
@@ -65,7 +66,13 @@ class Plugged(Hook):
         self.state()
 
     def loss(self, batch: Any, where: str) -> Tensor | None:
-        return self._done(self.plugin.loss) if torch.is_grad_enabled() else None
+        added = self._done(self.plugin.loss) if torch.is_grad_enabled() else None
+        if added is None:
+            return None
+        if not isinstance(added, Tensor) or added.numel() != 1:
+            told = f"of shape {tuple(added.shape)}" if isinstance(added, Tensor) else type(added).__name__
+            raise InputError(f"its loss is {told}", where=self._name, next="return one number, as a tensor, or None")
+        return added.reshape(())
 
     def before_step(self) -> None:
         self._done(self.plugin.before_step)
@@ -95,7 +102,10 @@ class Plugged(Hook):
         return [self.moment.step, self.moment.epoch, self.moment.state]
 
     def restore(self, state: Any) -> None:
-        self.moment.step, self.moment.epoch, self.moment.state = state
+        """Go on from there, with tensors where the model is."""
+        device = next(self.moment.model.parameters()).device
+        moved = mapped(lambda x: x.to(device) if isinstance(x, Tensor) else x, state)
+        self.moment.step, self.moment.epoch, self.moment.state = moved
 
     @property
     def _name(self) -> str:

@@ -288,7 +288,7 @@ class Trainer:
             if own is not None and not self.hooks:
                 return _finite(own, where)
         with together(self.accelerator):  # apart, for processes that share what hooks learn gather it in here
-            parts = [] if own is None else [self.step.labels * own]
+            parts = [] if own is None else [self.step.labels * own if self.step.distill else own]
             parts += [found for hook in self.hooks if (found := hook.loss(batch, where)) is not None]
             return _finite(functools.reduce(torch.add, parts), where)
 
