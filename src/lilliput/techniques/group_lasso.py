@@ -44,14 +44,8 @@ class GroupLasso(Plugin):
 
 def penalty(group: Group, tensor: Callable[[str], Tensor]) -> Tensor:
     """``Σ √(size) · ‖slice‖`` of one group, a scalar; of its tensors those that are floats of two axes and more."""
-    squares: Tensor = torch.zeros(())
-    size = 0
-    for member in group.members:
-        x = tensor(member.path)
-        if x.dim() < 2 or not x.is_floating_point():
-            continue
-        along = x.movedim(member.axis, 0).reshape(x.shape[member.axis], -1).square().sum(1)
-        places = torch.stack([torch.from_numpy(positions) for positions in member.positions]).to(x.device)
-        squares = squares.to(x.device) + along[places].sum(1)
-        size += places.shape[1] * (x.numel() // x.shape[member.axis])
-    return (squares + 1e-12).sqrt().sum() * math.sqrt(size)
+    tensors = ((member, tensor(member.path)) for member in group.members)
+    weights = [(member, x) for member, x in tensors if x.dim() > 1 and x.is_floating_point()]
+    squares = [member.sums(x.square()) for member, x in weights]
+    size = sum(len(member.positions[0]) * (x.numel() // x.shape[member.axis]) for member, x in weights)
+    return (torch.stack(squares).sum(0) + 1e-12).sqrt().sum() * math.sqrt(size) if squares else torch.zeros(())

@@ -27,9 +27,7 @@ def scored(
     weights = [member for member in members if tensor(member.path).dim() > 1] or members
     found = torch.zeros(group.size, dtype=torch.float64)
     for member in weights:
-        x = of(member.path, tensor(member.path).detach()).double()
-        along = x.movedim(member.axis, 0).reshape(x.shape[member.axis], -1).sum(1)
-        each = torch.stack([along[torch.from_numpy(positions)].sum() for positions in member.positions])
+        each = member.sums(of(member.path, tensor(member.path).detach()).double())
         found += each / each.mean().clamp(min=1e-300)
     found = found / len(weights)
     return found.sqrt() if degree == 2 else found.pow(1 / degree)

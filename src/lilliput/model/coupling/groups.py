@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -35,7 +36,12 @@ class Member:
 
     path: str
     axis: int
-    positions: tuple[Positions, ...]  # for each slice of the group those that go with it
+    positions: tuple[Positions, ...]  # for each slice of the group those that go with it, as many for each
+
+    def sums(self, x: Tensor) -> Tensor:
+        """Of the numbers `x`, one for each element of the tensor, the sum over each slice, [slices]."""
+        along = x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1).sum(1)
+        return along[torch.from_numpy(np.stack(self.positions)).to(x.device)].sum(1)
 
 
 @dataclass(frozen=True, eq=False)
