@@ -77,6 +77,16 @@ def test_without_its_base_or_with_another_it_is_refused(tmp_path: Path) -> None:
             Second(tmp_path / "delta.lil", base)
 
 
+def test_the_base_is_never_written_over(tmp_path: Path) -> None:
+    lp.save(tmp_path / "first.lil", lenet())
+    held = (tmp_path / "first.lil").read_bytes()
+    (tmp_path / "link.lil").symlink_to(tmp_path / "first.lil")
+    for name in ("first.lil", "link.lil"):
+        with pytest.raises(FormatError, match=r"place of its own base.*a name of its own"):
+            lp.save(tmp_path / name, tuned(lenet(), 1e-4), base=tmp_path / "first.lil")
+    assert (tmp_path / "first.lil").read_bytes() == held
+
+
 def test_a_network_of_other_sizes_shares_what_is_alike(tmp_path: Path) -> None:
     first, later = lenet(), lenet()
     later[11] = nn.Linear(84, 20)

@@ -57,7 +57,7 @@ def split(x: Array, bits: int) -> list[Symbols]:
         return [((symbols ^ _middle(bits)) & ((1 << bits) - 1)).astype(np.uint8) if name == "int8" else symbols]
     whole = x.view(f"<u{x.itemsize}")
     if name in FLOATS:
-        whole = (whole << 1) | (whole >> (8 * x.itemsize - 1))
+        whole = turned(whole)
     each = whole.view(np.uint8).reshape(-1, x.itemsize)
     return [np.ascontiguousarray(each[:, i]) for i in reversed(range(x.itemsize))]
 
@@ -76,8 +76,18 @@ def join(planes: Sequence[Symbols], dtype: str, bits: int) -> Array:
         each[:, i] = plane
     whole = each.reshape(-1).view(f"<u{kind.itemsize}")
     if dtype in FLOATS:
-        whole = (whole >> 1) | (whole << (8 * kind.itemsize - 1))
+        whole = turned_back(whole)
     return whole.view(kind)
+
+
+def turned(whole: Array) -> Array:
+    """Whole numbers without sign, turned left by one bit."""
+    return (whole << 1) | (whole >> (8 * whole.itemsize - 1))
+
+
+def turned_back(whole: Array) -> Array:
+    """What was `turned`."""
+    return (whole >> 1) | (whole << (8 * whole.itemsize - 1))
 
 
 def _middle(bits: int) -> int:

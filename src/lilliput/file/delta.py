@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lilliput.entropy import Array
-
-_TURNED = frozenset({"float16", "bfloat16", "float32", "float64"})
+from lilliput.entropy import Array, name_of
+from lilliput.entropy.planes import FLOATS, turned, turned_back
 
 
 def difference(x: Array, base: Array, bits: int) -> Array:
@@ -20,11 +19,9 @@ def difference(x: Array, base: Array, bits: int) -> Array:
     >>> difference(np.array([3, -8], np.int8), np.array([1, 7], np.int8), 4)
     array([2, 1], dtype=int8)
     """
-    if x.dtype.name in _TURNED:
-        apart = _signed(_whole(x) - _whole(base))
-        width = 8 * apart.itemsize
-        folded = _whole((apart << 1) ^ (apart >> (width - 1)))
-        return (folded >> 1 | folded << (width - 1)).view(x.dtype)
+    if name_of(x.dtype) in FLOATS:
+        apart = (_whole(x) - _whole(base)).view(f"i{x.itemsize}")
+        return turned_back(_whole((apart << 1) ^ (apart >> (8 * x.itemsize - 1)))).view(x.dtype)
     return _cut(_whole(x) - _whole(base), x, bits)
 
 
@@ -35,10 +32,8 @@ def added(stored: Array, base: Array, bits: int) -> Array:
     >>> bool((added(difference(x, near, 32), near, 32) == x).all())
     True
     """
-    if stored.dtype.name in _TURNED:
-        width = 8 * stored.itemsize
-        turned = _whole(stored)
-        folded = turned << 1 | turned >> (width - 1)
+    if name_of(stored.dtype) in FLOATS:
+        folded = turned(_whole(stored))
         apart = (folded >> 1) ^ -(folded & 1)
         total: Array = _whole(base) + apart
         return total.view(stored.dtype)
@@ -46,14 +41,8 @@ def added(stored: Array, base: Array, bits: int) -> Array:
 
 
 def _whole(x: Array) -> Array:
-    """The bits of each element as a whole number without sign."""
-    return (
-        np.ascontiguousarray(x).view(f"u{x.itemsize}").reshape(x.shape)
-    )  # which is no axis of one where there is none
-
-
-def _signed(x: Array) -> Array:
-    return x.view(f"i{x.itemsize}")
+    """The bits of each element as a whole number without sign, in the same shape: of no axes, too."""
+    return np.ascontiguousarray(x).view(f"u{x.itemsize}").reshape(x.shape)
 
 
 def _cut(whole: Array, like: Array, bits: int) -> Array:

@@ -55,7 +55,8 @@ def save(
     *Dense* coding makes the smaller file, *fast* the one that is read faster. `graph` is what the module was built
     into, by which the file can be opened without its source, or the reason why there is none. `assets` are files that
     travel along, by name. The bytes of the rest have the name "". Of tensors that `base`, another file, has as well
-    only the name is written, and of others that are smaller so, the difference from those of the same name there.
+    only the name is written, and of others that are smaller so, the difference from those of the same name there;
+    where nothing is gained so, the file stands alone.
 
     Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold.
     """
@@ -74,6 +75,9 @@ def save(
     bits = _code_bits(model)
     parts = [Part.of(name, x, bits.get(name)) for name, x in arrays.items()]
     if base is not None:
+        if Path(base).resolve() == Path(path).resolve():
+            what = "would take the place of its own base"
+            raise FormatError(what, where=str(path), next="give the new file a name of its own")
         parts, told = against(Reader(base), arrays, parts)
         described |= told
     if isinstance(graph, Graph):
