@@ -155,7 +155,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "places in a table that are numbers": (other(UP, encoding={"kind": "NF4"}), "codes of torch.int8"),
     "signs of no number": (other(UP, encoding={"kind": "Signs", "n": 1 << 40}), "cannot be read"),
     "a float of no format": (other(UP, encoding={"kind": "MiniFloat", "format": ["e4m3"]}), "cannot be read"),
-    "scales within scales": (encoding(UP, scale={"kind": "Int", "scale": {"kind": "Int"}}), "scales as Int"),
+    "scales within scales": (encoding(UP, scale={"kind": "Int", "scale": {"kind": "Int"}}), "give group= as well"),
     "scales that are sparse": (encoding(UP, scale={"kind": "Sparse"}), "scales as Sparse"),
     "an encoding of itself": (encoding(THIN, values={"kind": "Sparse"}), "cannot be read"),
     "a range at run time for a weight": (
