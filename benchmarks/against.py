@@ -24,8 +24,8 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.store import Store
 from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.progress import silent
 from lilliput.targets import Target
 

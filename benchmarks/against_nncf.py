@@ -29,7 +29,7 @@ from against import Made, compare, report
 from labelled import LABELLED
 
 import lilliput as lp
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 
 GRID = Path(__file__).parent / "nncf_models.py"
 

@@ -26,7 +26,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import lilliput as lp
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 
 METHODS = {
     "MinMax": CalibrationMethod.MinMax,

@@ -18,8 +18,8 @@ from table import agreed, cost, write
 from timings import Taken, timed
 
 import lilliput as lp
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.measure import DistanceSoFar, furthest
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.techniques.technique import Technique
 

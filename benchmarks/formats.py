@@ -23,10 +23,10 @@ import lilliput as lp
 from lilliput.encodings import Encoding
 from lilliput.encodings.blocks import divisor
 from lilliput.measure import DistanceSoFar
-from lilliput.model.capture import capture
-from lilliput.model.carrier import attach
-from lilliput.model.fold import fold_norms
-from lilliput.model.inputs import Inputs, dynamic_axes
+from lilliput.model.carrier.carrier import attach
+from lilliput.model.rescaling.fold import fold_norms
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.techniques.ranges import MSE, Range
 
 CROPS = 3  # of each of the 20 photographs to judge by: an agreement of 90 % is known to within some 8 points

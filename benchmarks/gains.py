@@ -30,8 +30,8 @@ from table import write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.model.coupling import Coupling, Shrinking, coupling
-from lilliput.model.inputs import Inputs
+from lilliput.model.surgery.coupling import Coupling, Shrinking, coupling
+from lilliput.model.views.inputs import Inputs
 from lilliput.techniques.slices import scored
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

@@ -9,9 +9,9 @@ from table import write
 from torch import nn
 
 from lilliput.measure import parameters
-from lilliput.model.coupling import coupling
-from lilliput.model.inputs import Inputs
-from lilliput.model.program import program, quiet
+from lilliput.model.surgery.coupling import coupling
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.program import program, quiet
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.encodings import Encoding
-from lilliput.model.carrier import attach
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.signature import Signature
-from lilliput.model.values import attach_value
+from lilliput.model.carrier.carrier import attach
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import attach_value
 from lilliput.targets import Target
 
 INT8 = lp.Int(8, symmetric=True, per="channel")

@@ -23,8 +23,8 @@ from table import write
 
 import lilliput as lp
 from lilliput.measure import Latencies, cpu, interleaved, median_ratio
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.report.speed import speed
 
 REPEATS = 5

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.measure import Noise, macs
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.signature import Signature
 from lilliput.training.teachers import first_output
 
 RANKS = (96, 64, 32)

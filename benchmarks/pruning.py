@@ -39,8 +39,8 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.measure import macs, mean, paired_difference, parameters
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.progress import silent
 
 ROOT = Path(__file__).parents[1]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 
 TOKENS, WORDS = 32, 3000
 AXES = {0: {0: "batch", 1: "steps"}}

@@ -19,7 +19,7 @@ from table import agreed, write
 import lilliput as lp
 from lilliput.file.container import Reader
 from lilliput.file.inspect import inside
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 from lilliput.outputs import flatten_outputs
 
 SMALL = ("*_depthwise_conv*", "_conv_stem*", "_fc*")  # of EfficientNet-Lite0: few weights, and errors that show

@@ -22,8 +22,8 @@ from typing import Any
 import table
 
 from lilliput.measure import Latencies, Measurement, interleaved, median, median_ratio
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.targets import Target
 
 PROCESSES = 3

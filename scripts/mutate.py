@@ -36,7 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.csv"
 SUBJECTS = (
-    *("encodings", "exporters", "measure", "model/coupling"),
+    *("encodings", "exporters", "measure", "model/surgery/coupling"),
     *("techniques/ranges.py", "techniques/rounding.py", "file/graph.py"),
 )
 _LEFT_OUT = ("core/VariableReplacer", "core/VariableInserter")  # they take a name

@@ -81,7 +81,7 @@ def rounded_down() -> None:
 
 
 def not_rescaled() -> None:
-    from lilliput.model.coupling import masked, rescaling
+    from lilliput.model.surgery.coupling import masked, rescaling
 
     rescaling.narrowed = masked.narrowed = lambda coupling, gone: {}  # type: ignore[attr-defined]
 

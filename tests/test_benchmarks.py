@@ -13,8 +13,8 @@ import torch
 
 import lilliput as lp
 from lilliput.measure import Latencies
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BENCHMARK = """

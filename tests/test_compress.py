@@ -14,7 +14,7 @@ from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.model.edits import EncodeTensor
+from lilliput.model.edits.edits import EncodeTensor
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=2)
 MEASURED = {"value", "low", "high", "samples"}

@@ -25,9 +25,9 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.errors import LilliputError as LilliputError
     from lilliput.exporters.profiles import check as check
     from lilliput.file.lil import load as load
-    from lilliput.model.carrier import freeze as freeze
-    from lilliput.model.carrier import to_dense as to_dense
-    from lilliput.model.carrier import unfreeze as unfreeze
+    from lilliput.model.carrier.carrier import freeze as freeze
+    from lilliput.model.carrier.carrier import to_dense as to_dense
+    from lilliput.model.carrier.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
     from lilliput.targets import Device as Device

@@ -27,13 +27,13 @@ from lilliput.file.graph import Graph
 from lilliput.file.lil import lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import Latencies, artifact, cpu, environment
-from lilliput.model.carrier import tensors
-from lilliput.model.edit import structure
-from lilliput.model.edits import State, edits_of
-from lilliput.model.identity import model_digest
-from lilliput.model.origins import of_tensor, origins
-from lilliput.model.parameters import read, rescaled, shapes
-from lilliput.model.structure import Replace
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.identity import model_digest
+from lilliput.model.carrier.parameters import read, rescaled, shapes
+from lilliput.model.edits.edit import structure
+from lilliput.model.edits.edits import State, edits_of
+from lilliput.model.edits.origins import of_tensor, origins
+from lilliput.model.edits.structure import Replace
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data

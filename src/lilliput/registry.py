@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.errors import InputError
-from lilliput.model.identity import identity
+from lilliput.model.carrier.identity import identity
 from lilliput.recipe import KINDS, PLUGINS, TECHNIQUES
 from lilliput.targets import TARGETS, Target
 from lilliput.techniques.combinations import ADDED, FITS

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.copies import check_plain
-from lilliput.model.inputs import Dynamic, Inputs, dynamic_axes
+from lilliput.model.edits.copies import check_plain
+from lilliput.model.views.inputs import Dynamic, Inputs, dynamic_axes
 from lilliput.nested import leaves
 
 

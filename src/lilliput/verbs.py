@@ -32,10 +32,10 @@ from lilliput.file.graph import restored
 from lilliput.file.lil import check_readable
 from lilliput.file.lil import save as write_module
 from lilliput.measure import environment
-from lilliput.model.copies import private_copy
-from lilliput.model.identity import model_digest
-from lilliput.model.inputs import Dynamic
-from lilliput.model.signature import Signature
+from lilliput.model.carrier.identity import model_digest
+from lilliput.model.edits.copies import private_copy
+from lilliput.model.views.inputs import Dynamic
+from lilliput.model.views.signature import Signature
 from lilliput.modes import ordinary_modes
 from lilliput.plain import digest
 from lilliput.progress import Progress, silent

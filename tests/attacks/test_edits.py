@@ -15,7 +15,7 @@ from torch import nn
 from lilliput.errors import FormatError
 from lilliput.file.container import Reader
 from lilliput.file.lil import read_into
-from lilliput.model.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
+from lilliput.model.edits.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
 
 TAKEN = forge.apart(golden.MODULE.read_bytes())
 CONV, FC, UP, THIN, LAST, RELU = 2, 3, 4, 5, 6, 8  # places of edits in the list

@@ -39,7 +39,7 @@ from lilliput.errors import LilliputError
 from lilliput.exporters.onnx import export
 from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 from lilliput.targets import onnx_file
 from lilliput.targets.kernels import exact_here
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.errors import CaptureError, ExportError, InputError
-from lilliput.model.values import value_encodings
+from lilliput.model.views.values import value_encodings
 
 Refused = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
-from lilliput.model.parameters import encoding_of
+from lilliput.model.carrier.parameters import encoding_of
 from lilliput.progress import silent
 
 Refused = Callable[..., Any]

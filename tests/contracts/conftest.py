@@ -30,7 +30,7 @@ from lilliput.encodings import (
     Sparse,
     Tiles,
 )
-from lilliput.model.carrier import attach, tensors
+from lilliput.model.carrier.carrier import attach, tensors
 
 CARRIED: tuple[Encoding, ...] = (
     Float16(),

@@ -14,8 +14,8 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
-from lilliput.model.parameters import encoding_of, read
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.parameters import encoding_of, read
+from lilliput.model.views.values import value_encodings
 from lilliput.progress import silent
 from lilliput.techniques import observe
 

@@ -20,11 +20,11 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, RecipeError
-from lilliput.model.capture import capture
-from lilliput.model.depth import repeated
-from lilliput.model.edits import SetTensor
-from lilliput.model.inputs import Inputs
-from lilliput.model.parameters import encoding_of, read
+from lilliput.model.carrier.parameters import encoding_of, read
+from lilliput.model.edits.edits import SetTensor
+from lilliput.model.surgery.depth import repeated
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.blocks import Block, Entry, blocks

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Int, Sparse
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.capture import capture
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.view import View
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.view import View
 
 if TYPE_CHECKING:
     from conftest import Encode

@@ -17,8 +17,17 @@ from torch.func import functional_call
 
 from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
 from lilliput.errors import EncodingError
-from lilliput.model.carrier import attach, encoded_tensors, freeze, owner_of, plain_class, tensors, to_dense, unfreeze
-from lilliput.model.parametrized import fold_parametrizations
+from lilliput.model.carrier.carrier import (
+    attach,
+    encoded_tensors,
+    freeze,
+    owner_of,
+    plain_class,
+    tensors,
+    to_dense,
+    unfreeze,
+)
+from lilliput.model.carrier.parametrized import fold_parametrizations
 
 if TYPE_CHECKING:
     from conftest import Carried, Encode, Host

@@ -11,11 +11,11 @@ from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.coupling.atoms import Atoms
-from lilliput.model.edit import structure
-from lilliput.model.inputs import Inputs
-from lilliput.model.structure import Resize, SetNumber
+from lilliput.model.edits.edit import structure
+from lilliput.model.edits.structure import Resize, SetNumber
+from lilliput.model.surgery.coupling import Coupling, Group, Shrinking, coupling
+from lilliput.model.surgery.coupling.atoms import Atoms
+from lilliput.model.views.inputs import Inputs
 
 
 class Residual(nn.Module):

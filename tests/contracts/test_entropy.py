@@ -17,7 +17,7 @@ from lilliput.errors import FormatError
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.index import CHUNK
 from lilliput.file.parallel import read_all
-from lilliput.model.arrays import to_array, to_tensor
+from lilliput.model.carrier.arrays import to_array, to_tensor
 
 ANSWER = {"kind": "answer"}
 WIDE = ("uint16", "uint32", "uint64", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding, Float16, Int, Sparse
 from lilliput.errors import EncodingError, FormatError
 from lilliput.file.lil import load, save
-from lilliput.model.carrier import encoded_tensors, to_dense, unfreeze
-from lilliput.model.edit import Edit, structure
-from lilliput.model.edits import EDITS, EncodeTensor, EncodeValue, SetTensor, State, Step, edits_of
-from lilliput.model.structure import Replace
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors, to_dense, unfreeze
+from lilliput.model.edits.edit import Edit, structure
+from lilliput.model.edits.edits import EDITS, EncodeTensor, EncodeValue, SetTensor, State, Step, edits_of
+from lilliput.model.edits.structure import Replace
+from lilliput.model.views.values import value_encodings
 from lilliput.plain import from_plain, to_plain
 
 if TYPE_CHECKING:

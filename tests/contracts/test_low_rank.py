@@ -18,8 +18,8 @@ from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, RecipeError
 from lilliput.file.container import Reader
 from lilliput.measure import macs
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.parameters import encoding_of, read
+from lilliput.model.carrier.parameters import encoding_of, read
+from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.techniques.factorize import nearest_for, rank_keeping
 from lilliput.techniques.technique import Technique
 

@@ -17,10 +17,11 @@ from lilliput.blame import simulation
 from lilliput.engine import fidelity
 from lilliput.errors import RAISE_OWN, InputError, is_own
 from lilliput.exporters import onnx as exporter
-from lilliput.model import capture, trial
-from lilliput.model.coupling import Coupling, coupling
-from lilliput.model.coupling.rules import RULES
-from lilliput.model.inputs import Inputs
+from lilliput.model.surgery import trial
+from lilliput.model.surgery.coupling import Coupling, coupling
+from lilliput.model.surgery.coupling.rules import RULES
+from lilliput.model.views import capture
+from lilliput.model.views.inputs import Inputs
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 HALF, INT8 = lp.Prune("channels", 0.5, multiple=1), lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))

@@ -18,7 +18,7 @@ import lilliput as lp
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import Part
 from lilliput.errors import FormatError, InputError, RecipeError, ResumeError
-from lilliput.model.parameters import encoding_of, read
+from lilliput.model.carrier.parameters import encoding_of, read
 from lilliput.registry import additions, forget
 from lilliput.targets import OnnxRuntime
 from lilliput.techniques.encode import set_tensor

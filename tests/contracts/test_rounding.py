@@ -19,10 +19,10 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
-from lilliput.model.capture import capture
-from lilliput.model.inputs import Inputs
-from lilliput.model.parameters import read
-from lilliput.model.view import Call, Window
+from lilliput.model.carrier.parameters import read
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.view import Call, Window
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.targets import OnnxRuntime

@@ -17,8 +17,8 @@ from lilliput.engine.begin import begin
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
-from lilliput.model.edits import SetTensor, Train
-from lilliput.model.parameters import encoding_of, read
+from lilliput.model.carrier.parameters import encoding_of, read
+from lilliput.model.edits.edits import SetTensor, Train
 from lilliput.progress import silent
 from lilliput.recipe import TECHNIQUES
 from lilliput.targets import OnnxRuntime

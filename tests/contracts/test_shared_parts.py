@@ -13,8 +13,8 @@ import lilliput as lp
 from lilliput.encodings.levels import lloyd
 from lilliput.errors import RecipeError
 from lilliput.file.container import Reader
-from lilliput.model.carrier import freeze, unfreeze
-from lilliput.model.copies import as_it_stands, private_copy
+from lilliput.model.carrier.carrier import freeze, unfreeze
+from lilliput.model.edits.copies import as_it_stands, private_copy
 
 ORT = lp.OnnxRuntime(threads=1, seconds=0)
 X = [torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(i)) for i in range(3)]

@@ -22,7 +22,7 @@ from lilliput import Int
 from lilliput.errors import FormatError, InputError, LilliputError
 from lilliput.file.container import Part, write
 from lilliput.file.sources import Folder, Safetensors, Source, source, walk
-from lilliput.model.carrier import attach
+from lilliput.model.carrier.carrier import attach
 
 DTYPES: dict[str, tuple[Any, int]] = {  # of safetensors: what it is read as, and bits of an element
     "F64": (np.float64, 64),

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from lilliput.encodings import NF4, BFloat16, Encoding, Fixed, Float16, Int, Log, MiniFloat, Signs, Sparse, Tiles
 from lilliput.errors import EncodingError, FormatError
-from lilliput.model.capture import capture
-from lilliput.model.carrier import to_dense
-from lilliput.model.edits import EncodeValue
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.values import Interception, Value, attach_value, value_encodings
+from lilliput.model.carrier.carrier import to_dense
+from lilliput.model.edits.edits import EncodeValue
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.values import Interception, Value, attach_value, value_encodings
 
 if TYPE_CHECKING:
     from conftest import Encode

@@ -57,10 +57,10 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.file.delta import difference
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
-from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.structure import Replace
+from lilliput.model.edits.edits import EncodeTensor, EncodeValue, SetTensor
+from lilliput.model.edits.structure import Replace
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.targets import OnnxRuntime
 
 ASSETS = {"words.txt": b"one two three " * 20, "folder/config.json": b'{"classes": 4}'}

@@ -22,9 +22,9 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.parameters import encoding_of, shapes
-from lilliput.model.values import value_encodings
-from lilliput.model.view import Call, View
+from lilliput.model.carrier.parameters import encoding_of, shapes
+from lilliput.model.views.values import value_encodings
+from lilliput.model.views.view import Call, View
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.targets.kernels import integers

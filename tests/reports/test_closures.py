@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.errors import InputError
-from lilliput.model.carrier import to_dense
-from lilliput.model.copies import as_it_stands, private_copy, uses_of
-from lilliput.model.trial import changed
+from lilliput.model.carrier.carrier import to_dense
+from lilliput.model.edits.copies import as_it_stands, private_copy, uses_of
+from lilliput.model.surgery.trial import changed
 
 TARGET = lp.OnnxRuntime(threads=1, seconds=1)
 

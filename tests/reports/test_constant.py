@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
-from lilliput.model.view import Call
+from lilliput.model.views.view import Call
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.rounding import GPTQ, AdaRound
 from lilliput.techniques.technique import Technique

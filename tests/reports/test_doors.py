@@ -27,7 +27,7 @@ from lilliput.cli.characters import show_what_can_be_shown
 from lilliput.encodings import Encoding
 from lilliput.errors import EncodingError, FormatError, InputError, LilliputError, RecipeError
 from lilliput.file.container import Reader
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 
 TARGET = lp.OnnxRuntime(threads=1, seconds=1)
 INT4 = lp.Int(4)
@@ -213,7 +213,7 @@ def test_an_encoding_of_ones_own_is_refused_before_any_work(tmp_path: Path) -> N
 
 
 def test_an_encoding_of_ones_own_is_refused_at_save(tmp_path: Path) -> None:
-    from lilliput.model.carrier import attach
+    from lilliput.model.carrier.carrier import attach
 
     net = nn.Sequential(nn.Linear(8, 8))
     attach(net, ("0.weight",), Mine(8).represent(net[0].weight.detach()))  # type: ignore[arg-type]

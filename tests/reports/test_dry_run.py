@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import lilliput as lp
 from lilliput.cli.app import app
 from lilliput.engine import estimate
-from lilliput.model.coupling import Shrinking
+from lilliput.model.surgery.coupling import Shrinking
 from lilliput.techniques.rounding import AdaRound, Rounding
 from lilliput.training.loop import Trainer
 

@@ -20,7 +20,7 @@ from lilliput.engine.fidelity import check_precise
 from lilliput.errors import ExportError, InputError
 from lilliput.exporters.onnx import export
 from lilliput.file.session import session
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 
 Answer = Callable[..., Tensor]
 

@@ -18,9 +18,9 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.parameters import encoding_of
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.carrier.parameters import encoding_of
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.techniques.ranges import MinMax

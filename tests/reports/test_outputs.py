@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import CaptureError, ExportError, FormatError, LilliputError, MeasureError
 from lilliput.file.container import Reader
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Outputs, Signature, sound
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Outputs, Signature, sound
 from lilliput.outputs import flatten_outputs, left_out, parts
 
 TARGET = lp.OnnxRuntime(threads=1, seconds=1)

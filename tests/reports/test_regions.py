@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lilliput as lp
 from lilliput.errors import ExportError
-from lilliput.model.capture import capture
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs
 
 QUICK = lp.OnnxRuntime(threads=1, seconds=1)
 

@@ -20,8 +20,8 @@ from lilliput.delivery import exact_tensors
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.depth import Dispensable
-from lilliput.model.parameters import read
+from lilliput.model.carrier.parameters import read
+from lilliput.model.surgery.depth import Dispensable
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.techniques import surgery

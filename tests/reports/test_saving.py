@@ -24,9 +24,9 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
-from lilliput.model.carrier import attach, plain_class, tensors, to_dense
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.values import attach_value
+from lilliput.model.carrier.carrier import attach, plain_class, tensors, to_dense
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.values import attach_value
 from lilliput.progress import silent
 
 transformers = pytest.importorskip("transformers")

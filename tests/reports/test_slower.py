@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.measure import Latencies
-from lilliput.model.carrier import tensor_held
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import tensor_held
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import value_encodings
 from lilliput.plain import to_plain
 from lilliput.targets.operators import Operator, Owners, regions, unpaying
 

@@ -19,7 +19,7 @@ from torch.nn.utils import spectral_norm, weight_norm
 
 import lilliput as lp
 from lilliput.errors import InputError
-from lilliput.model.copies import private_copy
+from lilliput.model.edits.copies import private_copy
 
 TARGET = lp.OnnxRuntime(threads=1, seconds=1)
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ import lilliput as lp
 from lilliput.errors import CaptureError
 from lilliput.exporters import decomposed
 from lilliput.exporters.onnx import export
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 
 
 class Net(nn.Module):

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import lilliput as lp
 from lilliput.cli.app import app
 from lilliput.errors import InputError, LilliputError, MeasureError
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 
 RUN = """
 import os, sys, time

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.errors import CaptureError, FormatError, InputError, MeasureError
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.values import value_encodings
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import value_encodings
 
 QUICK = lp.Eager(seconds=0)
 VALUES = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8))])

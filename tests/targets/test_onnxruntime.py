@@ -33,10 +33,10 @@ import lilliput as lp
 from lilliput.blame.places import places
 from lilliput.engine.begin import begin
 from lilliput.engine.store import Store
-from lilliput.model.identity import model_digest
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.values import tapped
+from lilliput.model.carrier.identity import model_digest
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import tapped
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.techniques.encode import encode

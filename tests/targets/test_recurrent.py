@@ -19,10 +19,10 @@ import lilliput as lp
 from lilliput.errors import ExportError
 from lilliput.file.container import Reader
 from lilliput.measure import DistanceSoFar, furthest
-from lilliput.model.capture import capture
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.signature import Signature
-from lilliput.model.values import value_encodings
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import value_encodings
 from lilliput.report.layers import layers
 from lilliput.techniques.encode import encode
 

@@ -13,7 +13,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.structure import KEPT, Resize
+from lilliput.model.edits.structure import KEPT, Resize
 from lilliput.outputs import flatten_outputs
 from lilliput.progress import silent
 

@@ -16,7 +16,7 @@ from zoo import subject
 import lilliput as lp
 from lilliput.errors import InputError
 from lilliput.measure import Latencies, macs, parameters
-from lilliput.model.inputs import Dynamic, Inputs
+from lilliput.model.views.inputs import Dynamic, Inputs
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")

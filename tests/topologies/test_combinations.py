@@ -19,10 +19,10 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
 from lilliput.file.lil import load, save
-from lilliput.model.carrier import encoded_tensors, freeze, tensors, to_dense, unfreeze
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors, freeze, tensors, to_dense, unfreeze
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.values import value_encodings
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
 from lilliput.task import Batches

@@ -21,10 +21,10 @@ import lilliput as lp
 from lilliput.engine.begin import begin
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.config_fit import solutions
-from lilliput.model.depth import Dispensable, relied_on
-from lilliput.model.inputs import Inputs
-from lilliput.model.structure import KeepChildren, LeaveOut
+from lilliput.model.edits.structure import KeepChildren, LeaveOut
+from lilliput.model.surgery.config_fit import solutions
+from lilliput.model.surgery.depth import Dispensable, relied_on
+from lilliput.model.views.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.techniques.surgery import drop
 

@@ -14,11 +14,11 @@ from zoo import subject
 import lilliput as lp
 from lilliput.errors import InputError, RecipeError
 from lilliput.measure import parameters
-from lilliput.model.depth import blocks, layers
-from lilliput.model.edit import structure
-from lilliput.model.inputs import Inputs
-from lilliput.model.stand_in import StandIn
-from lilliput.model.structure import KeepChildren, LeaveOut
+from lilliput.model.edits.edit import structure
+from lilliput.model.edits.stand_in import StandIn
+from lilliput.model.edits.structure import KeepChildren, LeaveOut
+from lilliput.model.surgery.depth import blocks, layers
+from lilliput.model.views.inputs import Inputs
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -18,10 +18,10 @@ from lilliput.encodings import Float16, Int
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.carrier import tensors
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.pairs import find_pairs
-from lilliput.model.parameters import encoding_of, read, shapes
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.parameters import encoding_of, read, shapes
+from lilliput.model.rescaling.pairs import find_pairs
+from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime

@@ -21,10 +21,10 @@ from lilliput.engine.begin import follow
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, RecipeError
 from lilliput.measure import parameters
-from lilliput.model.coupling import Shrinking, coupling
-from lilliput.model.edit import structure
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
+from lilliput.model.edits.edit import structure
+from lilliput.model.surgery.coupling import Shrinking, coupling
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.outputs import flatten_outputs
 
 pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import torch
 from compared import close
 from zoo import ZOO, Built, Subject
 
-from lilliput.model.inputs import Inputs, dynamic_axes
-from lilliput.model.program import program, quiet
+from lilliput.model.views.inputs import Inputs, dynamic_axes
+from lilliput.model.views.program import program, quiet
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -46,7 +46,7 @@ def task(kind: str) -> lp.Task:
 
 
 def encode(net: nn.Module, path: str) -> None:
-    from lilliput.model.edits import EncodeTensor
+    from lilliput.model.edits.edits import EncodeTensor
 
     x = net.get_parameter(path)
     encoding = lp.Sparse(lp.Int(6))

@@ -18,8 +18,8 @@ import lilliput as lp
 import lilliput.training.loop
 from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError
-from lilliput.model.carrier import attach
-from lilliput.model.encoded_tensor import EncodedTensor
+from lilliput.model.carrier.carrier import attach
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
 from lilliput.techniques.distill import Hint, Response
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.encodings import ENCODINGS, Encoding
 from lilliput.errors import RecipeError
-from lilliput.model.carrier import encoded_tensors, freeze, unfreeze
-from lilliput.model.values import attach_value, value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors, freeze, unfreeze
+from lilliput.model.views.values import attach_value, value_encodings
 
 ORT = lp.OnnxRuntime(threads=1, seconds=0)
 WEIGHTS: list[Encoding] = [

@@ -18,8 +18,8 @@ import lilliput as lp
 import lilliput.engine.store
 import lilliput.training.loop
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.carrier import encoded_tensors
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors
+from lilliput.model.views.values import value_encodings
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed, check_classes
 

@@ -22,9 +22,9 @@ from lilliput.encodings import Sparse, tensor_digest
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
-from lilliput.model.carrier import encoded_tensors, tensors
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors, tensors
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.values import value_encodings
 from lilliput.progress import silent
 from lilliput.targets.kernels import exact_here
 from lilliput.techniques.distill import Hint, Response, Term

@@ -19,7 +19,7 @@ from lilliput.blame.simulation import Case, pieces_of
 from lilliput.engine.run import Driver
 from lilliput.errors import raise_own, reason
 from lilliput.measure import cpu, decibels
-from lilliput.model.values import value_encodings
+from lilliput.model.views.values import value_encodings
 from lilliput.task import Batches
 
 _BRIEF_SAMPLES, _BRIEF_SUSPECTS, _BRIEF_WORST = 4, 8, 3

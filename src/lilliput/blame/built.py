@@ -17,8 +17,8 @@ from lilliput.blame.places import Place, encoded_weights
 from lilliput.blame.simulation import Case
 from lilliput.encodings import Encoding, Int
 from lilliput.measure import Noise
-from lilliput.model.signature import Signature
-from lilliput.model.values import tapped, value_encodings
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import tapped, value_encodings
 from lilliput.outputs import flatten_outputs
 from lilliput.task import ask
 from lilliput.techniques.run import Answer, Wanted

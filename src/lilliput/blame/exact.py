@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.engine.run import Driver
-from lilliput.model.carrier import attach, encoded_tensors, owner_of, tensors, to_dense
-from lilliput.model.duplicate import duplicate
-from lilliput.model.edits import EncodeTensor, EncodeValue
-from lilliput.model.structure import Replace
-from lilliput.model.values import Interception, attach_value, value_encodings
+from lilliput.model.carrier.carrier import attach, encoded_tensors, owner_of, tensors, to_dense
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.edits.edits import EncodeTensor, EncodeValue
+from lilliput.model.edits.structure import Replace
+from lilliput.model.views.values import Interception, attach_value, value_encodings
 from lilliput.techniques.encode import prepare
 
 

@@ -12,10 +12,10 @@ from lilliput.blame.places import Place, encoded_weights
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.measure import Noise
-from lilliput.model.carrier import tensors
-from lilliput.model.inputs import Inputs
-from lilliput.model.values import Interception, Value, ValueEncoder, value_encodings
-from lilliput.model.view import CONVOLUTIONS
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.values import Interception, Value, ValueEncoder, value_encodings
+from lilliput.model.views.view import CONVOLUTIONS
 from lilliput.task import ask
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.values import Value, ValueEncoder, value_encodings
-from lilliput.model.view import Call, View
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.values import Value, ValueEncoder, value_encodings
+from lilliput.model.views.view import Call, View
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from lilliput.blame.exact import differs, simulated
 from lilliput.blame.places import Place
 from lilliput.engine.run import Driver
 from lilliput.measure import Noise
-from lilliput.model.inputs import Inputs
-from lilliput.model.values import tapped
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.values import tapped
 from lilliput.plain import digest
 from lilliput.task import Batches, ask, batch_size, fingerprint
 from lilliput.techniques.run import Answer

@@ -13,7 +13,7 @@ from lilliput.engine.evidence import Built
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, nearest
 from lilliput.measure import KINDS, Distance, DistanceSoFar, Kind, Measurement, as_rows, mean, misfit, places
-from lilliput.model.inputs import Inputs
+from lilliput.model.views.inputs import Inputs
 from lilliput.outputs import flatten_outputs
 from lilliput.task import Batches, Task, ask, batch_size, fingerprint
 from lilliput.techniques.run import Answer

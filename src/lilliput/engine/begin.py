@@ -16,12 +16,12 @@ from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.copies import check_apart
-from lilliput.model.edits import EncodeTensor, Train
-from lilliput.model.inputs import Inputs, changed_one_by_one, changed_together
-from lilliput.model.signature import Signature
-from lilliput.model.structure import KeepChildren, LeaveOut, Resize
-from lilliput.model.values import value_encodings
+from lilliput.model.edits.copies import check_apart
+from lilliput.model.edits.edits import EncodeTensor, Train
+from lilliput.model.edits.structure import KeepChildren, LeaveOut, Resize
+from lilliput.model.views.inputs import Inputs, changed_one_by_one, changed_together
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import value_encodings
 from lilliput.outputs import flatten_outputs
 from lilliput.plain import digest
 from lilliput.progress import Progress

@@ -7,9 +7,9 @@ from torch import nn
 
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.carrier import encoded_tensors, to_dense
-from lilliput.model.duplicate import duplicate
-from lilliput.model.values import without_values
+from lilliput.model.carrier.carrier import encoded_tensors, to_dense
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.views.values import without_values
 from lilliput.outputs import departure
 from lilliput.task import ask
 

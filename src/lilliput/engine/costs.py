@@ -15,8 +15,8 @@ from lilliput.engine.run import Driver
 from lilliput.errors import MeasureError
 from lilliput.measure import Latencies, Measurement
 from lilliput.measure.loading import RUNTIMES, Loading, loading
-from lilliput.model.carrier import tensors
-from lilliput.model.inputs import Inputs
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.views.inputs import Inputs
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Target
 from lilliput.task import batch_size, fingerprint

@@ -16,9 +16,9 @@ from lilliput.engine.plan import Plan
 from lilliput.engine.planned import planned
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.inputs import Inputs
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.inputs import Inputs
 from lilliput.recipe import Recipe
 from lilliput.task import Batches, batch_size
 

@@ -16,8 +16,8 @@ from lilliput.engine.fidelity import check_precise, check_written, told_of_kerne
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.measure import DistanceSoFar, Measurement, cpu, furthest, mean, paired_difference
-from lilliput.model.signature import Signature
-from lilliput.model.values import value_encodings
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
 from lilliput.task import fingerprint
 from lilliput.techniques.run import Answer

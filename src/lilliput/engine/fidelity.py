@@ -22,11 +22,11 @@ from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, raise_own
 from lilliput.measure import Noise
-from lilliput.model.carrier import encoded_tensors
-from lilliput.model.duplicate import duplicate
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.values import tapped, unrounded, value_encodings, without_values
+from lilliput.model.carrier.carrier import encoded_tensors
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.values import tapped, unrounded, value_encodings, without_values
 from lilliput.outputs import difference, finite, flatten_outputs, paired
 from lilliput.task import ask, batch_size, check_like
 

@@ -16,7 +16,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.tried import Tried
 from lilliput.errors import LilliputError
 from lilliput.measure import Latencies, Measurement
-from lilliput.model.view import MULTIPLIES, RECURRENT
+from lilliput.model.views.view import MULTIPLIES, RECURRENT
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import slower_layers, unpaying
 from lilliput.task import fingerprint

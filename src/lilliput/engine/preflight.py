@@ -14,12 +14,12 @@ from torch import Tensor
 from lilliput.engine.evidence import asked_scores, check_scores
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, RecipeError, raise_own, reason
-from lilliput.model.carrier import tensor_held
-from lilliput.model.copies import as_it_stands
-from lilliput.model.duplicate import duplicate
-from lilliput.model.inputs import Inputs
-from lilliput.model.passed import flat
-from lilliput.model.signature import Signature
+from lilliput.model.carrier.carrier import tensor_held
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.edits.copies import as_it_stands
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.passed import flat
+from lilliput.model.views.signature import Signature
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import Target

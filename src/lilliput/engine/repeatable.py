@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.inputs import Inputs
-from lilliput.model.snapshot import Snapshot
-from lilliput.model.trial import same_chance
-from lilliput.model.values import Interception
+from lilliput.model.carrier.snapshot import Snapshot
+from lilliput.model.surgery.trial import same_chance
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.values import Interception
 from lilliput.outputs import departure, flatten_outputs
 from lilliput.task import ask
 

@@ -14,14 +14,14 @@ from lilliput.engine.plan import Plan
 from lilliput.engine.store import Store
 from lilliput.engine.told import Told
 from lilliput.engine.tried import Tried
-from lilliput.model.capture import capture
-from lilliput.model.copies import as_it_stands, private_copy
-from lilliput.model.edit import Edit
-from lilliput.model.edits import EncodeTensor, EncodeValue, State, Step
-from lilliput.model.identity import model_digest
-from lilliput.model.inputs import Dynamic, Inputs
-from lilliput.model.snapshot import Snapshot
-from lilliput.model.view import View
+from lilliput.model.carrier.identity import model_digest
+from lilliput.model.carrier.snapshot import Snapshot
+from lilliput.model.edits.copies import as_it_stands, private_copy
+from lilliput.model.edits.edit import Edit
+from lilliput.model.edits.edits import EncodeTensor, EncodeValue, State, Step
+from lilliput.model.views.capture import capture
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.view import View
 from lilliput.plain import digest
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target

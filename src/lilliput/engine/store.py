@@ -13,7 +13,7 @@ from typing import Any
 
 from lilliput.errors import FormatError
 from lilliput.file.container import Part, Reader, write
-from lilliput.model.arrays import to_array, to_tensor
+from lilliput.model.carrier.arrays import to_array, to_tensor
 from lilliput.plain import digest
 from lilliput.techniques.run import Answer
 

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from torch import nn
 
-from lilliput.model.edit import Edit
-from lilliput.model.edits import EncodeTensor
-from lilliput.model.origins import children, of_tensor, origins, renamed
-from lilliput.model.structure import KeepChildren, LeaveOut
+from lilliput.model.edits.edit import Edit
+from lilliput.model.edits.edits import EncodeTensor
+from lilliput.model.edits.origins import children, of_tensor, origins, renamed
+from lilliput.model.edits.structure import KeepChildren, LeaveOut
 
 
 @dataclass

@@ -29,8 +29,8 @@ from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
 from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.exporters.translators import translators_kept
-from lilliput.model.inputs import Inputs
-from lilliput.model.program import program, quiet
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.program import program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
@@ -176,7 +176,7 @@ def export(
         raise ExportError(
             "the model cannot be exported to ONNX",
             why=reason(first),
-            next="see which part with lilliput.model.capture, or keep the .lil file",
+            next="see which part with lilliput.model.views.capture, or keep the .lil file",
         ) from error
     expand(graph)
     expand_simulated(graph)

@@ -25,15 +25,15 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph, stripped
 from lilliput.file.names import ATTRIBUTE, apart
 from lilliput.file.parallel import read_all
-from lilliput.model.arrays import to_array, to_tensor
-from lilliput.model.carrier import encoded_tensors, plain_class
-from lilliput.model.copies import private_copy
-from lilliput.model.edit import SAME, Edit
-from lilliput.model.edits import EDITS, edits_of
-from lilliput.model.encoded_tensor import learnt_parts
-from lilliput.model.held import attributes, give_attribute, give_buffer, passing_buffers
-from lilliput.model.parametrized import fold_parametrizations, is_parametrized
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.arrays import to_array, to_tensor
+from lilliput.model.carrier.carrier import encoded_tensors, plain_class
+from lilliput.model.carrier.encoded_tensor import learnt_parts
+from lilliput.model.carrier.parametrized import fold_parametrizations, is_parametrized
+from lilliput.model.edits.copies import private_copy
+from lilliput.model.edits.edit import SAME, Edit
+from lilliput.model.edits.edits import EDITS, edits_of
+from lilliput.model.edits.held import attributes, give_attribute, give_buffer, passing_buffers
+from lilliput.model.views.values import value_encodings
 from lilliput.plain import check_types, from_plain, to_plain
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -290,7 +290,7 @@ class OfModule(Source):
         return kind
 
     def _elements(self, name: str, first: int, last: int) -> NDArray[Any]:
-        from lilliput.model.arrays import to_array
+        from lilliput.model.carrier.arrays import to_array
 
         if self._flat[0] != name or self._flat[1] is None:
             self._flat = (name, self._tensor(name).detach().reshape(-1))

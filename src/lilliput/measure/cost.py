@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lilliput.errors import MeasureError
-from lilliput.model.carrier import encoded_tensors
+from lilliput.model.carrier.carrier import encoded_tensors
 from lilliput.modes import eval_mode
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

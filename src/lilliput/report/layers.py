@@ -12,10 +12,10 @@ from torch import Tensor
 from lilliput.encodings import Encoding
 from lilliput.engine.run import Driver
 from lilliput.measure import Noise
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import SUFFIX, EncodedTensor
-from lilliput.model.parameters import encoding_of
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.encoded_tensor import SUFFIX, EncodedTensor
+from lilliput.model.carrier.parameters import encoding_of
+from lilliput.model.views.values import value_encodings
 
 
 def layers(

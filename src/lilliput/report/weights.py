@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.model.carrier import tensors
-from lilliput.model.encoded_tensor import EncodedTensor
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
 
 Data = Mapping[str, Any]
 

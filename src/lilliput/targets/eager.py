@@ -16,11 +16,11 @@ from lilliput.errors import InputError
 from lilliput.file.container import Reader
 from lilliput.file.lil import read_into, save
 from lilliput.measure import Latencies, interleaved
-from lilliput.model.duplicate import duplicate
-from lilliput.model.edit import Edit
-from lilliput.model.inputs import Dynamic, Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.view import Call, View
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.edits.edit import Edit
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import Operator
 from lilliput.targets.simulated import REMARK, operands

@@ -8,7 +8,7 @@ from math import prod
 from lilliput.encodings import Encoding, Int, LowRank, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.measure import cpu
-from lilliput.model.view import Call, View
+from lilliput.model.views.view import Call, View
 
 INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 

@@ -21,12 +21,12 @@ from lilliput.exporters.profiles import Profile, breaches
 from lilliput.exporters.unrounded import unrounded
 from lilliput.file.session import session
 from lilliput.measure import Latencies, interleaved
-from lilliput.model.arrays import from_user
-from lilliput.model.edit import Edit
-from lilliput.model.fold import fold_norms
-from lilliput.model.inputs import Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.view import View
+from lilliput.model.carrier.arrays import from_user
+from lilliput.model.edits.edit import Edit
+from lilliput.model.rescaling.fold import fold_norms
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.view import View
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Runner, Target
 

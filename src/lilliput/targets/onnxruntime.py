@@ -17,7 +17,7 @@ from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import Profile, profile
 from lilliput.file.session import session
 from lilliput.measure import cpu
-from lilliput.model.view import CONVOLUTIONS, RECURRENT, Call, View
+from lilliput.model.views.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,

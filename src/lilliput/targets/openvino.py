@@ -17,7 +17,7 @@ import numpy as np
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.errors import InputError, nearest, reason
 from lilliput.exporters.profiles import Profile
-from lilliput.model.view import RECURRENT, Call, View
+from lilliput.model.views.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,

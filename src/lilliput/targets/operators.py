@@ -10,7 +10,7 @@ from time import perf_counter
 
 import onnx
 
-from lilliput.model.encoded_tensor import SUFFIX
+from lilliput.model.carrier.encoded_tensor import SUFFIX
 
 _MULTIPLY = ("conv", "gemm", "matmul", "lstm", "gru", "rnn", "fullyconnected", "gather", "rnnseq", "embedding")
 _INTEGER = ("integer", "dynamicquantize", "qlinear", "qgemm", "quantizelinear", "fakequantize")

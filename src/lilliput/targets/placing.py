@@ -7,7 +7,7 @@ from math import prod
 
 from lilliput.encodings import Encoding
 from lilliput.encodings.integer import Uniform
-from lilliput.model.view import Call, View
+from lilliput.model.views.view import Call, View
 from lilliput.targets.kernels import INTEGER_CONVOLUTIONS, alike, at_run_time, hidden, integers, reading
 from lilliput.targets.simulated import operands
 from lilliput.techniques.run import Placed, Placement, Wanted

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lilliput.encodings import Encoding, Tiles
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
-from lilliput.model.view import RECURRENT, Call, View
+from lilliput.model.views.view import RECURRENT, Call, View
 from lilliput.targets.kernels import hidden, reading
 from lilliput.techniques.run import Placed, Placement
 

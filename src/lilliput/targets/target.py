@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding
 from lilliput.errors import InputError
 from lilliput.measure import Latencies
-from lilliput.model.edit import Edit
-from lilliput.model.inputs import Dynamic, Inputs
-from lilliput.model.signature import Signature
-from lilliput.model.view import Call, View
+from lilliput.model.edits.edit import Edit
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.view import Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import Operator
 from lilliput.techniques.run import Placed, Wanted

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lilliput.disk import whole_file
 from lilliput.encodings import ENCODINGS, Encoding, Sparse
 from lilliput.errors import RecipeError, nearest
-from lilliput.model.carrier import encoded_tensors
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.carrier import encoded_tensors
+from lilliput.model.views.values import value_encodings
 from lilliput.plain import from_plain, to_plain, to_toml, toml_key, toml_of
 from lilliput.techniques.where import names_of
 

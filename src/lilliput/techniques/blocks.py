@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.inputs import Inputs
-from lilliput.model.view import MULTIPLIES, Call
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.view import MULTIPLIES, Call
 from lilliput.techniques.inputs import Waiting
 from lilliput.techniques.where import Where, means
 

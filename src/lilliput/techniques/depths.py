@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lilliput.errors import InputError
-from lilliput.model.depth import Dispensable
+from lilliput.model.surgery.depth import Dispensable
 from lilliput.techniques.amount import Amount
 from lilliput.techniques.run import Run
 from lilliput.techniques.surgery import dispensable, drop, left_without, undroppable

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.errors import EncodingError, LilliputError
-from lilliput.model.edits import EncodeTensor, EncodeValue, SetTensor, check_encodable
-from lilliput.model.encoded_tensor import EncodedTensor
-from lilliput.model.parameters import held_at, read
-from lilliput.model.values import value_encodings
+from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.carrier.parameters import held_at, read
+from lilliput.model.edits.edits import EncodeTensor, EncodeValue, SetTensor, check_encodable
+from lilliput.model.views.values import value_encodings
 from lilliput.techniques.choice import NEAREST, Choice, Fit, JointChoice
 from lilliput.techniques.run import Answer, Placed, Rough, Run, Wanted
 

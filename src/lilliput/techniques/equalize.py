@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lilliput.encodings import Sparse, tensor_digest
-from lilliput.model.duplicate import duplicate
-from lilliput.model.pairs import Pair, find_pairs
-from lilliput.model.parameters import encoding_of, read, rescaled, shapes, write
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.carrier.parameters import encoding_of, read, rescaled, shapes, write
+from lilliput.model.rescaling.pairs import Pair, find_pairs
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
 from lilliput.task import ask, fingerprint

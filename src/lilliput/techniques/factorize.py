@@ -14,8 +14,8 @@ from torch import Tensor
 from lilliput.encodings import LowRank
 from lilliput.encodings.encoding import tensor_digest
 from lilliput.errors import RecipeError, nearest
-from lilliput.model.parameters import encoding_of, read, shapes
-from lilliput.model.view import Call
+from lilliput.model.carrier.parameters import encoding_of, read, shapes
+from lilliput.model.views.view import Call
 from lilliput.techniques.choice import NEAREST, Choice
 from lilliput.techniques.encode import encode, prepare, remembered
 from lilliput.techniques.inputs import Stop

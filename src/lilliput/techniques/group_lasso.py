@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.coupling import Group
+from lilliput.model.surgery.coupling import Group
 from lilliput.techniques.plugin import Moment, Plugin
 
 

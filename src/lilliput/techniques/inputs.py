@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from lilliput.errors import InputError
-from lilliput.model.inputs import Inputs
-from lilliput.model.view import Call, Window
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.view import Call, Window
 
 _MOST = 1 << 25  # elements of patches that are made of one batch
 _FOLDS = 16  # at most, into which batches are divided to see by how much they differ

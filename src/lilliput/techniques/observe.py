@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.model.inputs import Inputs
-from lilliput.model.values import Interception
-from lilliput.model.view import MULTIPLIES, View
+from lilliput.model.views.inputs import Inputs
+from lilliput.model.views.values import Interception
+from lilliput.model.views.view import MULTIPLIES, View
 from lilliput.outputs import departure
 from lilliput.progress import Progress
 from lilliput.task import Batches, ask, batch_size

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.model.coupling import Group
+from lilliput.model.surgery.coupling import Group
 from lilliput.plain import short_repr
 
 

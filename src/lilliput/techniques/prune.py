@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lilliput.encodings import Sparse
 from lilliput.errors import RecipeError
-from lilliput.model.parameters import read, shapes
-from lilliput.model.view import MULTIPLIES, RECURRENT
+from lilliput.model.carrier.parameters import read, shapes
+from lilliput.model.views.view import MULTIPLIES, RECURRENT
 from lilliput.techniques.amount import WAYS, Amount
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.depths import leave_out

@@ -13,10 +13,10 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int, Levels, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import InputError, RecipeError
-from lilliput.model.depth import repeated
-from lilliput.model.parameters import encoding_of, read, shapes
-from lilliput.model.values import value_encodings
-from lilliput.model.view import Call, View
+from lilliput.model.carrier.parameters import encoding_of, read, shapes
+from lilliput.model.surgery.depth import repeated
+from lilliput.model.views.values import value_encodings
+from lilliput.model.views.view import Call, View
 from lilliput.techniques.assignment import Assignment, assigned
 from lilliput.techniques.blocks import Block, Entry, blocks
 from lilliput.techniques.choice import Choice, JointChoice

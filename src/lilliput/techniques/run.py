@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
 from lilliput.measure import Latencies
-from lilliput.model.edit import Edit
-from lilliput.model.inputs import Dynamic, Inputs
-from lilliput.model.view import View
+from lilliput.model.edits.edit import Edit
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.view import View
 from lilliput.task import Batches
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import EncodingError, RecipeError
-from lilliput.model.pairs import Pair, Part
-from lilliput.model.parameters import read, shapes
+from lilliput.model.carrier.parameters import read, shapes
+from lilliput.model.rescaling.pairs import Pair, Part
 from lilliput.plain import short_repr
 from lilliput.techniques.encode import remembered
 from lilliput.techniques.inputs import Stop

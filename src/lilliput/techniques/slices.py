@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lilliput.model.coupling import Group
+from lilliput.model.surgery.coupling import Group
 
 Scores = Mapping[Group, Tensor]
 

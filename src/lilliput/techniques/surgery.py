@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from lilliput.errors import InputError
-from lilliput.model.carrier import tensors
-from lilliput.model.coupling import Coupling, Group, Shrinking, coupling
-from lilliput.model.depth import Dispensable, blocks, layers, relied_on, with_configs, without
-from lilliput.model.edit import structure
-from lilliput.model.edits import Step
-from lilliput.model.inputs import Inputs
-from lilliput.model.structure import LeaveOut, Resize
-from lilliput.model.trial import Change, changed, misfit, shapes
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.edits.edit import structure
+from lilliput.model.edits.edits import Step
+from lilliput.model.edits.structure import LeaveOut, Resize
+from lilliput.model.surgery.coupling import Coupling, Group, Shrinking, coupling
+from lilliput.model.surgery.depth import Dispensable, blocks, layers, relied_on, with_configs, without
+from lilliput.model.surgery.trial import Change, changed, misfit, shapes
+from lilliput.model.views.inputs import Inputs
 from lilliput.task import batch_size, fingerprint
 from lilliput.techniques.budget import left_of
 from lilliput.techniques.run import Answer, Run, only_by_doing

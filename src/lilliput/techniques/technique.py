@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from lilliput.model.parameters import shapes
-from lilliput.model.view import MULTIPLIES, Call, View
+from lilliput.model.carrier.parameters import shapes
+from lilliput.model.views.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
 from lilliput.techniques.run import Run
 from lilliput.techniques.where import Where

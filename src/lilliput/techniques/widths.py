@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from lilliput.errors import InputError
-from lilliput.model.coupling import ENCODED, Coupling, Group
-from lilliput.model.parameters import encoding_of, shapes
+from lilliput.model.carrier.parameters import encoding_of, shapes
+from lilliput.model.surgery.coupling import ENCODED, Coupling, Group
 from lilliput.techniques.amount import Amount
 from lilliput.techniques.run import Run
 from lilliput.techniques.scores import Score

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lilliput.errors import FormatError, reason
 from lilliput.file.container import Part, Reader, write
-from lilliput.model.arrays import to_array, to_tensor
+from lilliput.model.carrier.arrays import to_array, to_tensor
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:

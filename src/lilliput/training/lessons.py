@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lilliput.errors import InputError
 from lilliput.file.lil import save
-from lilliput.model.carrier import tensors
-from lilliput.model.coupling import Group, coupling
-from lilliput.model.duplicate import duplicate
-from lilliput.model.edits import Train
-from lilliput.model.identity import identity, model_digest
-from lilliput.model.inputs import Inputs
+from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.duplicate import duplicate
+from lilliput.model.carrier.identity import identity, model_digest
+from lilliput.model.edits.edits import Train
+from lilliput.model.surgery.coupling import Group, coupling
+from lilliput.model.views.inputs import Inputs
 from lilliput.plain import digest, short_repr
 from lilliput.progress import Progress
 from lilliput.task import Task, checked_example

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.carrier import freeze, unfreeze
-from lilliput.model.coupling import Group
-from lilliput.model.duplicate import apart_buffers, duplicate
-from lilliput.model.inputs import Inputs
+from lilliput.model.carrier.carrier import freeze, unfreeze
+from lilliput.model.carrier.duplicate import apart_buffers, duplicate
+from lilliput.model.surgery.coupling import Group
+from lilliput.model.views.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
 from lilliput.progress import Progress, silent

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import RecipeError, nearest
-from lilliput.model.carrier import stored_of
+from lilliput.model.carrier.carrier import stored_of
 from lilliput.techniques.finetune import Finetune
 
 _NORMS = {"l1": 1.0, "l2": 2.0, "inf": math.inf}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.model.coupling import Group
+from lilliput.model.surgery.coupling import Group
 from lilliput.task import read_batches
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.checkpoint import random_state_kept

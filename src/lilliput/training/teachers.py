@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lilliput.errors import FormatError, InputError, LilliputError, reason
 from lilliput.file.container import Part, Reader, write
-from lilliput.model.arrays import to_array, to_tensor
+from lilliput.model.carrier.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
 from lilliput.techniques.distill import Seen, Term, attention_of

@@ -1,0 +1,1 @@
+"""What can be multiplied at one place and divided at another with nothing changed."""
