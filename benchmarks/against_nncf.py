@@ -68,7 +68,7 @@ def theirs(task: lp.Task, original: Path, folder: Path) -> Iterator[Made]:
 def main() -> None:
     if "PEERS_PYTHON" not in os.environ:
         raise SystemExit(f"PEERS_PYTHON is not set.\n\n{__doc__}")
-    targets = [lp.OpenVino(threads=1)]
+    targets = [lp.targets.OpenVino(threads=1)]
     if "bf16" in sys.argv[1:]:
         targets.append(replace(targets[0], precision="bf16"))
     names = [name for name in sys.argv[1:] if name != "bf16"] or list(LABELLED)

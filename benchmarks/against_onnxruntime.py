@@ -129,7 +129,7 @@ def _static(
 
 def main() -> None:
     logging.disable(logging.WARNING)
-    target = lp.OnnxRuntime(threads=1)
+    target = lp.targets.OnnxRuntime(threads=1)
     names = sys.argv[1:] or list(LABELLED)
     report("against_onnxruntime", names, lambda name: compare(name, [target], theirs, speed=False))
 

@@ -21,7 +21,7 @@ RECIPES = {  # the target's own, spelt out
     "lite0": lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)),
     "minilm": lp.Quantize(weights=lp.Int(8), activations=lp.Int(8, dynamic=True)),
 }
-QUICK = lp.OnnxRuntime(threads=1, seconds=2)  # latencies are not what is asked here
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=2)  # latencies are not what is asked here
 
 
 def main() -> None:
@@ -89,10 +89,10 @@ def advised(step: lp.Quantize, rows: Sequence[Row]) -> tuple[str, lp.Quantize]:
             if remedy.startswith("leave it in float"):
                 return remedy, dataclasses.replace(step, where=("*", f"!{row.pattern}"))
             if remedy.startswith("calibration=MinMax()"):
-                return remedy, dataclasses.replace(step, calibration=lp.MinMax())
+                return remedy, dataclasses.replace(step, calibration=lp.ranges.MinMax())
             if "calibration=Percentile(99.9" in remedy:
                 return remedy, dataclasses.replace(
-                    step, calibration=lp.Percentile(99.99 if "99.99" in remedy else 99.9)
+                    step, calibration=lp.ranges.Percentile(99.99 if "99.99" in remedy else 99.9)
                 )
     raise SystemExit("no advice that a setting can follow")
 

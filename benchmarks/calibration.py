@@ -41,7 +41,7 @@ def ours(folder: Path) -> Work:
     from lilliput.engine.store import Store
     from lilliput.progress import silent
 
-    target, model = lp.OpenVino(threads=1), lite0().model
+    target, model = lp.targets.OpenVino(threads=1), lite0().model
     assert isinstance(model, nn.Module)
     images = data.calibration(IMAGES // 8)
     task = lp.Task(model, example=images[:1], calibrate=list(images.split(SIZE)))

@@ -29,7 +29,7 @@ def main() -> None:
         for threads in sorted({1, os.cpu_count() or 1}):
             folder = OUT / f"demo-{name}-{threads}"
             shutil.rmtree(folder, ignore_errors=True)  # latency is remembered in a folder; here it is to be measured
-            target = lp.OnnxRuntime(threads=threads)
+            target = lp.targets.OnnxRuntime(threads=threads)
             data, taken = lp.compress(task, target=target, folder=folder).data, speed(task, target, folder)
             sizes = {artifact["format"]: artifact["bytes"] for artifact in data["after"]["artifacts"]}
             change = data["metric"]
@@ -63,7 +63,7 @@ def main() -> None:
     )
 
 
-def speed(task: lp.Task, target: lp.OnnxRuntime, folder: Path) -> Taken:
+def speed(task: lp.Task, target: lp.targets.OnnxRuntime, folder: Path) -> Taken:
     """What a run left in its folder, beside the network as it was."""
     example = Inputs.of(task.example)
     with torch.no_grad():

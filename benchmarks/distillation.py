@@ -49,20 +49,24 @@ def taught(*terms: Any, labels: float = 1.0, saved: bool = False) -> lp.Finetune
 
 METHODS = {
     "alone": PLAIN,
-    "KD": taught(lp.Response(temperature=4.0, weight=0.9), labels=0.1, saved=True),
-    "DKD": taught(lp.Decoupled(alpha=1.0, beta=8.0, temperature=4.0), saved=True),
-    "DIST": taught(lp.Correlation(beta=2.0, gamma=2.0, temperature=4.0), saved=True),
-    "self": taught(lp.Response(temperature=4.0, weight=0.9), labels=0.1, saved=True),
-    "no labels": taught(lp.Response(temperature=4.0), labels=0.0, saved=True),
-    "hints": taught(lp.Hint(STAGES)),
+    "KD": taught(lp.distill.LogitKD(temperature=4.0, weight=0.9), labels=0.1, saved=True),
+    "DKD": taught(lp.distill.DKD(alpha=1.0, beta=8.0, temperature=4.0), saved=True),
+    "DIST": taught(lp.distill.DIST(beta=2.0, gamma=2.0, temperature=4.0), saved=True),
+    "self": taught(lp.distill.LogitKD(temperature=4.0, weight=0.9), labels=0.1, saved=True),
+    "no labels": taught(lp.distill.LogitKD(temperature=4.0), labels=0.0, saved=True),
+    "hints": taught(lp.distill.FitNet(STAGES)),
     # the paper's 1,000 / 2 over the positions of a map, over which the term is a sum
     "attention": taught(
-        *(lp.Attention(stage, weight=500 / side**2) for stage, side in zip(STAGES, (28, 14, 7), strict=True))
+        *(
+            lp.distill.AttentionTransfer(stage, weight=500 / side**2)
+            for stage, side in zip(STAGES, (28, 14, 7), strict=True)
+        )
     ),
     "distances, angles": taught(
-        lp.Relation("stages.2", by="distances", weight=25.0), lp.Relation("stages.2", by="angles", weight=50.0)
+        lp.distill.RelationalKD("stages.2", by="distances", weight=25.0),
+        lp.distill.RelationalKD("stages.2", by="angles", weight=50.0),
     ),
-    "similarities": taught(lp.Relation("stages.2", by="similarities", weight=3000.0)),
+    "similarities": taught(lp.distill.RelationalKD("stages.2", by="similarities", weight=3000.0)),
 }
 
 

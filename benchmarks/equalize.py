@@ -29,16 +29,19 @@ CASES: dict[str, dict[str, Sequence[Technique]]] = {
     "minilm": {
         "int8, ranges at run time": [lp.Quantize(weights=lp.Int(8), activations=lp.Int(8, dynamic=True))],
         "int8, calibrated": [STATIC],
-        **{f"Smooth({alpha}), int8, calibrated": [lp.Equalize(lp.Smooth(alpha)), STATIC] for alpha in (0.3, 0.5, 0.7)},
+        **{
+            f"SmoothQuant({alpha}), int8, calibrated": [lp.techniques.Equalize(lp.rescaling.SmoothQuant(alpha)), STATIC]
+            for alpha in (0.3, 0.5, 0.7)
+        },
         "int4 in groups of 64": [lp.Quantize(weights=FOUR)],
-        "AWQ, int4 in groups of 64": [lp.Equalize(lp.AWQ(FOUR)), lp.Quantize(weights=FOUR)],
-        "int4 in groups of 64, MinMax": [lp.Quantize(weights=FOUR, fit=lp.MinMax())],
-        "int4 in groups of 64, HQQ": [lp.Quantize(weights=FOUR, fit=lp.HQQ())],
-        "int4 in groups of 64, HQQ(bound=inf)": [lp.Quantize(weights=FOUR, fit=lp.HQQ(bound=math.inf))],
+        "AWQ, int4 in groups of 64": [lp.techniques.Equalize(lp.rescaling.AWQ(FOUR)), lp.Quantize(weights=FOUR)],
+        "int4 in groups of 64, MinMax": [lp.Quantize(weights=FOUR, fit=lp.ranges.MinMax())],
+        "int4 in groups of 64, HQQ": [lp.Quantize(weights=FOUR, fit=lp.ranges.HQQ())],
+        "int4 in groups of 64, HQQ(bound=inf)": [lp.Quantize(weights=FOUR, fit=lp.ranges.HQQ(bound=math.inf))],
     },
     "lite0": {
         "int8, one scale a tensor": [TENSOR],
-        "Ranges, int8, one scale a tensor": [lp.Equalize(lp.Ranges()), TENSOR],
+        "Ranges, int8, one scale a tensor": [lp.techniques.Equalize(lp.rescaling.CrossLayer()), TENSOR],
     },
 }
 
@@ -51,7 +54,7 @@ def main() -> None:
         with torch.no_grad():
             exact = [Inputs.of(batch).call(task.model.eval()) for batch in task.evaluate or ()]
         for name, steps in CASES[network].items():
-            driver, _ = begin(task, lp.OnnxRuntime(threads=1), store, silent)
+            driver, _ = begin(task, lp.targets.OnnxRuntime(threads=1), store, silent)
             follow(lp.Recipe(steps), driver)
             row = {"network": network, "recipe": name, **measured(task, exact, driver)}
             print(row, flush=True)

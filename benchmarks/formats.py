@@ -36,34 +36,44 @@ Choice = Callable[[Tensor], Encoding]  # the format of a weight, whose sizes it 
 def cases() -> Iterator[tuple[str, int, Choice, Range]]:
     """Name, bits of a code, format, fit."""
     fit = MSE()
-    yield "as it is", 32, lambda x: lp.Sparse(), fit
-    yield "BFloat16", 16, lambda x: lp.BFloat16(), fit
+    yield "as it is", 32, lambda x: lp.formats.Sparse(), fit
+    yield "BFloat16", 16, lambda x: lp.formats.BFloat16(), fit
     for bits in (2, 3, 4, 5, 6, 8):
         n, few, whole = 2**bits, bits <= 4, bits != 5
         yield "Int, a scale a channel", bits, lambda x, b=bits: lp.Int(b), fit
-        yield "Levels, one list a tensor", bits, lambda x, n=n: lp.Levels(n), fit
+        yield "Levels, one list a tensor", bits, lambda x, n=n: lp.formats.Codebook(n), fit
         if few:
-            yield "Levels, a list a channel", bits, lambda x, n=n: lp.Levels(n, per="channel", held=lp.Float16()), fit
-            yield "Log", bits, lambda x, b=bits: lp.Log(b), fit
+            yield (
+                "Levels, a list a channel",
+                bits,
+                lambda x, n=n: lp.formats.Codebook(n, per="channel", held=lp.formats.Float16()),
+                fit,
+            )
+            yield "Log", bits, lambda x, b=bits: lp.formats.PowerOfTwo(b), fit
         if 3 <= bits <= 6:
-            yield "Log, sums of two", bits, lambda x, b=bits: lp.Log(b, terms=2), fit
+            yield "Log, sums of two", bits, lambda x, b=bits: lp.formats.PowerOfTwo(b, terms=2), fit
         if whole and bits < 8:
-            yield "Int in groups", bits, lambda x, b=bits: lp.Int(b, group=inputs(x), scale=lp.Float16()), fit
-            yield "Tiles of 1 × 32", bits, lambda x, b=bits: lp.Tiles(b, 1, inputs(x), scale=lp.Float16()), fit
+            yield "Int in groups", bits, lambda x, b=bits: lp.Int(b, group=inputs(x), scale=lp.formats.Float16()), fit
+            yield (
+                "Tiles of 1 × 32",
+                bits,
+                lambda x, b=bits: lp.formats.Blockwise(b, 1, inputs(x), scale=lp.formats.Float16()),
+                fit,
+            )
             yield "Tiles of 8 × 32", bits, lambda x, b=bits: tiles(x, b), fit
         if whole and bits >= 4:
             yield "Fixed", bits, lambda x, b=bits: fixed(x, b), fit
     yield "Fixed", 16, lambda x: fixed(x, 16), fit
-    yield "Levels, by quantiles", 4, lambda x: lp.Levels(16), lp.Quantiles()
-    yield "Levels, by clipped intervals", 4, lambda x: lp.Levels(16), lp.Intervals()
-    yield "Signs(2)", 1, lambda x: lp.Signs(2), fit
-    yield "Signs(3)", 2, lambda x: lp.Signs(3), fit
-    yield "Signs(4)", 2, lambda x: lp.Signs(4), fit
-    yield "NF4", 4, lambda x: lp.NF4(), fit
-    yield "NF4 in groups", 4, lambda x: lp.NF4(group=inputs(x), scale=lp.Float16()), fit
-    yield "MiniFloat e2m1", 4, lambda x: lp.MiniFloat("e2m1"), fit
-    yield "MiniFloat e4m3", 8, lambda x: lp.MiniFloat("e4m3"), fit
-    yield "MiniFloat e5m2", 8, lambda x: lp.MiniFloat("e5m2"), fit
+    yield "Levels, by quantiles", 4, lambda x: lp.formats.Codebook(16), lp.ranges.Quantiles()
+    yield "Levels, by clipped intervals", 4, lambda x: lp.formats.Codebook(16), lp.ranges.Intervals()
+    yield "Signs(2)", 1, lambda x: lp.formats.Signs(2), fit
+    yield "Signs(3)", 2, lambda x: lp.formats.Signs(3), fit
+    yield "Signs(4)", 2, lambda x: lp.formats.Signs(4), fit
+    yield "NF4", 4, lambda x: lp.formats.NF4(), fit
+    yield "NF4 in groups", 4, lambda x: lp.formats.NF4(group=inputs(x), scale=lp.formats.Float16()), fit
+    yield "MiniFloat e2m1", 4, lambda x: lp.formats.MiniFloat("e2m1"), fit
+    yield "MiniFloat e4m3", 8, lambda x: lp.formats.MiniFloat("e4m3"), fit
+    yield "MiniFloat e5m2", 8, lambda x: lp.formats.MiniFloat("e5m2"), fit
 
 
 def inputs(x: Tensor) -> int:
@@ -71,13 +81,13 @@ def inputs(x: Tensor) -> int:
 
 
 def tiles(x: Tensor, bits: int) -> Encoding:
-    return lp.Tiles(bits, divisor(len(x), 8), inputs(x), scale=lp.Float16())
+    return lp.formats.Blockwise(bits, divisor(len(x), 8), inputs(x), scale=lp.formats.Float16())
 
 
 def fixed(x: Tensor, bits: int) -> Encoding:
     """Fixed point with as many bits before the point as the largest weight needs."""
     before = max(0, math.ceil(math.log2(x.abs().max().item())))
-    return lp.Fixed(min(before, bits - 1), max(0, bits - 1 - before))
+    return lp.formats.Fixed(min(before, bits - 1), max(0, bits - 1 - before))
 
 
 def main() -> None:
@@ -134,7 +144,7 @@ def row(
     held = sum(encode(model, path, choose(net.get_parameter(path).detach()), fit) for path in paths)
     seconds = time.perf_counter() - began
     lp.save(file, model)
-    so_far, dense = DistanceSoFar({"": "classes"}), lp.to_dense(model)
+    so_far, dense = DistanceSoFar({"": "classes"}), lp.formats.to_dense(model)
     with torch.no_grad():
         for x, out in zip(batches, exact, strict=True):
             so_far.add(out, dense(x))

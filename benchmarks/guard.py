@@ -45,7 +45,7 @@ RECIPES: dict[str, lp.Recipe | None] = {
 
 
 def compressed(task: lp.Task, recipe: lp.Recipe | None) -> Driver:
-    target = lp.OnnxRuntime(threads=THREADS)
+    target = lp.targets.OnnxRuntime(threads=THREADS)
     task = replace(task, metric=None, evaluate=None, clusters=None)
     driver, _ = begin(task, target, Store(None), silent)
     follow(recipe or target.recipe(driver.view(), driver.calibrate is not None), driver)
@@ -94,7 +94,7 @@ def cost(task: lp.Task) -> dict[str, float]:
     for name, call in known.items():
         setattr(evidence, name, watched(call))
     try:
-        lp.compress(task, target=lp.OnnxRuntime(threads=THREADS))
+        lp.compress(task, target=lp.targets.OnnxRuntime(threads=THREADS))
     finally:
         for name, call in known.items():
             setattr(evidence, name, call)

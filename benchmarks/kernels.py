@@ -62,7 +62,7 @@ def cases() -> Iterator[Case]:
         ("dynamic", INT8, "dynamic"),
         ("weights alone", INT8, ""),
         ("weights alone, 4 bits", lp.Int(4, group=32), ""),
-        ("weights alone, Float16", lp.Float16(), ""),
+        ("weights alone, Float16", lp.formats.Float16(), ""),
     ):
         yield Case("linear 384 to 1536, 128 tokens", variant, linear, tokens, weights, values, "linear")
     table = functools.partial(nn.Embedding, 30522, 384)
@@ -119,4 +119,4 @@ def report(benchmark: str, targets: Iterable[Target]) -> None:
 
 
 if __name__ == "__main__":
-    report("kernels", (lp.OnnxRuntime(threads=threads) for threads in sorted({1, os.cpu_count() or 1})))
+    report("kernels", (lp.targets.OnnxRuntime(threads=threads) for threads in sorted({1, os.cpu_count() or 1})))

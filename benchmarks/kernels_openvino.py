@@ -7,4 +7,4 @@ from kernels import report
 import lilliput as lp
 
 if __name__ == "__main__":
-    report("kernels_openvino", (lp.OpenVino(threads=1, precision=precision) for precision in ("f32", "bf16")))
+    report("kernels_openvino", (lp.targets.OpenVino(threads=1, precision=precision) for precision in ("f32", "bf16")))

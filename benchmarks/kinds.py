@@ -45,7 +45,7 @@ HEADS = (lp.Prune("heads", 0.5), *HALF)
 STEP = lp.Finetune(lr=2e-3, schedule="cosine", warmup=0.1, weight_decay=0.01)
 SGD = lp.Finetune(optimizer="SGD", lr=0.1, momentum=0.9, schedule="cosine", warmup=0.1, weight_decay=5e-4)
 HALVES = replace(SGD, precision="bf16")  # faster for convolutions, on processors that have it
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 @dataclass(frozen=True)

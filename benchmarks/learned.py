@@ -30,7 +30,7 @@ SETTINGS: dict[str, tuple[Encoding, Encoding | None]] = {
     "weights and values of 3 bits": (lp.Int(3), lp.Int(3)),
     "weights and values of 4 bits": (lp.Int(4), lp.Int(4)),
     "weights of 2 bits": (lp.Int(2), None),
-    "weights share 4 levels": (lp.Levels(4), None),
+    "weights share 4 levels": (lp.formats.Codebook(4), None),
 }
 STEP = lp.Finetune(epochs=6, lr=1e-3, schedule="cosine")
 

@@ -52,16 +52,16 @@ class Logits(nn.Module):
 
 
 def steps(method: str, bits: int) -> list[Any]:
-    weights, layers = lp.Int(bits, group=64, scale=lp.Float16()), ("*", "!*embed_tokens", "!*lm_head")
+    weights, layers = lp.Int(bits, group=64, scale=lp.formats.Float16()), ("*", "!*embed_tokens", "!*lm_head")
     if method == "AWQ":
-        return [lp.Equalize(lp.AWQ(weights)), lp.Quantize(weights=weights, where=layers)]
+        return [lp.techniques.Equalize(lp.rescaling.AWQ(weights)), lp.Quantize(weights=weights, where=layers)]
     if method == "HQQ":
-        return [lp.Quantize(weights=weights, fit=lp.HQQ(), where=layers)]
+        return [lp.Quantize(weights=weights, fit=lp.ranges.HQQ(), where=layers)]
     rounding = {
         "rounding": None,
-        "GPTQ": lp.GPTQ(),
-        "GPTQ, plain": lp.GPTQ(sweeps=0, correct=False, shrink=0.0),
-        "GPTQ, each layer for itself": lp.GPTQ(correct=False),
+        "GPTQ": lp.rounding.GPTQ(),
+        "GPTQ, plain": lp.rounding.GPTQ(sweeps=0, correct=False, shrink=0.0),
+        "GPTQ, each layer for itself": lp.rounding.GPTQ(correct=False),
     }[method]
     return [lp.Quantize(weights=weights, rounding=rounding, where=layers)]
 
@@ -111,7 +111,7 @@ def measured(method: str, bits: int, calibration: int) -> None:
     if method != "as it is":
         began = perf_counter()
         task = lp.Task(net, calibrate=list(batches.split(1)), dynamic={0: {0: "batch"}})
-        driver, _ = begin(task, lp.OnnxRuntime(), Store(OUT / "store"), silent)
+        driver, _ = begin(task, lp.targets.OnnxRuntime(), Store(OUT / "store"), silent)
         follow(lp.Recipe(steps(method, bits)), driver)
         net, seconds = driver.model, perf_counter() - began  # type: ignore[assignment]
     found = list(losses(net, test))

@@ -36,7 +36,7 @@ LOADS = {"quiet": [], "1 busy": [BUSY], "2 busy": [BUSY] * 2, "4 busy": [BUSY] *
 def main() -> None:
     task, folder, rows = NETWORKS["lite0"](), OUT / "load", []
     if not (folder / "net.onnx").exists():
-        target = lp.OnnxRuntime(seconds=0, safe=cpu().may_saturate)
+        target = lp.targets.OnnxRuntime(seconds=0, safe=cpu().may_saturate)
         lp.compress(task, target=target, folder=folder)
     for threads in sorted({1, os.cpu_count() or 1}):
         for load in LOADS:
@@ -61,7 +61,7 @@ def kept_busy(programs: list[str]) -> Iterator[None]:
 
 
 def timed(folder: Path, task: lp.Task, threads: int) -> Latencies:
-    target, example = lp.OnnxRuntime(threads=threads), Inputs.of(task.example)
+    target, example = lp.targets.OnnxRuntime(threads=threads), Inputs.of(task.example)
     with torch.no_grad():
         signature = Signature.of(example, example.call(task.model))
     paths = {"before": folder / "work" / "original.onnx", "after": folder / "net.onnx"}

@@ -60,9 +60,9 @@ def recipes() -> Iterator[tuple[str, int | None, list[Any]]]:
     """A name, the rank, and the steps."""
     yield "float", None, []
     for rank in RANKS:
-        yield f"rank {rank}", rank, [lp.Factorize(rank)]
+        yield f"rank {rank}", rank, [lp.techniques.Factorize(rank)]
     yield "int8", None, [lp.Quantize(weights=lp.Int(8), activations=INT8)]
-    yield "rank 64, int8", 64, [lp.Factorize(64), lp.Quantize(weights=lp.Int(8), activations=INT8)]
+    yield "rank 64, int8", 64, [lp.techniques.Factorize(64), lp.Quantize(weights=lp.Int(8), activations=INT8)]
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -74,12 +74,12 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         for setting, rank, steps in recipes():
             module = lp.apply(lp.Task(net, *example.args), lp.Recipe(steps)) if steps else net
             files[setting] = folder / f"{len(files)}-{name.split()[0]}.onnx"
-            lp.OnnxRuntime().build(files[setting], module, example, dynamic_axes(example, None))
+            lp.targets.OnnxRuntime().build(files[setting], module, example, dynamic_axes(example, None))
             costs[setting] = rank, macs(module, example.args).total
         with torch.no_grad():
             signature = Signature.of(example, example.call(net))
         for threads in sorted({1, every}):
-            taken = timed(files, lp.OnnxRuntime(threads=threads), signature, example, rounds=5)
+            taken = timed(files, lp.targets.OnnxRuntime(threads=threads), signature, example, rounds=5)
             for setting, (rank, products) in costs.items():
                 yield {
                     "network": name,
@@ -102,7 +102,7 @@ def nearness() -> Iterator[dict[str, Any]]:
         exact = [first_output(Inputs.of(x).call(task.model.eval())) for x in texts]
         for amount in (0.3, 0.5):
             for by in ("weights", "inputs"):
-                net = lp.apply(task, lp.Recipe([lp.Factorize(amount=amount, by=by, where="*layer*")]))
+                net = lp.apply(task, lp.Recipe([lp.techniques.Factorize(amount=amount, by=by, where="*layer*")]))
                 noise = Noise()
                 for x, before in zip(texts, exact, strict=True):
                     noise.add([before], [first_output(Inputs.of(x).call(net))])

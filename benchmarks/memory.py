@@ -44,7 +44,7 @@ def calibrate(count: int) -> None:
 
     torch.manual_seed(0)
     task = lp.Task(ResNet18().eval(), calibrate=Noise(count))
-    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    driver, _ = begin(task, lp.targets.OnnxRuntime(), Store(), silent)
     lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)).apply(driver)
 
 
@@ -67,7 +67,7 @@ def large() -> None:
     def network(width: int) -> nn.Module:
         return nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(width, width), nn.ReLU()))).eval()
 
-    target = lp.OnnxRuntime(threads=1, seconds=1)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=1)
     lp.compress(network(64), calibrate=[torch.randn(4, 64)], target=target)  # imports what is imported late
     net = network(4096)
     print("weights_mb", sum(4 * p.numel() for p in net.parameters()) / 2**20)

@@ -81,7 +81,7 @@ class Case:
 
     def _ours(self) -> nn.Module:
         task = lp.Task(self.dense, example=torch.zeros(1, 1, 28, 28))
-        driver, _ = begin(task, lp.OnnxRuntime(threads=1), Store(), silent)
+        driver, _ = begin(task, lp.targets.OnnxRuntime(threads=1), Store(), silent)
         follow(lp.Recipe([lp.Prune("channels", macs=SHARES[self.ratio], scope="global", multiple=16)]), driver)
         return driver.model
 
@@ -128,7 +128,7 @@ def right(net: nn.Module, test: Data) -> Right:
 
 def latencies(case: Case) -> Taken:
     """Of the network and what the tools leave of it, at batch 1 in ONNX Runtime, in turns."""
-    example, target = torch.zeros(1, 1, 28, 28), lp.OnnxRuntime(threads=1)
+    example, target = torch.zeros(1, 1, 28, 28), lp.targets.OnnxRuntime(threads=1)
     inputs, files = Inputs.of(example), {}
     for name, net in {"dense": case.dense, **case.small}.items():
         files[name] = lp.export(case.path(f"{name}.onnx"), net, example, target=target)

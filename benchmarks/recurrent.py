@@ -91,7 +91,7 @@ def theirs(original: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         yield f"onnxruntime, {'per channel' if per_channel else 'per tensor'}", path
 
 
-def rows(subjects: Subjects, net: nn.Module, task: lp.Task, target: lp.OnnxRuntime) -> Iterator[dict[str, Any]]:
+def rows(subjects: Subjects, net: nn.Module, task: lp.Task, target: lp.targets.OnnxRuntime) -> Iterator[dict[str, Any]]:
     """Each file beside the float one: bytes, output SQNR over the evaluation inputs, and time, taken in turns."""
     example = Inputs.of(task.example)
     with torch.no_grad():
@@ -134,14 +134,14 @@ def measure(name: str, task: lp.Task) -> Iterator[dict[str, Any]]:
     folder = OUT / f"recurrent-{re.sub('[^a-z0-9]+', '-', name.lower())}"
     subjects: Subjects = {}
     for setting, step in RECIPES.items():
-        target = lp.OnnxRuntime(threads=1, seconds=1)
+        target = lp.targets.OnnxRuntime(threads=1, seconds=1)
         small = lp.compress(task, lp.Recipe([step]), target=target, folder=folder / setting.replace(", ", "-"))
         subjects["float"] = folder / setting.replace(", ", "-") / "work" / "original.onnx"
         subjects[setting] = folder / setting.replace(", ", "-") / "net.onnx"
         print(name, setting, small.data["skipped"], flush=True)
     subjects |= dict(theirs(subjects["float"], folder))
     for threads in sorted({1, os.cpu_count() or 1}):
-        for row in rows(subjects, task.model, task, lp.OnnxRuntime(threads=threads)):
+        for row in rows(subjects, task.model, task, lp.targets.OnnxRuntime(threads=threads)):
             yield {"network": name, **row}
 
 

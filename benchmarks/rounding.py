@@ -39,13 +39,13 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("to the nearest", None, correct_biases=False),
     Setting("to the nearest", None),
-    Setting("GPTQ", lp.GPTQ(), correct_biases=False),
-    Setting("GPTQ", lp.GPTQ()),
-    Setting("GPTQ, nothing taken for chance", lp.GPTQ(shrink=0.0)),
-    Setting("GPTQ without sweeps, each layer for itself", lp.GPTQ(sweeps=0, correct=False)),
-    Setting("AdaRound", lp.AdaRound(), correct_biases=False),
-    Setting("AdaRound", lp.AdaRound()),
-    Setting("BRECQ, 300 steps", lp.BRECQ(steps=300)),
+    Setting("GPTQ", lp.rounding.GPTQ(), correct_biases=False),
+    Setting("GPTQ", lp.rounding.GPTQ()),
+    Setting("GPTQ, nothing taken for chance", lp.rounding.GPTQ(shrink=0.0)),
+    Setting("GPTQ without sweeps, each layer for itself", lp.rounding.GPTQ(sweeps=0, correct=False)),
+    Setting("AdaRound", lp.rounding.AdaRound(), correct_biases=False),
+    Setting("AdaRound", lp.rounding.AdaRound()),
+    Setting("BRECQ, 300 steps", lp.rounding.BRECQ(steps=300)),
 )
 Judged = dict[str, tuple[Tensor, Tensor | None]]  # inputs, and the class of each where it is known
 
@@ -85,7 +85,7 @@ def judged(name: str) -> list[dict[str, Any]]:
     rows: dict[str, list[dict[str, Any]]] = {called: [] for called in by}
     for how in SETTINGS:
         began = process_time()
-        driver, _ = begin(task, lp.OnnxRuntime(threads=1), Store(), silent)
+        driver, _ = begin(task, lp.targets.OnnxRuntime(threads=1), Store(), silent)
         step = lp.Quantize(weights=lp.Int(4), rounding=how.rounding, bias_correction=how.correct_biases)
         follow(lp.Recipe([step]), driver)
         seconds = process_time() - began

@@ -65,7 +65,7 @@ def one(trial: Trial) -> None:
     with trial.step("shrink"):
         task = lp.Task(known.build()[0], example=inputs, dynamic=known.dynamic)
         try:
-            driver, _ = begin(task, lp.OnnxRuntime(threads=1), Store(), silent)
+            driver, _ = begin(task, lp.targets.OnnxRuntime(threads=1), Store(), silent)
             follow(RECIPE, driver)
         except LilliputError as error:
             raise Refused(str(error)) from None
@@ -80,7 +80,9 @@ def one(trial: Trial) -> None:
         kept(driver),
         unscaled=unscaled(driver),
         save=lambda path: lp.save(path, small),
-        export=lambda path: lp.export(path, small, inputs, dynamic=known.dynamic, target=lp.OnnxRuntime(threads=1)),
+        export=lambda path: lp.export(
+            path, small, inputs, dynamic=known.dynamic, target=lp.targets.OnnxRuntime(threads=1)
+        ),
     )
 
 

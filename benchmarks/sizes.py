@@ -33,7 +33,7 @@ CASES: list[tuple[str, str, lp.Recipe | None]] = [
     ("lite0", "default, 8 bits", None),
     ("lite0", "6 bits, depthwise 8, int8 kernels", SIX),
     ("lite0", "4 bits, weights alone", lp.Recipe([lp.Quantize(weights=lp.Int(4))])),
-    ("lite0", "bfloat16", lp.Recipe([lp.Quantize(weights=lp.BFloat16())])),
+    ("lite0", "bfloat16", lp.Recipe([lp.Quantize(weights=lp.formats.BFloat16())])),
     ("minilm", "default, 8 bits", None),
     ("resnet18", "default, 8 bits", None),
 ]
@@ -46,7 +46,7 @@ def main() -> None:
             continue
         task, folder = NETWORKS[network](), OUT / f"sizes-{network}-{len(rows)}"
         shutil.rmtree(folder, ignore_errors=True)
-        small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=20), folder=folder)
+        small = lp.compress(task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=20), folder=folder)
         rows.append(
             {
                 "network": network,
@@ -60,7 +60,7 @@ def main() -> None:
     write("sizes", rows, os.cpu_count() or 1)
 
 
-def weighed(path: Path, small: lp.Result) -> dict[str, Any]:
+def weighed(path: Path, small: lp.results.Result) -> dict[str, Any]:
     """Bytes by kind, and the bound: 1.01 × entropy of the codes, what else is coded, 64 a tensor, 4 KB, the graph."""
     reader, sizes = Reader(path), inside(path)["sizes"]
     codes = [
@@ -97,7 +97,7 @@ def order0(codes: np.ndarray) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-def compared(path: Path, small: lp.Result, task: lp.Task) -> dict[str, Any]:
+def compared(path: Path, small: lp.results.Result, task: lp.Task) -> dict[str, Any]:
     """How far the graph inside, as it runs, is from the module, on inputs to judge by."""
     run, largest, scale, same, count = lp.open(path, threads=1), 0.0, 0.0, 0, 0
     assert task.evaluate is not None

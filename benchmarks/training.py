@@ -116,7 +116,7 @@ def saved() -> dict[str, Any]:
     """Seconds with a live teacher of about four times the student's cost, and with its saved outputs."""
     torch.manual_seed(0)
     student, teacher = Net(24), Net(50)
-    term = (lp.Response(temperature=4.0),)
+    term = (lp.distill.LogitKD(temperature=4.0),)
 
     def train(folder: Path, save: bool) -> None:
         lr = 0.01 + 1e-6 * (time.time() % 10)  # another training each time, or the folder would answer

@@ -77,7 +77,9 @@ size = sum(lp.save(f"{OUT}/before.lil", net).values())
 print(f"as trained: distance {distance(net):.1f}, {size:,} bytes")
 
 pruned = lp.compress(
-    lp.Task(net, example=noise(1)), lp.Recipe([lp.Prune("channels", 0.5)]), target=lp.OnnxRuntime(threads=1, seconds=1)
+    lp.Task(net, example=noise(1)),
+    lp.Recipe([lp.Prune("channels", 0.5)]),
+    target=lp.targets.OnnxRuntime(threads=1, seconds=1),
 )
 small = pruned.model  # an ordinary module; `net` stays as it is
 print(small)

@@ -67,13 +67,15 @@ print(f"as trained: {told(net)}")
 
 task = lp.Task(net, example=tokens(messages.train.texts[:1]))
 recipe = lp.Recipe([lp.Quantize(weights=lp.Int(3))])
-small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=2)).model  # a copy; `net` stays as it is
+small = lp.compress(
+    task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=2)
+).model  # a copy; `net` stays as it is
 size = sum(lp.save(f"{out.name}/before.lil", small).values())
 print(f"weights of 3 bits: {told(small)}, {size:,} bytes")
 
 for part in (small.bert.encoder, small.bert.pooler, small.classifier):
-    lp.unfreeze(part)  # the embeddings stay codes, and are not trained
+    lp.formats.unfreeze(part)  # the embeddings stay codes, and are not trained
 fit(small, lr=5e-4)
-lp.freeze(small)  # codes again
+lp.formats.freeze(small)  # codes again
 size = sum(lp.save(f"{out.name}/net.lil", small).values())
 print(f"after the Trainer: {told(small)}, {size:,} bytes")

@@ -1,4 +1,4 @@
-"""A network of 2-bit weights, trained on by Lightning between `lp.unfreeze` and `lp.freeze`."""
+"""A network of 2-bit weights, trained on by Lightning between `lp.formats.unfreeze` and `lp.formats.freeze`."""
 
 import logging
 import sys
@@ -66,11 +66,13 @@ print(f"as trained: {accuracy(net):.1%} of {len(digits.test.labels)} test digits
 
 task = lp.Task(net, calibrate=list(digits.train.inputs[:256].split(64)))
 recipe = lp.Recipe([lp.Quantize(weights=lp.Int(2))])
-small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=2)).model  # a copy; `net` stays as it is
+small = lp.compress(
+    task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=2)
+).model  # a copy; `net` stays as it is
 print(f"weights of 2 bits: {accuracy(small):.1%}")
 
-lp.unfreeze(small)  # before Lightning asks for the optimizer
+lp.formats.unfreeze(small)  # before Lightning asks for the optimizer
 fit(small, epochs=4, lr=1e-3)
-lp.freeze(small)  # codes again
+lp.formats.freeze(small)  # codes again
 lp.save(f"{OUT}/net.lil", small)
 print(f"after Lightning: {accuracy(small):.1%}")

@@ -25,7 +25,7 @@ task = lp.Task(
     name="EfficientNet-Lite0",
 )
 
-small = lp.compress(task, target=lp.OnnxRuntime(threads=1), folder=OUT)
+small = lp.compress(task, target=lp.targets.OnnxRuntime(threads=1), folder=OUT)
 print(small)
 print(f"20 labelled photographs resolve nothing finer than 5 points; the agreement is over {len(crops)} crops.")
 print(f"Written: {OUT}/net.onnx to run, {OUT}/net.lil to store and send, {OUT}/report.html to read.")

@@ -71,7 +71,7 @@ def trained_on_new(net: nn.Module, way: str, lr: float, seed: int) -> nn.Module:
     replays, distils, _ = WAYS[way]
     kept = data.Labelled(*(x[50 * seed : 50 * (seed + 1)] for x in old))  # ten of each class
     task = lp.Task(net, train=batches(new, *[kept] * (12 if replays else 0)), loss=loss_of_all)
-    distill = (lp.Response(temperature=2.0),) if distils else ()
+    distill = (lp.distill.LogitKD(temperature=2.0),) if distils else ()
     return lp.train(task, lp.Finetune(epochs=5, lr=lr, seed=seed, distill=distill)).model
 
 

@@ -1,4 +1,4 @@
-"""A network of 2-bit weights, trained on in a plain PyTorch loop between `lp.unfreeze` and `lp.freeze`."""
+"""A network of 2-bit weights, trained on in a plain PyTorch loop: `lp.formats.unfreeze` before, `freeze` after."""
 
 import sys
 
@@ -45,13 +45,15 @@ print(f"as trained: {accuracy(net):.1%} of {len(digits.test.labels)} test digits
 
 task = lp.Task(net, calibrate=list(digits.train.inputs[:256].split(64)))
 recipe = lp.Recipe([lp.Quantize(weights=lp.Int(2))])
-small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=2)).model  # a copy; `net` stays as it is
+small = lp.compress(
+    task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=2)
+).model  # a copy; `net` stays as it is
 size = sum(lp.save(f"{OUT}/before.lil", small).values())
 print(f"weights of 2 bits: {accuracy(small):.1%}, {size:,} bytes")
 
-lp.unfreeze(small)  # before the optimizer is made: each encoded tensor now has a parameter behind it
+lp.formats.unfreeze(small)  # before the optimizer is made: each encoded tensor now has a parameter behind it
 fit(small, epochs=4, lr=1e-3)
-lp.freeze(small)  # codes again
+lp.formats.freeze(small)  # codes again
 size = sum(lp.save(f"{OUT}/net.lil", small).values())
 print(f"after the loop: {accuracy(small):.1%}, {size:,} bytes")
 

@@ -154,7 +154,7 @@ def test_one_process_and_disturbed_ones_have_no_interval(timings):
 
 def test_files_are_timed_in_fresh_processes(timings, tmp_path):
     torch.manual_seed(0)
-    target, example, files = lp.OnnxRuntime(threads=1), torch.randn(1, 256), {}
+    target, example, files = lp.targets.OnnxRuntime(threads=1), torch.randn(1, 256), {}
     for name in ("one", "other"):
         net = torch.nn.Sequential(torch.nn.Linear(256, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
         files[name] = lp.export(tmp_path / f"{name}.onnx", net, example, target=target)

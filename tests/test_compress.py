@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.model.edits.edits import EncodeTensor
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=2)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=2)
 MEASURED = {"value", "low", "high", "samples"}
 
 
@@ -33,7 +33,7 @@ def images(seed: int) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> lp.Result:
+def result(tmp_path_factory: pytest.TempPathFactory) -> lp.results.Result:
     model, judged = net(), images(2)
     labels = [model(x).argmax(1) for x in judged]
     task = lp.Task(
@@ -48,7 +48,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> lp.Result:
     return lp.compress(task, recipe, target=QUICK, folder=tmp_path_factory.mktemp("out"))
 
 
-def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
+def test_report_has_the_schema_that_it_states(result: lp.results.Result) -> None:
     data = json.loads((result.folder / "report.json").read_text())
     assert data["schema"] == 1
     told = {"outcome", "before", "after", "ratio", "agreement", "layers", "skipped", "recipe", "environment"}
@@ -65,7 +65,7 @@ def test_report_has_the_schema_that_it_states(result: lp.Result) -> None:
     assert answer["kind"] == "classes" and set(answer["figures"]["same_answer"]) == MEASURED  # the metric says so
 
 
-def test_sizes_are_those_of_the_files(result: lp.Result) -> None:
+def test_sizes_are_those_of_the_files(result: lp.results.Result) -> None:
     for artifact in result.data["after"]["artifacts"]:
         assert artifact["bytes"] == (result.folder / f"net.{artifact['format']}").stat().st_size
     before, after = ({a["format"]: a["bytes"] for a in result.data[s]["artifacts"]} for s in ("before", "after"))
@@ -74,7 +74,7 @@ def test_sizes_are_those_of_the_files(result: lp.Result) -> None:
     assert before["tensors"] == sum(x.nbytes for x in net().state_dict().values())
 
 
-def test_a_result_is_saved_by_either_coder(result: lp.Result, tmp_path: Path) -> None:
+def test_a_result_is_saved_by_either_coder(result: lp.results.Result, tmp_path: Path) -> None:
     dense, fast = (result.save(tmp_path / f"{coder}.lil", coder) for coder in ("dense", "fast"))
     assert dense.read_bytes() == (result.folder / "net.lil").read_bytes()
     assert 1 < fast.stat().st_size / dense.stat().st_size < 1.1
@@ -87,10 +87,10 @@ def test_a_result_is_saved_by_either_coder(result: lp.Result, tmp_path: Path) ->
 
 def test_a_result_that_was_trained_on_is_not_written_as_it_was(tmp_path: Path) -> None:
     small = lp.compress(net(), lp.Recipe([lp.Quantize()]), calibrate=[torch.randn(4, 3, 8, 8)], target=QUICK)
-    lp.unfreeze(small.model)
+    lp.formats.unfreeze(small.model)
     with pytest.raises(lp.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"):
         small.save(tmp_path / "a.lil")
-    lp.freeze(small.model)
+    lp.formats.freeze(small.model)
     small.save(tmp_path / "a.lil")
     with torch.no_grad():
         next(iter(small.model.parameters())).add_(1.0)
@@ -123,16 +123,27 @@ def test_every_public_name_is_shown_to_type_checkers() -> None:
     source = Path(lp.__file__).read_text()
     shown = re.findall(r"^    from lilliput(?:\.([\w.]+))? import (\w+) as (\w+)$", source, re.MULTILINE)
     assert {name: place for place, name, again in shown if name == again and place} == lp._PLACES
-    assert {name for place, name, _ in shown if not place} == set(lp._MODULES)
+    assert {name for place, name, _ in shown if not place} == lp._NAMESPACES
 
 
-def test_what_was_left_out_is_listed_with_its_reason(result: lp.Result) -> None:
+def test_twenty_names_are_at_the_top_and_the_others_are_told_where_they_are() -> None:
+    assert len(lp._PLACES) <= 20
+    for space in lp._NAMESPACES:
+        held = getattr(lp, space)
+        assert all(hasattr(held, name) for name in getattr(held, "__all__", ())), space
+    with pytest.raises(AttributeError, match=r"no attribute 'GPTQ'; it is lilliput\.rounding\.GPTQ"):
+        lp.GPTQ  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'Levels'$"):
+        lp.Levels  # noqa: B018
+
+
+def test_what_was_left_out_is_listed_with_its_reason(result: lp.results.Result) -> None:
     told = {entry["path"]: entry["reason"] for entry in result.data["skipped"]}
     assert told.keys() == {"0.weight", "7.weight"} and "where" in told["7.weight"]
     assert told["0.weight"].startswith("what it reads stays float")  # a stem, whose weight is encoded
 
 
-def test_rows_say_how_each_layer_runs(result: lp.Result) -> None:
+def test_rows_say_how_each_layer_runs(result: lp.results.Result) -> None:
     rows = {row["path"]: row for row in result.data["layers"]}
     assert rows["3.weight"]["runs_as"] == "int8 kernel"
     assert rows["0.weight"]["runs_as"].startswith("size only")
@@ -140,7 +151,7 @@ def test_rows_say_how_each_layer_runs(result: lp.Result) -> None:
     assert 30 < rows["3.weight"]["sqnr_db"] < 60
 
 
-def test_module_file_and_export_agree(result: lp.Result, tmp_path: Path) -> None:
+def test_module_file_and_export_agree(result: lp.results.Result, tmp_path: Path) -> None:
     x = images(3)[0]
     again = lp.load(result.save(tmp_path / "net.lil"), into=net())
     assert torch.equal(again(x), result.model(x))
@@ -149,7 +160,7 @@ def test_module_file_and_export_agree(result: lp.Result, tmp_path: Path) -> None
     close(run(x), result.model(x).detach(), share=0.02)
 
 
-def test_reports_are_written_where_asked(result: lp.Result, tmp_path: Path) -> None:
+def test_reports_are_written_where_asked(result: lp.results.Result, tmp_path: Path) -> None:
     assert "<html" in result.report(tmp_path / "r.html").read_text()
     assert json.loads(result.report(tmp_path / "r.json").read_text())["name"] == "small"
     with pytest.raises(lp.LilliputError, match=r"\.html or \.json"):
@@ -163,7 +174,7 @@ def test_weights_alone_are_called_no_speed_up() -> None:
     assert small.data["agreement"]["judged_on"] == "calibration batches"
 
 
-def test_a_compressed_model_is_compressed_again(result: lp.Result) -> None:
+def test_a_compressed_model_is_compressed_again(result: lp.results.Result) -> None:
     task = lp.Task(result.model, calibrate=images(1))
     pruned = lp.compress(task, lp.Recipe([lp.Prune("weights", 0.5)]), target=QUICK)
     zeros = {row["path"]: row["zeros"] for row in pruned.data["layers"]}

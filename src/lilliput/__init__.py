@@ -1,4 +1,9 @@
-"""Make a trained neural network small and fast, measurably, without losing what it learned."""
+"""Make a trained neural network small and fast, measurably, without losing what it learned.
+
+At the top are the verbs, and what nearly every task and recipe is made of. The rest stands in namespaces:
+`lilliput.techniques`, `formats`, `ranges`, `rounding`, `rescaling`, `scores`, `distill`, `plugins`, `targets`,
+`metrics`, `results`, `errors`.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +11,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gives
+    from lilliput import distill as distill
+    from lilliput import errors as errors
+    from lilliput import formats as formats
     from lilliput import metrics as metrics
-    from lilliput.blame.diagnosis import Diagnosis as Diagnosis
-    from lilliput.delivery import Result as Result
-    from lilliput.encodings import NF4 as NF4
-    from lilliput.encodings import BFloat16 as BFloat16
-    from lilliput.encodings import Fixed as Fixed
-    from lilliput.encodings import Float16 as Float16
+    from lilliput import plugins as plugins
+    from lilliput import ranges as ranges
+    from lilliput import rescaling as rescaling
+    from lilliput import results as results
+    from lilliput import rounding as rounding
+    from lilliput import scores as scores
+    from lilliput import targets as targets
+    from lilliput import techniques as techniques
+    from lilliput.encodings import Encoding as Encoding
     from lilliput.encodings import Int as Int
-    from lilliput.encodings import Levels as Levels
-    from lilliput.encodings import Log as Log
-    from lilliput.encodings import LowRank as LowRank
-    from lilliput.encodings import MiniFloat as MiniFloat
-    from lilliput.encodings import Signs as Signs
-    from lilliput.encodings import Sparse as Sparse
-    from lilliput.encodings import Tiles as Tiles
-    from lilliput.encodings import mxfp4 as mxfp4
     from lilliput.errors import LilliputError as LilliputError
-    from lilliput.exporters.profiles import check as check
     from lilliput.file.lil import load as load
-    from lilliput.model.carrier.carrier import freeze as freeze
-    from lilliput.model.carrier.carrier import to_dense as to_dense
-    from lilliput.model.carrier.carrier import unfreeze as unfreeze
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
-    from lilliput.targets import Device as Device
-    from lilliput.targets import Eager as Eager
-    from lilliput.targets import OnnxRuntime as OnnxRuntime
-    from lilliput.targets import OpenVino as OpenVino
+    from lilliput.targets import Target as Target
     from lilliput.task import Task as Task
-    from lilliput.techniques.assignment import Assignment as Assignment
-    from lilliput.techniques.distill import Attention as Attention
-    from lilliput.techniques.distill import Correlation as Correlation
-    from lilliput.techniques.distill import Decoupled as Decoupled
-    from lilliput.techniques.distill import Hint as Hint
-    from lilliput.techniques.distill import Relation as Relation
-    from lilliput.techniques.distill import Response as Response
-    from lilliput.techniques.equalize import Equalize as Equalize
-    from lilliput.techniques.factorize import Factorize as Factorize
-    from lilliput.techniques.finetune import Finetune as Finetune
-    from lilliput.techniques.gradual import Gradual as Gradual
-    from lilliput.techniques.group_lasso import GroupLasso as GroupLasso
-    from lilliput.techniques.hqq import HQQ as HQQ
-    from lilliput.techniques.l2sp import L2SP as L2SP
-    from lilliput.techniques.plugin import Plugin as Plugin
-    from lilliput.techniques.prune import Prune as Prune
-    from lilliput.techniques.quantize import Quantize as Quantize
-    from lilliput.techniques.ranges import MSE as MSE
-    from lilliput.techniques.ranges import Entropy as Entropy
-    from lilliput.techniques.ranges import Intervals as Intervals
-    from lilliput.techniques.ranges import MinMax as MinMax
-    from lilliput.techniques.ranges import Percentile as Percentile
-    from lilliput.techniques.ranges import Quantiles as Quantiles
-    from lilliput.techniques.rounding import BRECQ as BRECQ
-    from lilliput.techniques.rounding import GPTQ as GPTQ
-    from lilliput.techniques.rounding import AdaRound as AdaRound
-    from lilliput.techniques.scalings import AWQ as AWQ
-    from lilliput.techniques.scalings import Ranges as Ranges
-    from lilliput.techniques.scalings import Smooth as Smooth
-    from lilliput.techniques.scores import Magnitude as Magnitude
-    from lilliput.techniques.scores import Random as Random
-    from lilliput.techniques.share import Share as Share
+    from lilliput.techniques import Finetune as Finetune
+    from lilliput.techniques import Prune as Prune
+    from lilliput.techniques import Quantize as Quantize
+    from lilliput.techniques import Technique as Technique
+    from lilliput.verbs import Trained as Trained
     from lilliput.verbs import apply as apply
     from lilliput.verbs import compress as compress
     from lilliput.verbs import diagnose as diagnose
@@ -76,89 +45,56 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.verbs import train as train
 
 _PLACES = {
-    "AdaRound": "techniques.rounding",
-    "BRECQ": "techniques.rounding",
     "apply": "verbs",
-    "Attention": "techniques.distill",
-    "AWQ": "techniques.scalings",
-    "BFloat16": "encodings",
-    "check": "exporters.profiles",
     "compress": "verbs",
-    "Correlation": "techniques.distill",
-    "Decoupled": "techniques.distill",
-    "Device": "targets",
     "diagnose": "verbs",
-    "Diagnosis": "blame.diagnosis",
-    "Eager": "targets",
-    "Entropy": "techniques.ranges",
-    "Equalize": "techniques.equalize",
+    "Encoding": "encodings",
     "export": "verbs",
-    "Factorize": "techniques.factorize",
-    "Finetune": "techniques.finetune",
-    "Fixed": "encodings",
-    "Float16": "encodings",
-    "freeze": "model.carrier",
-    "GPTQ": "techniques.rounding",
-    "Gradual": "techniques.gradual",
-    "GroupLasso": "techniques.group_lasso",
-    "Hint": "techniques.distill",
-    "HQQ": "techniques.hqq",
+    "Finetune": "techniques",
     "Int": "encodings",
-    "Intervals": "techniques.ranges",
-    "L2SP": "techniques.l2sp",
-    "Levels": "encodings",
     "LilliputError": "errors",
     "load": "file.lil",
-    "Log": "encodings",
-    "LowRank": "encodings",
-    "Magnitude": "techniques.scores",
-    "MiniFloat": "encodings",
-    "MinMax": "techniques.ranges",
-    "MSE": "techniques.ranges",
-    "mxfp4": "encodings",
-    "NF4": "encodings",
-    "OnnxRuntime": "targets",
     "open": "verbs",
-    "OpenVino": "targets",
-    "Percentile": "techniques.ranges",
-    "Assignment": "techniques.assignment",
-    "Plugin": "techniques.plugin",
-    "Prune": "techniques.prune",
-    "Quantiles": "techniques.ranges",
-    "Quantize": "techniques.quantize",
-    "Random": "techniques.scores",
-    "Ranges": "techniques.scalings",
+    "Prune": "techniques",
+    "Quantize": "techniques",
     "Recipe": "recipe",
     "register": "registry",
-    "Relation": "techniques.distill",
-    "Response": "techniques.distill",
-    "Result": "delivery",
     "save": "verbs",
-    "Share": "techniques.share",
-    "Signs": "encodings",
-    "Smooth": "techniques.scalings",
-    "Sparse": "encodings",
+    "Target": "targets",
     "Task": "task",
-    "Tiles": "encodings",
-    "to_dense": "model.carrier",
+    "Technique": "techniques",
     "train": "verbs",
-    "unfreeze": "model.carrier",
+    "Trained": "verbs",
 }
-_MODULES = ("metrics",)
+_NAMESPACES = {
+    *("distill", "errors", "formats", "metrics", "plugins", "ranges"),
+    *("rescaling", "results", "rounding", "scores", "targets", "techniques"),
+}
 
-__all__ = [*_PLACES, *_MODULES]
+__all__ = [*_PLACES, *sorted(_NAMESPACES)]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: importing lilliput alone loads nothing heavy."""
-    if name in _MODULES:
+    if name in _NAMESPACES:
         return import_module(f"lilliput.{name}")
     if name not in _PLACES:
-        raise AttributeError(f"module 'lilliput' has no attribute {name!r}")
+        raise AttributeError(_missing(name))
     value = getattr(import_module(f"lilliput.{_PLACES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _missing(name: str) -> str:
+    """What to say of a name that is not here: where else it is, if it is anywhere."""
+    where = [] if name.startswith("_") else [space for space in sorted(_NAMESPACES) if name in _listed(space)]
+    found = f"; it is lilliput.{where[0]}.{name}" if where else ""
+    return f"module 'lilliput' has no attribute {name!r}{found}"
+
+
+def _listed(space: str) -> list[str]:
+    return list(getattr(import_module(f"lilliput.{space}"), "__all__", ()))
 
 
 def __dir__() -> list[str]:

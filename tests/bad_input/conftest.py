@@ -15,7 +15,7 @@ import lilliput as lp
 from lilliput.encodings import tensor_digest
 from lilliput.errors import LilliputError
 
-QUICK = lp.OnnxRuntime(seconds=1.5)  # some rounds of timing instead of twenty
+QUICK = lp.targets.OnnxRuntime(seconds=1.5)  # some rounds of timing instead of twenty
 
 
 class Net(nn.Module):
@@ -122,5 +122,5 @@ def snapshot_of() -> Callable[[Any], Any]:
 
 
 @pytest.fixture(scope="session")
-def quick() -> lp.OnnxRuntime:
+def quick() -> lp.targets.OnnxRuntime:
     return QUICK

@@ -88,7 +88,7 @@ def run(folder: Path, moment: tuple[str, str] | None = None) -> None:
             os, "fsync", lambda fd: moment[1] == "write" and moment[0] in Path(os.readlink(f"/proc/self/fd/{fd}")).name
         )
         before(os, "link", lambda source, beside: (f".{moment[0]}.link", moment[1]) == (Path(beside).name, "deliver"))
-    lp.compress(task, recipe, target=lp.OnnxRuntime(seconds=1.0), folder=folder, progress=progress)
+    lp.compress(task, recipe, target=lp.targets.OnnxRuntime(seconds=1.0), folder=folder, progress=progress)
 
 
 def before(module: Any, name: str, due: Callable[..., bool]) -> None:

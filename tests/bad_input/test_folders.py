@@ -71,8 +71,8 @@ def test_a_disk_that_is_full(small_disk: Path, task: Tasks, refused: Refused) ->
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, _net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime
-) -> lp.Result:
+    tmp_path_factory: pytest.TempPathFactory, _net: nn.Module, batches: list[Tensor], quick: lp.targets.OnnxRuntime
+) -> lp.results.Result:
     folder = tmp_path_factory.mktemp("finished") / "out"
     task = lp.Task(copy.deepcopy(_net), example=batches[0][:1], calibrate=batches, evaluate=batches[:2])
     return lp.compress(task, RECIPE, folder=folder, target=quick)
@@ -99,7 +99,7 @@ def _with_other_weights(task: lp.Task) -> lp.Task:
 
 @pytest.mark.parametrize("changed", [*CHANGES, "recipe", "environment"])
 def test_another_run_in_the_same_folder(
-    changed: str, finished: lp.Result, net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime
+    changed: str, finished: lp.results.Result, net: nn.Module, batches: list[Tensor], quick: lp.targets.OnnxRuntime
 ) -> None:
     """It is refused, what changed is named, and the folder's files stay as they are."""
     before = _contents(finished.folder)
@@ -115,16 +115,16 @@ def test_another_run_in_the_same_folder(
 
 
 def test_the_same_run_again_repeats_nothing(
-    finished: lp.Result,
+    finished: lp.results.Result,
     net: nn.Module,
     batches: list[Tensor],
-    quick: lp.OnnxRuntime,
+    quick: lp.targets.OnnxRuntime,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.OnnxRuntime, "build", build)
+    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", build)
     before = _contents(finished.folder)
     task = lp.Task(net, example=batches[0][:1], calibrate=batches, evaluate=batches[:2])
     again = lp.compress(task, RECIPE, folder=finished.folder, target=quick)
@@ -133,12 +133,12 @@ def test_the_same_run_again_repeats_nothing(
 
 
 @pytest.mark.parametrize("name", ["save", "export"])
-def test_a_result_saved_where_nothing_can_be_made(name: str, finished: lp.Result) -> None:
+def test_a_result_saved_where_nothing_can_be_made(name: str, finished: lp.results.Result) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         getattr(finished, name)("/proc/lilliput/net")
 
 
-def test_a_report_of_an_unknown_ending(finished: lp.Result, tmp_path: Path) -> None:
+def test_a_report_of_an_unknown_ending(finished: lp.results.Result, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"write \.html or \.json"):
         finished.report(tmp_path / "report.pdf")
 
@@ -158,7 +158,7 @@ def test_without_a_folder_nothing_stays_after_an_error(temporary: Path, task: Ta
 
 
 def test_without_a_folder_results_live_as_long_as_the_result(
-    temporary: Path, task: Tasks, quick: lp.OnnxRuntime
+    temporary: Path, task: Tasks, quick: lp.targets.OnnxRuntime
 ) -> None:
     result = lp.compress(task(), RECIPE, target=quick)
     assert (result.folder / "net.onnx").exists()

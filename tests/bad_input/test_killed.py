@@ -143,7 +143,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refusal(begun: Path, task: Tasks, quick: lp.OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def refusal(
+    begun: Path, task: Tasks, quick: lp.targets.OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """What a run is told whose folder holds one with another entry in its record."""
 
     def stop(*args: Any) -> None:
@@ -156,7 +158,7 @@ def refusal(begun: Path, task: Tasks, quick: lp.OnnxRuntime, monkeypatch: pytest
             lp.compress(task(), RECIPE, folder=begun, target=quick)
     noted = record.read_text()
 
-    def refusal(earlier: dict[str, Any], target: lp.OnnxRuntime = quick) -> str:
+    def refusal(earlier: dict[str, Any], target: lp.targets.OnnxRuntime = quick) -> str:
         run = json.loads(noted)
         record.write_text(json.dumps({**run, "environment": {**run["environment"], **earlier}}))
         try:
@@ -181,12 +183,12 @@ def test_another_version_of_what_writes_the_files(refusal: Callable[..., str]) -
     assert "zstandard 0.1 there" in refusal({"zstandard": "0.1"})
 
 
-def test_another_number_of_threads(refusal: Callable[..., str], quick: lp.OnnxRuntime) -> None:
+def test_another_number_of_threads(refusal: Callable[..., str], quick: lp.targets.OnnxRuntime) -> None:
     assert refusal({}, replace(quick, threads=7)) == f"threads {quick.threads_used} there, 7 here"
     assert refusal({"torch_threads": 5}) == f"torch threads 5 there, {torch.get_num_threads()} here"
 
 
-def test_another_target(refusal: Callable[..., str], quick: lp.OnnxRuntime) -> None:
+def test_another_target(refusal: Callable[..., str], quick: lp.targets.OnnxRuntime) -> None:
     assert refusal({}, replace(quick, opset=21)) == "target opset 20 there, 21 here"
 
 

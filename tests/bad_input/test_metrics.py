@@ -111,13 +111,13 @@ def test_the_data_of_our_own_metric(
 
 
 def test_work_survives_a_bad_metric(
-    task: Callable[..., lp.Task], folder: Path, quick: lp.OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+    task: Callable[..., lp.Task], folder: Path, quick: lp.targets.OnnxRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a sound metric the same folder goes on: nothing is built again."""
 
     def build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.OnnxRuntime, "build", build)
+    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", build)
     result = lp.compress(task(metric=lambda model: [0.5, 1.0]), folder=folder, target=quick)
     assert result.data["after"]["metric"]["value"] == 0.75

@@ -226,10 +226,12 @@ def test_answers_to_samples_of_evaluation_are_not_finite(refused: Refused) -> No
 @pytest.fixture(scope="module")
 def once(_net: nn.Module, batches: list[Tensor]) -> nn.Module:
     step = lp.Quantize(activations=lp.Int(8))
-    return lp.compress(lp.Task(_net, calibrate=batches), lp.Recipe([step]), target=lp.OnnxRuntime(seconds=1.5)).model
+    return lp.compress(
+        lp.Task(_net, calibrate=batches), lp.Recipe([step]), target=lp.targets.OnnxRuntime(seconds=1.5)
+    ).model
 
 
-@pytest.mark.parametrize("activations", [lp.Int(8), lp.Int(8, dynamic=True), lp.Log(4)], ids=repr)
+@pytest.mark.parametrize("activations", [lp.Int(8), lp.Int(8, dynamic=True), lp.formats.PowerOfTwo(4)], ids=repr)
 def test_activations_that_are_quantized_already(
     once: nn.Module, activations: Any, batches: list[Tensor], refused: Refused
 ) -> None:
@@ -240,7 +242,9 @@ def test_activations_that_are_quantized_already(
 
 
 @pytest.mark.parametrize("step", [lp.Quantize(weights=lp.Int(4)), lp.Prune("weights", 0.5)], ids=repr)
-def test_ranges_that_stay_are_told(once: nn.Module, step: Any, batches: list[Tensor], quick: lp.OnnxRuntime) -> None:
+def test_ranges_that_stay_are_told(
+    once: nn.Module, step: Any, batches: list[Tensor], quick: lp.targets.OnnxRuntime
+) -> None:
     small = lp.compress(lp.Task(once, calibrate=batches), lp.Recipe([step]), target=quick)
     kept = {row["path"] for row in small.data["skipped"] if "found before this recipe" in row["reason"]}
     assert kept == set(value_encodings(once)) != set()

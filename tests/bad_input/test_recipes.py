@@ -48,7 +48,7 @@ UNKNOWN = {
     "a scope": (_step('kind = "Prune"\nunit = "weights"\namount = 0.5\nscope = "net"'), "known scopes"),
     "a field that is missing": (_step('kind = "Prune"\nunit = "weights"'), "amount"),
     "bits": (_step('kind = "Quantize"\nweights = {kind = "Int", bits = 12}'), "2 to 8 bits"),
-    "activations": (_step('kind = "Quantize"\nactivations = {kind = "Float16"}'), "use one of Int, Fixed, Log"),
+    "activations": (_step('kind = "Quantize"\nactivations = {kind = "Float16"}'), "use one of Int, Fixed, PowerOfTwo"),
     "a list": ("steps = [1]", "known techniques"),
 }
 
@@ -89,8 +89,8 @@ def test_amounts_that_are_no_fraction(amount: float) -> None:
     "steps",
     [
         lambda: [lp.Quantize(activations=lp.Int(8)), lp.Prune("weights", 0.5)],
-        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Equalize(lp.Ranges())],
-        lambda: [lp.Quantize(activations=lp.Int(8)), lp.Factorize(8)],
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.techniques.Equalize(lp.rescaling.CrossLayer())],
+        lambda: [lp.Quantize(activations=lp.Int(8)), lp.techniques.Factorize(8)],
     ],
     ids=["Prune last", "Equalize last", "Factorize last"],
 )
@@ -152,16 +152,25 @@ def test_an_encoding_that_does_not_fit_a_layer(
     ("fields", "remedy"),
     [
         ({"activations": lp.Int(8, per="channel")}, 'per="tensor"'),
-        ({"activations": lp.Log(4, group=8)}, "dynamic=True"),
-        ({"activations": lp.Fixed(3, 8)}, "at most 8"),
-        ({"activations": lp.Levels(16)}, "use one of Int, Fixed, Log, Signs, NF4, MiniFloat, Tiles"),
-        ({"activations": lp.Sparse(lp.Int(8))}, "use one of Int"),
-        ({"activations": lp.Log(4), "calibration": lp.Entropy()}, "use MinMax() or Percentile() or MSE()"),
-        ({"activations": lp.Tiles(4), "calibration": lp.MinMax()}, "leave calibration= out"),
-        ({"weights": lp.Levels(16), "fit": lp.MinMax()}, "use MSE() or Quantiles() or Intervals()"),
-        ({"weights": lp.Sparse(lp.Levels(16)), "fit": lp.MinMax()}, "use MSE() or Quantiles() or Intervals()"),
-        ({"weights": lp.Int(8), "fit": lp.Entropy()}, "use MinMax() or Percentile() or MSE()"),
-        ({"weights": lp.Float16(), "fit": lp.MinMax()}, "use MSE()"),
+        ({"activations": lp.formats.PowerOfTwo(4, group=8)}, "dynamic=True"),
+        ({"activations": lp.formats.Fixed(3, 8)}, "at most 8"),
+        (
+            {"activations": lp.formats.Codebook(16)},
+            "use one of Int, Fixed, PowerOfTwo, Signs, NF4, MiniFloat, Blockwise",
+        ),
+        ({"activations": lp.formats.Sparse(lp.Int(8))}, "use one of Int"),
+        (
+            {"activations": lp.formats.PowerOfTwo(4), "calibration": lp.ranges.Entropy()},
+            "use MinMax() or Percentile() or MSE()",
+        ),
+        ({"activations": lp.formats.Blockwise(4), "calibration": lp.ranges.MinMax()}, "leave calibration= out"),
+        ({"weights": lp.formats.Codebook(16), "fit": lp.ranges.MinMax()}, "use MSE() or Quantiles() or Intervals()"),
+        (
+            {"weights": lp.formats.Sparse(lp.formats.Codebook(16)), "fit": lp.ranges.MinMax()},
+            "use MSE() or Quantiles() or Intervals()",
+        ),
+        ({"weights": lp.Int(8), "fit": lp.ranges.Entropy()}, "use MinMax() or Percentile() or MSE()"),
+        ({"weights": lp.formats.Float16(), "fit": lp.ranges.MinMax()}, "use MSE()"),
         ({"weights": lp.Int(8, dynamic=True)}, "activations only"),
     ],
     ids=repr,
@@ -178,7 +187,9 @@ def test_ranges_without_calibration(net: nn.Module, batches: list[Tensor], refus
     assert "needs calibration batches" in error.what and "calibrate=" in error.next
 
 
-def test_weights_alone_need_no_calibration(net: nn.Module, batches: list[Tensor], quick: lp.OnnxRuntime) -> None:
+def test_weights_alone_need_no_calibration(
+    net: nn.Module, batches: list[Tensor], quick: lp.targets.OnnxRuntime
+) -> None:
     small = lp.compress(lp.Task(net, example=batches[0]), lp.Recipe([lp.Quantize()]), target=quick)
     rows = small.data["layers"]
     assert rows and all(row["encoding"].startswith("int8") and row["activations"] == "float32" for row in rows)
@@ -205,7 +216,7 @@ class Mixed(nn.Module):
         return self.head(torch.relu(self.fc(x))) @ self.table  # type: ignore[no-any-return]
 
 
-def test_what_is_skipped_is_reported(quick: lp.OnnxRuntime) -> None:
+def test_what_is_skipped_is_reported(quick: lp.targets.OnnxRuntime) -> None:
     torch.manual_seed(0)
     task = lp.Task(Mixed(), calibrate=[torch.randn(4, 64)])
     recipe = lp.Recipe([lp.Quantize(activations=lp.Int(8, dynamic=True), where="!head")])
@@ -236,10 +247,12 @@ class Hidden(nn.Module):
         return nn.functional.linear(torch.relu(x), self.layer.weight.T * 2.0)
 
 
-@pytest.mark.parametrize("step", [lp.Quantize(), lp.Prune("weights", 0.5), lp.Quantize(rounding=lp.GPTQ())], ids=repr)
+@pytest.mark.parametrize(
+    "step", [lp.Quantize(), lp.Prune("weights", 0.5), lp.Quantize(rounding=lp.rounding.GPTQ())], ids=repr
+)
 def test_weights_that_are_no_parameters_are_named(step: Any) -> None:
     task = lp.Task(Hidden().eval(), calibrate=[torch.randn(8, 6)])
-    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    driver, _ = begin(task, lp.targets.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([step]), driver)
     assert encoding_of(driver.model, "layer.weight") is not None
     assert driver.told.skipped["kept"] == "a buffer, not a parameter: make it an nn.Parameter"
@@ -262,7 +275,7 @@ class Multiplied(nn.Module):
 
 def test_buffers_that_are_multiplied_by_are_named() -> None:
     task = lp.Task(Multiplied().eval(), calibrate=[torch.randn(6, 6)], dynamic={})
-    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    driver, _ = begin(task, lp.targets.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe([lp.Quantize()]), driver)
     assert driver.told.skipped == dict.fromkeys(
         ("plain", "turned", "property"), "a buffer that is multiplied by: make it the weight of a linear layer"

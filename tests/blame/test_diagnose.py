@@ -26,7 +26,7 @@ from lilliput.targets.kernels import exact_here
 from lilliput.task import Batches
 from lilliput.techniques.encode import prepare
 
-TARGET = lp.OnnxRuntime(threads=1)
+TARGET = lp.targets.OnnxRuntime(threads=1)
 EXACT = exact_here()
 STATIC = lp.Quantize(weights=EXACT, activations=lp.Int(8))
 SHARED = lp.Quantize(weights=replace(EXACT, per="tensor"), activations=lp.Int(8))
@@ -243,13 +243,13 @@ def test_what_the_model_raises_is_told_and_loses_no_run() -> None:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[lp.Diagnosis, Path]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[lp.results.Diagnosis, Path]:
     folder = tmp_path_factory.mktemp("full")
     task = activation_outlier(images())
     return lp.diagnose(task, lp.Recipe([STATIC]), target=TARGET, folder=folder, samples=8, worst=1), folder
 
 
-def test_in_full_the_planted_layer_is_measured_on_the_target(full: tuple[lp.Diagnosis, Path]) -> None:
+def test_in_full_the_planted_layer_is_measured_on_the_target(full: tuple[lp.results.Diagnosis, Path]) -> None:
     found = full[0]
     first = found.rows[0]
     assert first.name == "stem.weight" and first.own_on == "target" and found.on == "target"
@@ -263,7 +263,7 @@ def test_in_full_the_planted_layer_is_measured_on_the_target(full: tuple[lp.Diag
     assert shares == sorted(shares, reverse=True) and sum(share or 0 for share in shares) == pytest.approx(1, abs=0.05)
 
 
-def test_it_is_shown_and_written(full: tuple[lp.Diagnosis, Path], tmp_path: Path) -> None:
+def test_it_is_shown_and_written(full: tuple[lp.results.Diagnosis, Path], tmp_path: Path) -> None:
     found = full[0]
     text = str(found)
     assert (
@@ -278,11 +278,11 @@ def test_it_is_shown_and_written(full: tuple[lp.Diagnosis, Path], tmp_path: Path
         found.save(tmp_path / "a.txt")
 
 
-def test_it_resumes_from_its_folder(full: tuple[lp.Diagnosis, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_resumes_from_its_folder(full: tuple[lp.results.Diagnosis, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def no_build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.OnnxRuntime, "build", no_build)
+    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", no_build)
     again = lp.diagnose(
         activation_outlier(images()), lp.Recipe([STATIC]), target=TARGET, folder=full[1], samples=8, worst=1
     )

@@ -16,14 +16,14 @@ def test_what_was_made_stays(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, out = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), tmp_path / "out"
     task = lp.Task(net, example=torch.randn(4, 64))
-    first = lp.compress(task, target=lp.OnnxRuntime(threads=1, seconds=0), folder=out)
+    first = lp.compress(task, target=lp.targets.OnnxRuntime(threads=1, seconds=0), folder=out)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert (out / "work").exists() and "net.lil" in before
     done = CliRunner().invoke(app, ["clean", str(out)])
     assert done.exit_code == 0 and "removed" in done.stdout and not (out / "work").exists()
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert "nothing to remove" in CliRunner().invoke(app, ["clean", str(out)]).stdout
-    again = lp.compress(task, target=lp.OnnxRuntime(threads=1, seconds=0), folder=out)
+    again = lp.compress(task, target=lp.targets.OnnxRuntime(threads=1, seconds=0), folder=out)
     assert again.digest == first.digest
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 36, 5)).eval()
     task = lp.Task(net, calibrate=[torch.randn(4, 3, 8, 8)], assets={"words.txt": b"one two"})
     out = tmp_path_factory.mktemp("out")
-    lp.compress(task, target=lp.OnnxRuntime(threads=1, seconds=1), folder=out)
+    lp.compress(task, target=lp.targets.OnnxRuntime(threads=1, seconds=1), folder=out)
     return out
 
 
@@ -70,7 +70,7 @@ def test_a_network_that_shrank_is_told_and_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(Block() for _ in range(4)), nn.Linear(32, 5)).eval()
     steps = [lp.Prune("layers", 0.25), lp.Prune("blocks", 0.34), lp.Prune("channels", 0.5)]
-    target = lp.OnnxRuntime(threads=1, seconds=1)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=1)
     lp.compress(lp.Task(net, example=torch.randn(2, 32)), lp.Recipe(steps), target=target, folder=tmp_path)
     told = run("inspect", tmp_path / "net.lil")
     assert told.exit_code == 0, told.output

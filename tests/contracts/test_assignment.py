@@ -19,7 +19,7 @@ from lilliput.model.views.values import value_encodings
 from lilliput.progress import silent
 from lilliput.techniques import observe
 
-ORT = lp.OnnxRuntime(threads=1, seconds=0)
+ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
 X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
@@ -48,7 +48,7 @@ def applied(*steps: lp.Quantize, **how: Any) -> nn.Module:
 
 
 def weights_of(model: nn.Module) -> dict[str, str]:
-    return {path: str(one) for path, one in lp.Assignment.of(model).weights.items()}
+    return {path: str(one) for path, one in lp.formats.Assignment.of(model).weights.items()}
 
 
 def flowing(model: nn.Module) -> dict[str, int]:
@@ -64,14 +64,14 @@ def test_each_weight_gets_what_the_longest_pattern_says() -> None:
     given = {
         "*": lp.Int(8),
         "*ft": lp.Int(6),
-        "right.weight": lp.Levels(16),
+        "right.weight": lp.formats.Codebook(16),
         "head": None,
     }
     for order in (given, dict(reversed(given.items()))):
         net = applied(lp.Quantize(weights=order))
         kinds = {name: encoding_of(net, f"{name}.weight") for name in ("stem", "left", "right", "wide", "head")}
         assert [getattr(kinds[name], "bits", None) for name in ("stem", "left", "wide", "head")] == [8, 6, 8, None]
-        assert isinstance(kinds["right"], lp.Levels) and kinds["head"] is None
+        assert isinstance(kinds["right"], lp.formats.Codebook) and kinds["head"] is None
 
 
 def test_what_flows_into_each_layer_has_bits_of_its_own() -> None:
@@ -155,9 +155,9 @@ def test_it_is_read_off_a_network_and_given_again(tmp_path: Path) -> None:
     net = applied(
         lp.Quantize(weights={"*": lp.Int(8), "left": lp.Int(4, group=16), "head": None}, activations=lp.Int(8))
     )
-    found = lp.Assignment.of(net)
+    found = lp.formats.Assignment.of(net)
     path = found.save(tmp_path / "which.toml")
-    again = lp.Assignment.read(path)
+    again = lp.formats.Assignment.read(path)
     assert again == found and "left.weight" in str(again) and len(str(again).splitlines()) == len(found)
     step = lp.Quantize(weights=again.weights, activations=again.activations)
     assert same(applied(step), net)
@@ -165,7 +165,7 @@ def test_it_is_read_off_a_network_and_given_again(tmp_path: Path) -> None:
 
 
 def test_a_function_says_it_for_each_tensor() -> None:
-    rule = lp.Assignment.by(Net(), lambda path, x: lp.Int(4) if x.numel() > 1000 else None)
+    rule = lp.formats.Assignment.by(Net(), lambda path, x: lp.Int(4) if x.numel() > 1000 else None)
     net = applied(lp.Quantize(weights=rule))
     assert weights_of(net).keys() == {"left.weight", "right.weight"} and set(rule.weights) > {"head.weight"}
 
@@ -212,12 +212,12 @@ def test_what_flows_into_a_tied_layer_may_be_told_by_either_path() -> None:
 
 
 def test_a_value_by_its_name_has_no_groups() -> None:
-    with pytest.raises(RecipeError, match=r"right:conv2d#0: Tiles.*name the layer that reads it"):
-        applied(lp.Quantize(activations={"right:conv2d#0": lp.Tiles(4)}))
+    with pytest.raises(RecipeError, match=r"right:conv2d#0: Blockwise.*name the layer that reads it"):
+        applied(lp.Quantize(activations={"right:conv2d#0": lp.formats.Blockwise(4)}))
 
 
 def test_what_is_none_comes_back_from_text() -> None:
-    recipe = lp.Recipe([lp.Quantize(weights={"*": lp.Tiles(4, group=None), "head": None})])
+    recipe = lp.Recipe([lp.Quantize(weights={"*": lp.formats.Blockwise(4, group=None), "head": None})])
     assert 'group = "none"' in recipe.to_toml() and 'head = "float"' in recipe.to_toml()
     assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
 
@@ -225,10 +225,10 @@ def test_what_is_none_comes_back_from_text() -> None:
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('"head" = {kind = "Imt"}')
     with pytest.raises(RecipeError, match="Int"):
-        lp.Assignment.read(tmp_path / "bad.toml")
+        lp.formats.Assignment.read(tmp_path / "bad.toml")
     with pytest.raises(RecipeError, match="cannot be read"):
-        lp.Assignment.read(tmp_path / "none.toml")
+        lp.formats.Assignment.read(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match="not TOML"):
-        lp.Assignment.from_toml("a = = 3")
+        lp.formats.Assignment.from_toml("a = = 3")
     with pytest.raises(RecipeError, match="give an encoding"):
         lp.Recipe.from_toml('[[steps]]\nkind = "Quantize"\nweights = {bits = 4}')

@@ -15,7 +15,7 @@ from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.encodings import NF4, Encoding, Int, Levels
+from lilliput.encodings import NF4, Codebook, Encoding, Int
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -91,7 +91,7 @@ def error(model: nn.Module, exact: nn.Module) -> float:
     return float((model(x) - exact(x)).square().mean())
 
 
-@pytest.mark.parametrize("encoding", [Int(3), Int(3, group=6), Levels(6), NF4()], ids=repr)
+@pytest.mark.parametrize("encoding", [Int(3), Int(3, group=6), Codebook(6), NF4()], ids=repr)
 def test_blocks_come_closer_to_what_they_were_with_numbers_of_the_encoding(encoding: Encoding) -> None:
     exact = net()
     rounded = driven(net(), QUICK, encoding)
@@ -141,7 +141,7 @@ def test_a_layer_stays_beside_the_weight_and_biases_stay_where_they_are_not_to_m
             assert torch.equal(read(driver.model, f"{path}.bias"), module.bias)
     for path in ("layers.0.up", "layers.1.down"):
         weight = exact.get_parameter(f"{path}.weight").detach()
-        step = lp.MSE().fit(weight, Int(4).for_weight(None))["scale"][:, None]
+        step = lp.ranges.MSE().fit(weight, Int(4).for_weight(None))["scale"][:, None]
         inside = weight.abs() <= 7 * step
         assert bool(((read(driver.model, f"{path}.weight") - weight).abs() <= step * 1.0001)[inside].all())
 
@@ -311,11 +311,11 @@ def test_what_cannot_be_compared_is_named(gives: Callable[[Tensor], Tensor], wor
 
 def test_what_has_no_numbers_to_choose_from_and_knobs_that_cannot_be_are_refused() -> None:
     with pytest.raises(RecipeError, match="leave rounding= out"):
-        lp.Quantize(weights=lp.Float16(), rounding=BRECQ())
+        lp.Quantize(weights=lp.formats.Float16(), rounding=BRECQ())
     with pytest.raises(RecipeError, match="steps"):
         BRECQ(steps=0)
     with pytest.raises(EncodingError, match="BRECQ onto"):
-        BRECQ().numbers(lp.Float16())
+        BRECQ().numbers(lp.formats.Float16())
     driver, _ = begin(lp.Task(net(), example=batches()[0][:1], dynamic={}), OnnxRuntime(), Store(), silent)
     with pytest.raises(InputError, match="calibration batches"):
         follow(lp.Recipe([lp.Quantize(rounding=BRECQ())]), driver)

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from lilliput.errors import InputError, RecipeError
 from lilliput.plain import from_plain, to_plain
 from lilliput.techniques.distill import (
+    DIST,
+    DKD,
     TERMS,
-    Attention,
-    Correlation,
-    Decoupled,
-    Hint,
+    AttentionTransfer,
+    FitNet,
     LayerTerm,
-    Relation,
-    Response,
+    LogitKD,
+    RelationalKD,
     Seen,
     Term,
     attention_of,
@@ -32,23 +32,23 @@ from lilliput.techniques.distill import (
 )
 
 CASES: tuple[Term, ...] = (
-    Response(),
-    Response(2.0, weight=0.5, teacher=1),
-    Response(by="mse"),
-    Decoupled(),
-    Decoupled(0.5, 2.0, temperature=1.0),
-    Correlation(),
-    Correlation(2.0, 0.5, temperature=3.0),
-    Hint("body"),
-    Hint(("body", "tokens"), teacher_layers=("wide", "more"), weight=0.1),
-    Relation("body"),
-    Relation(("body", ""), by="angles", teacher_layers=("wide", "")),
-    Relation("body", by="similarities", teacher_layers="wide"),
-    Relation(("body", "end"), by="flow", teacher_layers=("large", "end")),
-    Attention("body", teacher_layers="wide"),
-    Attention("tokens", teacher_layers="more"),
-    Attention("body", by="kl"),
-    Attention("body", by="mse"),
+    LogitKD(),
+    LogitKD(2.0, weight=0.5, teacher=1),
+    LogitKD(by="mse"),
+    DKD(),
+    DKD(0.5, 2.0, temperature=1.0),
+    DIST(),
+    DIST(2.0, 0.5, temperature=3.0),
+    FitNet("body"),
+    FitNet(("body", "tokens"), teacher_layers=("wide", "more"), weight=0.1),
+    RelationalKD("body"),
+    RelationalKD(("body", ""), by="angles", teacher_layers=("wide", "")),
+    RelationalKD("body", by="similarities", teacher_layers="wide"),
+    RelationalKD(("body", "end"), by="flow", teacher_layers=("large", "end")),
+    AttentionTransfer("body", teacher_layers="wide"),
+    AttentionTransfer("tokens", teacher_layers="more"),
+    AttentionTransfer("body", by="kl"),
+    AttentionTransfer("body", by="mse"),
 )
 assert {type(term) for term in CASES} == set(TERMS.values()), "a term that no contract is checked on"
 
@@ -116,9 +116,9 @@ def test_response(temperature: float) -> None:
         temperature**2 * kl(softmax(b, temperature), softmax(a, temperature))
         for a, b in zip(s.output.tolist(), t.output.tolist(), strict=True)
     ]
-    is_number(Response(temperature).loss(s, t), mean(wanted))
+    is_number(LogitKD(temperature).loss(s, t), mean(wanted))
     squares = [(a - b) ** 2 for a, b in zip(s.output.flatten().tolist(), t.output.flatten().tolist(), strict=True)]
-    is_number(Response(temperature, by="mse").loss(s, t), mean(squares))
+    is_number(LogitKD(temperature, by="mse").loss(s, t), mean(squares))
 
 
 @pytest.mark.parametrize("labels", [None, [3, 0, 9, 9, 1, 5], [3, -100, 9, -100, 1, 5]])
@@ -134,14 +134,14 @@ def test_decoupled(labels: list[int] | None, temperature: float) -> None:
         rest = kl([p[i] / (1 - p[target]) for i in others], [q[i] / (1 - q[target]) for i in others])
         wanted.append(temperature**2 * (0.7 * right + 3 * rest))
     given = None if labels is None else torch.tensor(labels)
-    is_number(Decoupled(0.7, 3.0, temperature).loss(s, t, labels=given), mean(wanted))
+    is_number(DKD(0.7, 3.0, temperature).loss(s, t, labels=given), mean(wanted))
 
 
 def test_decoupled_is_response_where_the_rest_weighs_what_the_teacher_leaves_it() -> None:
     """KL = KL(b) + (1 - share of the target) · KL(rest): equation 7 of the paper."""
     s, t = shown(batch=1), shown(batch=1)
     left = 1 - (t.output / 4).softmax(1).max().item()
-    is_number(Decoupled(1.0, left).loss(s, t), Response().loss(s, t).item())
+    is_number(DKD(1.0, left).loss(s, t), LogitKD().loss(s, t).item())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -151,12 +151,12 @@ def test_correlation(temperature: float) -> None:
     inter = mean([1 - correlation(a, b) for a, b in zip(p, q, strict=True)])
     columns = zip(zip(*p, strict=True), zip(*q, strict=True), strict=True)
     intra = mean([1 - correlation(list(a), list(b)) for a, b in columns])
-    is_number(Correlation(2.0, 0.5, temperature).loss(s, t), temperature**2 * (2 * inter + 0.5 * intra))
+    is_number(DIST(2.0, 0.5, temperature).loss(s, t), temperature**2 * (2 * inter + 0.5 * intra))
 
 
 def test_hint() -> None:
     s, t = shown(), shown()
-    hint = Hint("body", teacher_layers="wide")
+    hint = FitNet("body", teacher_layers="wide")
     projection = hint.projection(s, t)
     assert isinstance(projection, nn.ModuleList)
     weight, bias = projection[0].weight.tolist(), projection[0].bias.tolist()
@@ -176,7 +176,7 @@ def test_distances() -> None:
     pairs = list(itertools.permutations(range(6), 2))
     far = [[math.dist(points[i], points[j]) for i, j in pairs] for points in (x, y)]
     wanted = mean([huber(a / mean(far[0]) - b / mean(far[1])) for a, b in zip(*far, strict=True)])
-    is_number(Relation("body", teacher_layers="wide").loss(s, t), wanted)
+    is_number(RelationalKD("body", teacher_layers="wide").loss(s, t), wanted)
 
 
 def test_angles() -> None:
@@ -188,7 +188,7 @@ def test_angles() -> None:
         return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
     wanted = [huber(cosine(x, *ijk) - cosine(y, *ijk)) for ijk in itertools.permutations(range(6), 3)]
-    is_number(Relation("body", by="angles", teacher_layers="wide").loss(s, t), mean(wanted))
+    is_number(RelationalKD("body", by="angles", teacher_layers="wide").loss(s, t), mean(wanted))
 
 
 def test_similarities() -> None:
@@ -201,7 +201,7 @@ def test_similarities() -> None:
 
     ours, theirs = rows(s.taps["body"]), rows(t.taps["wide"])
     wanted = sum((ours[i][j] - theirs[i][j]) ** 2 for i in range(6) for j in range(6)) / 6**2
-    is_number(Relation("body", by="similarities", teacher_layers="wide").loss(s, t), wanted)
+    is_number(RelationalKD("body", by="similarities", teacher_layers="wide").loss(s, t), wanted)
 
 
 def test_flow() -> None:
@@ -217,7 +217,7 @@ def test_flow() -> None:
 
     ours, theirs = ([matrix(x.taps["body"], x.taps["end"], n) for n in range(6)] for x in (s, t))
     wanted = mean([(a - b) ** 2 for p, q in zip(ours, theirs, strict=True) for a, b in zip(p, q, strict=True)])
-    is_number(Relation(("body", "end"), by="flow").loss(s, t), wanted)
+    is_number(RelationalKD(("body", "end"), by="flow").loss(s, t), wanted)
 
 
 @pytest.mark.parametrize(("layer", "teacher_layer"), [("body", "wide"), ("tokens", "more")])
@@ -235,19 +235,21 @@ def test_attention_of_energy(layer: str, teacher_layer: str) -> None:
         return [value / math.sqrt(dot(values, values)) for value in values]
 
     differences = [less(look(x, n), look(y, n)) for n in range(6)]
-    is_number(Attention(layer, teacher_layers=teacher_layer).loss(s, t), mean([dot(d, d) for d in differences]))
+    is_number(AttentionTransfer(layer, teacher_layers=teacher_layer).loss(s, t), mean([dot(d, d) for d in differences]))
 
 
 def test_attention_of_probabilities() -> None:
     s, t = shown(), shown()
     ours, theirs = (x.attention["body"].flatten(0, 2).tolist() for x in (s, t))  # [batch · heads · queries, keys]
-    is_number(Attention("body", by="kl").loss(s, t), mean([kl(q, p) for p, q in zip(ours, theirs, strict=True)]))
+    is_number(
+        AttentionTransfer("body", by="kl").loss(s, t), mean([kl(q, p) for p, q in zip(ours, theirs, strict=True)])
+    )
     squares = [(a - b) ** 2 for p, q in zip(ours, theirs, strict=True) for a, b in zip(p, q, strict=True)]
-    is_number(Attention("body", by="mse").loss(s, t), mean(squares))
+    is_number(AttentionTransfer("body", by="mse").loss(s, t), mean(squares))
     averaged = Seen(t.output, {}, {"body": t.attention["body"].mean(1)})
     few = Seen(s.output, {}, {"body": s.attention["body"].mean(1, keepdim=True)})
     for by in ("kl", "mse"):
-        fewer = Attention("body", by=by)
+        fewer = AttentionTransfer("body", by=by)
         is_number(fewer.loss(s, averaged), fewer.loss(few, averaged).item())
 
 
@@ -281,7 +283,9 @@ def test_a_student_like_its_teacher_is_at_the_minimum(term: Term) -> None:
     loss.backward()
     assert abs(loss.item()) < 1e-5
     for grad in [x.grad for x in leaves(s) if x.grad is not None]:
-        if isinstance(term, Attention) and term.by == "kl":  # shares add up to 1: what lifts them all moves none
+        if (
+            isinstance(term, AttentionTransfer) and term.by == "kl"
+        ):  # shares add up to 1: what lifts them all moves none
             grad -= grad.mean(-1, keepdim=True)
         assert grad.abs().max() < 1e-3
 
@@ -333,7 +337,7 @@ def test_a_batch_of_one_is_taken(term: Term) -> None:
     assert all(x.grad is None or bool(x.grad.isfinite().all()) for x in leaves(s))
 
 
-@each(*(term for term in CASES if isinstance(term, Response | Decoupled | Correlation)))
+@each(*(term for term in CASES if isinstance(term, LogitKD | DKD | DIST)))
 def test_tokens_and_pixels_are_rows(term: Term) -> None:
     s, t, labels = torch.randn(2, 3, 4, 10), torch.randn(2, 3, 4, 10), torch.randint(10, (2, 3, 4))
     rows = term.loss(Seen(s.flatten(0, 2)), Seen(t.flatten(0, 2)), labels=labels.flatten())
@@ -359,13 +363,13 @@ def test_correlation_is_blind_to_scale_and_shift() -> None:
     close(comparisons.pearson(a * scale + shift, b), comparisons.pearson(a, b), atol=1e-5)
     close(comparisons.pearson(a * 1e-25, b), comparisons.pearson(a, b), atol=1e-5)
     logits = torch.randn(5, 10)
-    is_number(Correlation().loss(Seen(logits + shift), Seen(logits)), 0.0)
+    is_number(DIST().loss(Seen(logits + shift), Seen(logits)), 0.0)
 
 
 def test_correlation_makes_no_direction_of_rounding() -> None:
     """A head that starts at zero answers everything alike."""
     logits = torch.zeros(64, 1000, requires_grad=True)
-    Correlation().loss(Seen(logits), Seen(torch.randn(64, 1000))).backward()
+    DIST().loss(Seen(logits), Seen(torch.randn(64, 1000))).backward()
     assert logits.grad is not None and 0 < logits.grad.norm() < 1e3
 
 
@@ -373,14 +377,14 @@ def test_correlation_makes_no_direction_of_rounding() -> None:
 def test_relations_are_blind_to_scale_shift_and_rotation(by: str) -> None:
     x = torch.randn(6, 12)
     turned = 3 * (x @ torch.linalg.qr(torch.randn(12, 12))[0]) + torch.randn(12)
-    assert Relation("", by=by).loss(Seen(x), Seen(turned)).item() < 1e-8  # type: ignore[arg-type]
-    assert Relation("", by=by).loss(Seen(x), Seen(x[torch.randperm(6)])).item() > 1e-4  # type: ignore[arg-type]
+    assert RelationalKD("", by=by).loss(Seen(x), Seen(turned)).item() < 1e-8  # type: ignore[arg-type]
+    assert RelationalKD("", by=by).loss(Seen(x), Seen(x[torch.randperm(6)])).item() > 1e-4  # type: ignore[arg-type]
 
 
 def test_similarities_are_blind_to_scale_and_rotation() -> None:
     x = torch.randn(6, 12)
     turned = 3 * (x @ torch.linalg.qr(torch.randn(12, 12))[0])
-    assert Relation("", by="similarities").loss(Seen(x), Seen(turned)).item() < 1e-8
+    assert RelationalKD("", by="similarities").loss(Seen(x), Seen(turned)).item() < 1e-8
 
 
 def test_distances_survive_samples_far_from_zero() -> None:
@@ -392,18 +396,18 @@ def test_distances_survive_samples_far_from_zero() -> None:
 def test_energy_is_blind_to_scale() -> None:
     s = shown()
     louder = Seen(s.output, {path: 5 * x for path, x in s.taps.items()})
-    assert Attention("body").loss(s, louder).item() < 1e-8
+    assert AttentionTransfer("body").loss(s, louder).item() < 1e-8
 
 
 def test_several_teachers_are_followed_to_their_mean() -> None:
     """Terms of weight 1/n have the gradient of one term towards the mean of what the teachers answer."""
     s, teachers = torch.randn(6, 10, requires_grad=True), [torch.randn(6, 10) for _ in range(3)]
-    terms = [Response(weight=1 / 3, teacher=i) for i in range(3)]
+    terms = [LogitKD(weight=1 / 3, teacher=i) for i in range(3)]
     sum(term.weight * term.loss(Seen(s), Seen(teachers[term.teacher])) for term in terms).backward()  # type: ignore[union-attr]
     several = s.grad
     mixed = torch.stack([(t / 4).softmax(1) for t in teachers]).mean(0)
     s.grad = None
-    Response().loss(Seen(s), Seen(4 * mixed.log())).backward()
+    LogitKD().loss(Seen(s), Seen(4 * mixed.log())).backward()
     assert several is not None
     close(several, s.grad)
 
@@ -412,7 +416,7 @@ def test_several_teachers_are_followed_to_their_mean() -> None:
 
 
 def test_projections_are_made_where_widths_differ_and_learn() -> None:
-    hint = Hint(("body", "tokens", "body"), teacher_layers=("wide", "more", "large"))
+    hint = FitNet(("body", "tokens", "body"), teacher_layers=("wide", "more", "large"))
     s, t = shown(), shown()
     projection = hint.projection(s, t)
     assert isinstance(projection, nn.ModuleList)
@@ -427,7 +431,7 @@ def test_projections_are_made_where_widths_differ_and_learn() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
-    assert Hint("body").projection(s, t) is None
+    assert FitNet("body").projection(s, t) is None
 
 
 @pytest.mark.parametrize(
@@ -443,7 +447,7 @@ def test_projections_are_made_where_widths_differ_and_learn() -> None:
 def test_hints_take_every_layout(size: tuple[int, ...], teacher_size: tuple[int, ...], axis: int | None) -> None:
     s = Seen(torch.zeros(2, 3), {"a": torch.randn(2, *size)})
     t = Seen(torch.zeros(2, 3), {"a": torch.randn(2, *teacher_size)})
-    hint = Hint("a", channel_axis=axis)
+    hint = FitNet("a", channel_axis=axis)
     projection = hint.projection(s, t)
     assert isinstance(projection, nn.ModuleList) and projection[0].weight.shape == (5, 3)
     assert bool(hint.loss(s, t, projection).isfinite())
@@ -454,7 +458,7 @@ def test_attention_is_found_in_what_modules_return() -> None:
     outputs = [layer(x, x, x), layer(x, x, x, average_attn_weights=False)]
     assert [attention_of(output).shape for output in outputs] == [(3, 5, 5), (3, 2, 5, 5)]  # type: ignore[union-attr]
     s, t = (Seen(x, {}, {"layer": attention_of(output)}) for output in outputs)  # type: ignore[dict-item]
-    assert Attention("layer", by="kl").loss(s, t).item() == pytest.approx(0, abs=1e-6)
+    assert AttentionTransfer("layer", by="kl").loss(s, t).item() == pytest.approx(0, abs=1e-6)
     lstm = nn.LSTM(8, 8, batch_first=True)
     assert attention_of(x) is None
     assert attention_of(layer(x, x, x, need_weights=False)) is None
@@ -464,39 +468,41 @@ def test_attention_is_found_in_what_modules_return() -> None:
 def test_masked_keys_and_classes_add_nothing() -> None:
     mask = torch.tensor([0.0, 0.0, -torch.inf])
     s, t = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
-    loss = Response().loss(Seen(s + mask), Seen(t + mask))
+    loss = LogitKD().loss(Seen(s + mask), Seen(t + mask))
     loss.backward()
-    is_number(loss, Response().loss(Seen(s[:, :2]), Seen(t[:, :2])).item())
+    is_number(loss, LogitKD().loss(Seen(s[:, :2]), Seen(t[:, :2])).item())
     assert s.grad is not None and bool(s.grad.isfinite().all())
     ours, theirs = ((x + mask).softmax(1)[:, None] for x in (s, t))
     is_number(
-        Attention("a", by="kl").loss(Seen(s, {}, {"a": ours}), Seen(t, {}, {"a": theirs})),
+        AttentionTransfer("a", by="kl").loss(Seen(s, {}, {"a": ours}), Seen(t, {}, {"a": theirs})),
         comparisons.divergence(s[:, :2].log_softmax(1), t[:, :2].log_softmax(1)).mean().item(),
     )
 
 
 X = torch.zeros
 WRONG: list[tuple[Term, Seen, Seen, str]] = [
-    (Response(), Seen(X(8, 10)), Seen(X(8, 100)), r"\(8, 10\).*\(8, 100\); take a teacher of the same classes.*Hint"),
-    (Response(), Seen(X(8, 10)), Seen(X(4, 10)), r"\(8, 10\).*\(4, 10\); show both the same batch"),
-    (Correlation(), Seen(X(8, 1)), Seen(X(8, 1)), r'\(8, 1\) has one class.*Response\(by="mse"\)'),
-    (Response(), Seen(X(8)), Seen(X(8)), r'\(8,\) has one class.*Response\(by="mse"\)'),
-    (Response(axis=2), Seen(X(8, 3)), Seen(X(8, 3)), r"\(8, 3\) has no classes on axis 2; give axis"),
-    (Hint("a"), Seen(X(8, 3)), Seen(X(8, 3)), "Hint, student: 'a' showed nothing"),
-    (Hint("a"), Seen(X(8, 3), {"a": X(8, 3)}), Seen(X(8, 3), {"b": X(8, 3)}), "Hint, teacher: 'a' showed nothing"),
-    (Hint(""), Seen(X(8, 3)), Seen(X(4, 3)), r"Hint, 'output'.*\(8, 3\).*\(4, 3\); tap modules that see one row"),
-    (Hint(""), Seen(X(8, 3)), Seen(X(8, 5)), r"\(8, 3\).*\(8, 5\); give the projection"),
-    (Hint(""), Seen(X(8)), Seen(X(8)), r"\(8,\) has no channels on axis -1; give channel_axis"),
-    (Hint(""), Seen(X(8, 3, 4)), Seen(X(8, 5, 4)), r"\(8, 4, 3\).*\(8, 4, 5\); give both the same tokens"),
-    (Hint(""), Seen(X(8, 3, 2, 2)), Seen(X(8, 4, 3)), r"\(8, 3, 2, 2\).*tap layers of like outputs"),
-    (Attention(""), Seen(X(8, 3)), Seen(X(8, 3)), r"\(8, 3\).*nowhere to look"),
-    (Attention("a", by="kl"), Seen(X(8, 3)), Seen(X(8, 3)), "no attention probabilities .*attn_implementation"),
+    (LogitKD(), Seen(X(8, 10)), Seen(X(8, 100)), r"\(8, 10\).*\(8, 100\); take a teacher of the same classes.*FitNet"),
+    (LogitKD(), Seen(X(8, 10)), Seen(X(4, 10)), r"\(8, 10\).*\(4, 10\); show both the same batch"),
+    (DIST(), Seen(X(8, 1)), Seen(X(8, 1)), r'\(8, 1\) has one class.*LogitKD\(by="mse"\)'),
+    (LogitKD(), Seen(X(8)), Seen(X(8)), r'\(8,\) has one class.*LogitKD\(by="mse"\)'),
+    (LogitKD(axis=2), Seen(X(8, 3)), Seen(X(8, 3)), r"\(8, 3\) has no classes on axis 2; give axis"),
+    (FitNet("a"), Seen(X(8, 3)), Seen(X(8, 3)), "FitNet, student: 'a' showed nothing"),
+    (FitNet("a"), Seen(X(8, 3), {"a": X(8, 3)}), Seen(X(8, 3), {"b": X(8, 3)}), "FitNet, teacher: 'a' showed nothing"),
+    (FitNet(""), Seen(X(8, 3)), Seen(X(4, 3)), r"FitNet, 'output'.*\(8, 3\).*\(4, 3\); tap modules that see one row"),
+    (FitNet(""), Seen(X(8, 3)), Seen(X(8, 5)), r"\(8, 3\).*\(8, 5\); give the projection"),
+    (FitNet(""), Seen(X(8)), Seen(X(8)), r"\(8,\) has no channels on axis -1; give channel_axis"),
+    (FitNet(""), Seen(X(8, 3, 4)), Seen(X(8, 5, 4)), r"\(8, 4, 3\).*\(8, 4, 5\); give both the same tokens"),
+    (FitNet(""), Seen(X(8, 3, 2, 2)), Seen(X(8, 4, 3)), r"\(8, 3, 2, 2\).*tap layers of like outputs"),
+    (AttentionTransfer(""), Seen(X(8, 3)), Seen(X(8, 3)), r"\(8, 3\).*nowhere to look"),
+    (AttentionTransfer("a", by="kl"), Seen(X(8, 3)), Seen(X(8, 3)), "no attention probabilities .*attn_implementation"),
     (
-        Attention("a", by="mse"), Seen(X(8, 3), {}, {"a": X(8, 2, 5, 5)}), Seen(X(8, 3), {}, {"a": X(8, 2, 4, 4)}),
+        AttentionTransfer("a", by="mse"),
+        Seen(X(8, 3), {}, {"a": X(8, 2, 5, 5)}),
+        Seen(X(8, 3), {}, {"a": X(8, 2, 4, 4)}),
         r"\(8, 2, 5, 5\).*\(8, 2, 4, 4\); give both models the same tokens",
     ),
     (
-        Relation(("a", "b"), by="flow"), Seen(X(8, 3), {"a": X(8, 3), "b": X(8, 4)}),
+        RelationalKD(("a", "b"), by="flow"), Seen(X(8, 3), {"a": X(8, 3), "b": X(8, 4)}),
         Seen(X(8, 3), {"a": X(8, 5), "b": X(8, 4)}), r"\(8, 3, 4\).*\(8, 5, 4\).*similarities",
     ),
 ]  # fmt: skip
@@ -521,24 +527,27 @@ def test_what_does_not_fit_is_refused_with_both_shapes_and_a_remedy(
 )
 def test_labels_that_do_not_fit_are_refused(labels: Tensor, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
-        Decoupled().loss(Seen(X(8, 10)), Seen(X(8, 10)), labels=labels)
+        DKD().loss(Seen(X(8, 10)), Seen(X(8, 10)), labels=labels)
 
 
 @pytest.mark.parametrize(
     ("make", "hint"),
     [
-        (lambda: Response(by="lk"), r"Response\.by: is 'lk'; did you mean 'kl'"),
-        (lambda: Relation("a", by="angle"), "did you mean 'angles'"),
-        (lambda: Response(0.0), r"Response\.temperature: is 0\.0; give a finite number above 0"),
-        (lambda: Response("4"), r"Response\.temperature: is '4'"),
-        (lambda: Response(weight=-1), r"Response\.weight"),
-        (lambda: Decoupled(beta=math.nan), r"Decoupled\.beta"),
-        (lambda: Response(teacher=-1), "counted from 0"),
-        (lambda: Hint(()), r"Hint\.layers: names no layer"),
-        (lambda: Hint(("a", "b"), teacher_layers="c"), r"Hint\.teacher_layers: names 1 layers where the student has 2"),
-        (lambda: Relation("a", by="flow"), "flow is between two layers; name both"),
-        (lambda: from_plain({"kind": "Response", "temprature": 2}, TERMS), "did you mean 'temperature'"),
-        (lambda: from_plain({"kind": "Hints", "layers": "a"}, TERMS), "did you mean 'Hint'"),
+        (lambda: LogitKD(by="lk"), r"LogitKD\.by: is 'lk'; did you mean 'kl'"),
+        (lambda: RelationalKD("a", by="angle"), "did you mean 'angles'"),
+        (lambda: LogitKD(0.0), r"LogitKD\.temperature: is 0\.0; give a finite number above 0"),
+        (lambda: LogitKD("4"), r"LogitKD\.temperature: is '4'"),
+        (lambda: LogitKD(weight=-1), r"LogitKD\.weight"),
+        (lambda: DKD(beta=math.nan), r"DKD\.beta"),
+        (lambda: LogitKD(teacher=-1), "counted from 0"),
+        (lambda: FitNet(()), r"FitNet\.layers: names no layer"),
+        (
+            lambda: FitNet(("a", "b"), teacher_layers="c"),
+            r"FitNet\.teacher_layers: names 1 layers where the student has 2",
+        ),
+        (lambda: RelationalKD("a", by="flow"), "flow is between two layers; name both"),
+        (lambda: from_plain({"kind": "LogitKD", "temprature": 2}, TERMS), "did you mean 'temperature'"),
+        (lambda: from_plain({"kind": "FitNets", "layers": "a"}, TERMS), "did you mean 'FitNet'"),
     ],
 )
 def test_knobs_that_mean_nothing_are_refused(make: Callable[[], Term], hint: str) -> None:
@@ -550,16 +559,16 @@ def test_taps_that_the_model_has_not_are_refused_with_the_nearest() -> None:
     model = nn.Sequential()
     for i in range(20):
         model.add_module(f"layer{i}", nn.Linear(2, 2))
-    check_taps(model, ["layer3", "", "layer19"], "Hint")
+    check_taps(model, ["layer3", "", "layer19"], "FitNet")
     with pytest.raises(
-        RecipeError, match=r"Hint, student: there is no module 'layr7'; did you mean 'layer7'"
+        RecipeError, match=r"FitNet, student: there is no module 'layr7'; did you mean 'layer7'"
     ) as caught:
-        check_taps(model, ["layr7"], "Hint, student")
+        check_taps(model, ["layr7"], "FitNet, student")
     assert str(caught.value).count("layer") < 12
 
 
 def test_taps_are_named_once_for_each_side() -> None:
-    term = Relation(("a", ""), teacher_layers=("b", ""))
+    term = RelationalKD(("a", ""), teacher_layers=("b", ""))
     assert (term.student_taps, term.teacher_taps) == (("a",), ("b",))
-    assert (Hint("a").student_taps, Hint("a").teacher_taps) == (("a",), ("a",))
-    assert Response().student_taps == Response().teacher_taps == ()
+    assert (FitNet("a").student_taps, FitNet("a").teacher_taps) == (("a",), ("a",))
+    assert LogitKD().student_taps == LogitKD().teacher_taps == ()

@@ -15,24 +15,24 @@ from lilliput.encodings import (
     ENCODINGS,
     NF4,
     BFloat16,
+    Blockwise,
+    Codebook,
     Encoding,
     Exponent8,
     Fixed,
     Float16,
     Int,
-    Levels,
-    Log,
     LowRank,
     MiniFloat,
+    PowerOfTwo,
     Signs,
     Sparse,
-    Tiles,
     mxfp4,
 )
 from lilliput.encodings.blocks import Blocked
+from lilliput.encodings.codebook import lloyd
 from lilliput.encodings.encoding import Encoded
 from lilliput.encodings.grids import Grid
-from lilliput.encodings.levels import lloyd
 from lilliput.encodings.scales import scale_of
 from lilliput.errors import EncodingError, LilliputError, RecipeError
 from lilliput.plain import from_plain, to_plain
@@ -57,15 +57,15 @@ SPREADS: list[dict[str, Any]] = [
     {"group": 4, "axis": 1},
 ]
 LEVELS = [
-    Levels(n, zero=zero, held=held, **where)
+    Codebook(n, zero=zero, held=held, **where)
     for n, zero, held, where in itertools.product((2, 5, 16), (True, False), (None, Float16()), SPREADS)
 ]
 GRIDS: list[Grid] = [
     make(**where, scale=scale)
     for make, where, scale in itertools.product(
         (
-            *(lambda bits=bits, **rest: Log(bits, **rest) for bits in (2, 4)),
-            *(lambda bits=bits, **rest: Log(bits, terms=2, **rest) for bits in (3, 6)),
+            *(lambda bits=bits, **rest: PowerOfTwo(bits, **rest) for bits in (2, 4)),
+            *(lambda bits=bits, **rest: PowerOfTwo(bits, terms=2, **rest) for bits in (3, 6)),
             *(lambda n=n, **rest: Signs(n, **rest) for n in (2, 3, 4)),
             NF4,
             *(lambda name=name, **rest: MiniFloat(name, **rest) for name in ("e4m3", "e5m2", "e2m1")),
@@ -76,7 +76,7 @@ GRIDS: list[Grid] = [
 ]
 FIXED = [Fixed(m, n) for m, n in ((0, 1), (0, 7), (3, 4), (4, 4), (0, 15), (9, 6), (2, 0))]
 TILES = [
-    Tiles(bits, channels, group, axis=axis, scale=scale)
+    Blockwise(bits, channels, group, axis=axis, scale=scale)
     for bits, (channels, group), (axis, scale) in itertools.product(
         (2, 4, 8), ((1, 4), (4, 4), (2, None), (1, None)), ((0, None), (1, Float16()), (0, Exponent8()))
     )
@@ -89,7 +89,7 @@ LOW_RANKS = [
         (4, Float16()),
         (2, Int(8, symmetric=True)),
         (4, Int(4, group=4, symmetric=True)),
-        (3, Levels(8)),
+        (3, Codebook(8)),
     )
 ]
 ALL = [
@@ -105,9 +105,9 @@ ALL = [
     *TILES,
     *LOW_RANKS,
     Int(1, symmetric=False),
-    Log(3, signed=False),
-    Log(4, terms=2, signed=False, group=4),
-    Sparse(Levels(16)),
+    PowerOfTwo(3, signed=False),
+    PowerOfTwo(4, terms=2, signed=False, group=4),
+    Sparse(Codebook(16)),
     Sparse(Signs(3, group=4)),
 ]
 assert {type(encoding) for encoding in ALL} | {Exponent8} == set(ENCODINGS.values()), (
@@ -125,8 +125,8 @@ def sample(shape: tuple[int, ...]) -> Tensor:
 
 def block_of(index: tuple[int, ...], shape: tuple[int, ...], encoding: Blocked) -> tuple[int, ...]:
     """Where the scale of the element at `index` stands among the scales."""
-    high = encoding.channels if isinstance(encoding, Tiles) else 1
-    if encoding.per == "tensor" or (isinstance(encoding, Levels) and encoding.per is encoding.group is None):
+    high = encoding.channels if isinstance(encoding, Blockwise) else 1
+    if encoding.per == "tensor" or (isinstance(encoding, Codebook) and encoding.per is encoding.group is None):
         return ()
     channel = index[encoding.axis]
     if encoding.group is None:
@@ -156,18 +156,18 @@ def reference(encoded: Encoded) -> Tensor:
     for index in itertools.product(*map(range, encoded.shape)):
         block, code = block_of(index, encoded.shape, encoding), int(parts["codes"][index])
         offset = int(parts["offset"][block]) if "offset" in parts else 0
-        if isinstance(encoding, Levels):
+        if isinstance(encoding, Codebook):
             out[index] = parts["levels"][block][code].double()
         elif isinstance(encoding, Grid):
             out[index] = encoding.table()[code] * parts["scale"][block].double()
-        elif isinstance(encoding, Tiles):
+        elif isinstance(encoding, Blockwise):
             out[index] = tile_numbers(encoding, parts, block)[code]
         else:
             out[index] = (code - offset) * parts["scale"][block].double()
     return out
 
 
-def tile_numbers(encoding: Tiles, parts: dict[str, Tensor], block: tuple[int, ...]) -> list[float]:
+def tile_numbers(encoding: Blockwise, parts: dict[str, Tensor], block: tuple[int, ...]) -> list[float]:
     """The numbers of one tile, by hand."""
     steps, scale = 2 ** (encoding.bits - 1) - 1, parts["scale"][block].item()
     sizes = [2.0**-i for i in range(steps)] if parts["choice"][block] else [i / steps for i in range(steps, 0, -1)]
@@ -235,7 +235,7 @@ def test_every_element_gets_its_nearest_number(encoding: Blocked) -> None:
         block = block_of(index, (12, 8), encoding)
         if isinstance(encoding, Grid):
             numbers = [number * parts["scale"][block].item() for number in encoding.table() if not math.isnan(number)]
-        elif isinstance(encoding, Tiles):
+        elif isinstance(encoding, Blockwise):
             numbers = tile_numbers(encoding, parts, block)
         elif isinstance(encoding, Fixed):
             step = 2.0**-encoding.n
@@ -344,14 +344,14 @@ def bits_by_hand(encoding: Encoding, shape: tuple[int, ...]) -> int:
         return 16 * math.prod(shape)
     blocks = len({block_of(index, shape, encoding) for index in itertools.product(*map(range, shape))})
     whole = math.prod(shape)
-    if isinstance(encoding, Levels):
+    if isinstance(encoding, Codebook):
         return math.ceil(math.log2(encoding.n)) * whole + held_in(encoding.held, blocks * encoding.n)
     if isinstance(encoding, Grid):
         return math.ceil(math.log2(len(encoding.table()))) * whole + held_in(encoding.scale, blocks)
     if isinstance(encoding, Fixed):
         bits = 1 + encoding.m + encoding.n
         return bits * whole + 32 + (8 if 8 < bits < 16 else 0)
-    if isinstance(encoding, Tiles):
+    if isinstance(encoding, Blockwise):
         return encoding.bits * whole + held_in(encoding.scale, blocks) + blocks
     assert isinstance(encoding, Int)
     offsets = 0 if encoding.symmetric else encoding.bits * blocks
@@ -444,12 +444,12 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: Int(8, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
         (lambda: Int(8, axis=2).represent(torch.randn(2, 2)), "axis"),
         (lambda: Float16().represent(torch.tensor([1e6])), "BFloat16"),
-        (lambda: Levels(1), "2 to 256"),
-        (lambda: Levels(16, held=3), "Float16"),  # type: ignore[arg-type]
-        (lambda: Levels(16, zero=0), "True or False"),  # type: ignore[arg-type]
-        (lambda: Log(9), "2 to 8"),
-        (lambda: Log(4, terms=3), "1 or 2"),
-        (lambda: Log(2, terms=2), "at least 3"),
+        (lambda: Codebook(1), "2 to 256"),
+        (lambda: Codebook(16, held=3), "Float16"),  # type: ignore[arg-type]
+        (lambda: Codebook(16, zero=0), "True or False"),  # type: ignore[arg-type]
+        (lambda: PowerOfTwo(9), "2 to 8"),
+        (lambda: PowerOfTwo(4, terms=3), "1 or 2"),
+        (lambda: PowerOfTwo(2, terms=2), "at least 3"),
         (lambda: Signs(5), "2, 3 or 4"),
         (lambda: Signs(3, group=0), "positive"),
         (lambda: MiniFloat("e4m4"), "did you mean 'e4m3'"),  # type: ignore[arg-type]
@@ -462,22 +462,22 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: Fixed(-1, 8), "0 or more"),
         (lambda: Fixed(1, "8"), "0 or more"),  # type: ignore[arg-type]
         (lambda: Fixed(4, 8).for_value(), "at most 8"),
-        (lambda: Tiles(1), "2 to 8"),
-        (lambda: Tiles(4, channels=0), "positive"),
-        (lambda: Tiles(4, group=0), "positive"),
-        (lambda: Tiles(4, channels=5, group=4).represent(torch.randn(8, 8)), "channels=4"),
-        (lambda: Tiles(4, group=32).represent(torch.randn(8, 27)), "group=27"),
-        (lambda: Tiles(4, channels=2).for_value(), "channels=1"),
-        (lambda: Log(4, group=8).for_value(), "dynamic=True"),
-        (lambda: Log(4, per="channel").for_value(), "tensor"),
-        (lambda: Log(4, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
-        (lambda: Log(4, signed=1), "True, False or None"),  # type: ignore[arg-type]
-        (lambda: Levels(4).for_value(), "Int(8)"),
-        (lambda: Int(4, group=4, scale=Levels(8)), "Exponent8"),
+        (lambda: Blockwise(1), "2 to 8"),
+        (lambda: Blockwise(4, channels=0), "positive"),
+        (lambda: Blockwise(4, group=0), "positive"),
+        (lambda: Blockwise(4, channels=5, group=4).represent(torch.randn(8, 8)), "channels=4"),
+        (lambda: Blockwise(4, group=32).represent(torch.randn(8, 27)), "group=27"),
+        (lambda: Blockwise(4, channels=2).for_value(), "channels=1"),
+        (lambda: PowerOfTwo(4, group=8).for_value(), "dynamic=True"),
+        (lambda: PowerOfTwo(4, per="channel").for_value(), "tensor"),
+        (lambda: PowerOfTwo(4, dynamic=True).represent(torch.randn(2, 2)), "activations only"),
+        (lambda: PowerOfTwo(4, signed=1), "True, False or None"),  # type: ignore[arg-type]
+        (lambda: Codebook(4).for_value(), "Int(8)"),
+        (lambda: Int(4, group=4, scale=Codebook(8)), "Exponent8"),
         (lambda: Int(4, group=4, scale=Int(8, dynamic=True)), "Exponent8"),
         (lambda: Int(4, scale=Int(8)), "group="),
-        (lambda: Log(4, group=4, scale=Int(8)), "Exponent8"),
-        (lambda: Tiles(4, group=4, scale=Log(4)), "Exponent8"),
+        (lambda: PowerOfTwo(4, group=4, scale=Int(8)), "Exponent8"),
+        (lambda: Blockwise(4, group=4, scale=PowerOfTwo(4)), "Exponent8"),
         (lambda: LowRank(0), "1 or more"),
         (lambda: LowRank(2.0), "1 or more"),  # type: ignore[arg-type]
         (lambda: LowRank(2, Sparse()), "Int(8)"),
@@ -554,15 +554,15 @@ def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> Non
     [
         (Int(8), {"codes": torch.zeros(8, 4, dtype=torch.int8)}, "for a tensor of"),
         (Int(8), {"scale": torch.zeros(3)}, "for 4 blocks"),
-        (Levels(4), {"codes": torch.full((4, 8), 9, dtype=torch.uint8)}, "the code 9 of 4"),
-        (Levels(4), {"codes": torch.full((4, 8), -1, dtype=torch.int8)}, "codes of torch.int8"),
-        (Levels(4, group=4), {"levels": torch.zeros(4)}, "for 8 blocks"),
+        (Codebook(4), {"codes": torch.full((4, 8), 9, dtype=torch.uint8)}, "the code 9 of 4"),
+        (Codebook(4), {"codes": torch.full((4, 8), -1, dtype=torch.int8)}, "codes of torch.int8"),
+        (Codebook(4, group=4), {"levels": torch.zeros(4)}, "for 8 blocks"),
         (Signs(3), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 3"),
         (NF4(), {"scale": torch.zeros(3)}, "for 4 blocks"),
-        (Tiles(3, 2, 4), {"scale": torch.zeros(4, 2)}, "for 4 blocks"),
-        (Tiles(3, 2, 4), {"choice": torch.zeros(4, dtype=torch.uint8)}, "for 4 blocks"),
-        (Tiles(3, 2, 4), {"choice": torch.full((2, 2), 2, dtype=torch.uint8)}, "neither 0 nor 1"),
-        (Tiles(3, 2, 4), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 7"),
+        (Blockwise(3, 2, 4), {"scale": torch.zeros(4, 2)}, "for 4 blocks"),
+        (Blockwise(3, 2, 4), {"choice": torch.zeros(4, dtype=torch.uint8)}, "for 4 blocks"),
+        (Blockwise(3, 2, 4), {"choice": torch.full((2, 2), 2, dtype=torch.uint8)}, "neither 0 nor 1"),
+        (Blockwise(3, 2, 4), {"codes": torch.full((4, 8), 7, dtype=torch.uint8)}, "the code 7 of 7"),
         (Fixed(1, 3), {"scale": torch.tensor(0.5)}, "2\\^-3"),
         (Fixed(1, 9), {"codes": torch.zeros(4, 8, dtype=torch.int8)}, "int16"),
         (LowRank(3), {"left": torch.zeros(4, 2)}, "for a tensor of"),

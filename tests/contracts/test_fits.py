@@ -15,8 +15,8 @@ from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.encodings import ENCODINGS, Encoding, Int, Levels, Log, Tiles
-from lilliput.encodings.levels import interval_levels, lloyd, quantile_levels
+from lilliput.encodings import ENCODINGS, Blockwise, Codebook, Encoding, Int, PowerOfTwo
+from lilliput.encodings.codebook import interval_levels, lloyd, quantile_levels
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
@@ -29,18 +29,18 @@ from lilliput.techniques.rounding import ROUNDINGS, Rounding
 from lilliput.techniques.statistics import Observe, Statistics
 
 SAMPLES: dict[str, Encoding] = {
-    "Float16": lp.Float16(),
-    "BFloat16": lp.BFloat16(),
+    "Float16": lp.formats.Float16(),
+    "BFloat16": lp.formats.BFloat16(),
     "Int": lp.Int(4),
-    "Fixed": lp.Fixed(2, 5),
-    "Levels": lp.Levels(8),
-    "Log": lp.Log(4),
-    "Signs": lp.Signs(3),
-    "NF4": lp.NF4(),
-    "MiniFloat": lp.MiniFloat("e2m1"),
-    "Tiles": lp.Tiles(4, group=8),
-    "LowRank": lp.LowRank(4),
-    "Sparse": lp.Sparse(lp.Int(4)),
+    "Fixed": lp.formats.Fixed(2, 5),
+    "Codebook": lp.formats.Codebook(8),
+    "PowerOfTwo": lp.formats.PowerOfTwo(4),
+    "Signs": lp.formats.Signs(3),
+    "NF4": lp.formats.NF4(),
+    "MiniFloat": lp.formats.MiniFloat("e2m1"),
+    "Blockwise": lp.formats.Blockwise(4, group=8),
+    "LowRank": lp.formats.LowRank(4),
+    "Sparse": lp.formats.Sparse(lp.Int(4)),
     "Exponent8": ENCODINGS["Exponent8"](),
 }
 assert SAMPLES.keys() == ENCODINGS.keys(), "a format that no combination is checked on"
@@ -58,7 +58,7 @@ def driven(step: lp.Quantize) -> Driver:
         example=example,
         dynamic=axes,
         calibrate=Batches.checked(inputs, "calibrate", example, axes),
-        target=lp.OnnxRuntime(threads=1),
+        target=lp.targets.OnnxRuntime(threads=1),
         store=Store(),
         environment="",
     )
@@ -84,7 +84,7 @@ def test_what_is_in_the_table_works_and_all_else_is_refused_by_name(name: str, u
             if use == "weights"
             else {"weights": Int(8), "activations": encoding, "calibration": kind()}
         )
-        inner = encoding.values if isinstance(encoding, lp.Sparse) else encoding
+        inner = encoding.values if isinstance(encoding, lp.formats.Sparse) else encoding
         if fit in allowed or (name == "Sparse" and use == "weights" and fit in ("MinMax", "Percentile", "MSE", "HQQ")):
             model = driven(lp.Quantize(**fields)).model
             if use == "weights":
@@ -127,16 +127,20 @@ def of(points: Tensor, counts: Tensor) -> Statistics:
     return seen
 
 
-@pytest.mark.parametrize("grid", [lp.Log(4), lp.NF4(), lp.MiniFloat("e4m3"), lp.Tiles(4, group=None)], ids=repr)
+@pytest.mark.parametrize(
+    "grid",
+    [lp.formats.PowerOfTwo(4), lp.formats.NF4(), lp.formats.MiniFloat("e4m3"), lp.formats.Blockwise(4, group=None)],
+    ids=repr,
+)
 def test_the_largest_element_meets_the_largest_number(grid: Any) -> None:
     x = torch.randn(4, 64)
     top = max(number for number in (grid.table() if hasattr(grid, "table") else (1.0,)) if not math.isnan(number))
-    scale = lp.MinMax().fit(x, grid)["scale"]
+    scale = lp.ranges.MinMax().fit(x, grid)["scale"]
     close(scale * top, x.abs().amax(1))
-    assert bool((lp.Percentile(90).fit(x, grid)["scale"] < scale).all())
+    assert bool((lp.ranges.Percentile(90).fit(x, grid)["scale"] < scale).all())
 
 
-@pytest.mark.parametrize("name", ["Int", "Log", "Signs", "NF4", "MiniFloat", "Tiles"])
+@pytest.mark.parametrize("name", ["Int", "PowerOfTwo", "Signs", "NF4", "MiniFloat", "Blockwise"])
 def test_no_range_has_less_error_than_the_squared_error_fit(name: str) -> None:
     x = torch.randn(8, 64)
     encoding = SAMPLES[name].for_weight()
@@ -144,17 +148,23 @@ def test_no_range_has_less_error_than_the_squared_error_fit(name: str) -> None:
     def error(fit: Any) -> float:
         return float((encoding.represent(x, fit.fit(x, encoding)).decode() - x).square().sum())
 
-    assert error(lp.MSE()) <= min(error(lp.MinMax()), error(lp.Percentile(99)), error(lp.Percentile(95)))
+    assert error(lp.ranges.MSE()) <= min(
+        error(lp.ranges.MinMax()), error(lp.ranges.Percentile(99)), error(lp.ranges.Percentile(95))
+    )
 
 
 def test_a_histogram_is_fitted_as_its_points_are() -> None:
     points, counts = torch.tensor([-2.0, -0.5, 0.25, 1.0, 4.0]), torch.tensor([3, 40, 50, 20, 1])
     whole = points.repeat_interleave(counts)[None]
-    for grid in (lp.Log(4, per="tensor"), lp.Signs(2, per="tensor"), lp.NF4(per="tensor")):
-        mine = lp.MSE().of_value(of(points, counts), grid)["scale"]
+    for grid in (
+        lp.formats.PowerOfTwo(4, per="tensor"),
+        lp.formats.Signs(2, per="tensor"),
+        lp.formats.NF4(per="tensor"),
+    ):
+        mine = lp.ranges.MSE().of_value(of(points, counts), grid)["scale"]
         errors = [
             float((grid.represent(whole, {"scale": scale}).decode() - whole).square().sum())
-            for scale in (mine, lp.MSE().fit(whole, grid)["scale"])
+            for scale in (mine, lp.ranges.MSE().fit(whole, grid)["scale"])
         ]
         assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-4)
 
@@ -209,7 +219,7 @@ def test_entropy_takes_the_range_of_least_divergence() -> None:
     points = torch.linspace(0.01, 6.0, 600)
     counts = (1e5 * torch.exp(-points) * (points < 4)).round()
     counts[-1] = 3  # far away
-    fit = lp.Entropy(steps=16, smallest=0.2)
+    fit = lp.ranges.Entropy(steps=16, smallest=0.2)
     encoding = Int(3, symmetric=False, per="tensor")
     low, high = fit.find(points[None], counts[None].double(), encoding)
     tried = [6.0 * share for share in torch.linspace(1.0, 0.2, 16).tolist()]
@@ -224,24 +234,24 @@ def test_entropy_is_not_swayed_by_what_is_zero() -> None:
     few.update(x)
     many.update(torch.cat([x, torch.zeros(200000)]))
     encoding = Int(8, symmetric=False, per="tensor")
-    assert lp.Entropy().of_value(few, encoding)["scale"] == lp.Entropy().of_value(many, encoding)["scale"]
+    assert lp.ranges.Entropy().of_value(few, encoding)["scale"] == lp.ranges.Entropy().of_value(many, encoding)["scale"]
 
 
 def test_values_that_never_lie_below_zero_get_powers_of_two_above_it() -> None:
-    model = driven(lp.Quantize(activations=Log(4, terms=2))).model
+    model = driven(lp.Quantize(activations=PowerOfTwo(4, terms=2))).model
     signed = {name: held.encoding.signed for name, held in value_encodings(model).items()}  # type: ignore[attr-defined]
     assert signed == {"0:linear#0@0": True, "2:linear#0@0": False}
 
 
 def test_shared_levels_are_levels_by_another_name() -> None:
-    step = lp.Share(5, per="channel", fit=lp.Quantiles())
-    same = lp.Quantize(weights=Levels(5, per="channel"), fit=lp.Quantiles())
+    step = lp.techniques.Share(5, per="channel", fit=lp.ranges.Quantiles())
+    same = lp.Quantize(weights=Codebook(5, per="channel"), fit=lp.ranges.Quantiles())
     recipe = lp.Recipe([step])
     assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
     ours, theirs = (driven(of).model.state_dict() for of in (step, same))  # type: ignore[arg-type]
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    with pytest.raises(RecipeError, match="Levels"):
-        lp.Share(4, fit=lp.MinMax())
+    with pytest.raises(RecipeError, match="Codebook"):
+        lp.techniques.Share(4, fit=lp.ranges.MinMax())
 
 
 def test_a_tile_takes_the_grid_that_errs_less() -> None:
@@ -250,7 +260,7 @@ def test_a_tile_takes_the_grid_that_errs_less() -> None:
         torch.tensor([0.0, *(2.0**-i for i in range(7)), *(-(2.0**-i) for i in range(7))]),
     )
     x = torch.stack([steps, powers])
-    encoded = Tiles(4, group=15).represent(x)
+    encoded = Blockwise(4, group=15).represent(x)
     assert encoded.parts["choice"].tolist() == [[0], [1]]  # type: ignore[union-attr]
     close(encoded.decode(), x)
 
@@ -294,9 +304,9 @@ def test_what_is_counted_does_not_depend_on_the_size_of_batches(size: int) -> No
         parts.update(part, share=size / len(x))
     assert int(parts.counts.sum()) == pytest.approx(int(whole.counts.sum()), rel=0.5)
     encoding = Int(8, per="tensor")
-    found = [lp.MSE().of_value(seen, encoding) for seen in (whole, parts)]
+    found = [lp.ranges.MSE().of_value(seen, encoding) for seen in (whole, parts)]
     errors = [float((encoding.represent(x, fit).decode() - x).square().mean()) for fit in found]
-    best = float((encoding.represent(x, lp.MSE().fit(x, encoding)).decode() - x).square().mean())
+    best = float((encoding.represent(x, lp.ranges.MSE().fit(x, encoding)).decode() - x).square().mean())
     assert errors == pytest.approx([best, best], rel=0.05)
 
 

@@ -11,7 +11,19 @@ from compared import close
 from torch import Tensor
 
 import lilliput as lp
-from lilliput.encodings import NF4, BFloat16, Encoding, Float16, Int, Levels, Log, MiniFloat, Signs, Sparse, mxfp4
+from lilliput.encodings import (
+    NF4,
+    BFloat16,
+    Codebook,
+    Encoding,
+    Float16,
+    Int,
+    MiniFloat,
+    PowerOfTwo,
+    Signs,
+    Sparse,
+    mxfp4,
+)
 from lilliput.errors import RecipeError
 from lilliput.techniques.hqq import HQQ, least_squares, shrunk
 from lilliput.techniques.ranges import MSE
@@ -22,8 +34,8 @@ ENCODINGS: tuple[Encoding, ...] = (
     Int(3, symmetric=False, group=32),
     Int(4, symmetric=False, per="tensor", scale=Float16()),
     Int(4, axis=1),
-    Log(4),
-    Log(5, terms=2, group=32, scale=BFloat16()),
+    PowerOfTwo(4),
+    PowerOfTwo(5, terms=2, group=32, scale=BFloat16()),
     Signs(2),
     Signs(3, per="tensor"),
     NF4(group=64),
@@ -68,7 +80,7 @@ def test_most_weights_are_met_better_than_by_least_squares() -> None:
     assert errors[0].median() < 0.98 * errors[1].median()
 
 
-@pytest.mark.parametrize("encoding", [Float16(), Levels(8), Sparse(Float16())], ids=repr)
+@pytest.mark.parametrize("encoding", [Float16(), Codebook(8), Sparse(Float16())], ids=repr)
 def test_what_has_no_scale_is_refused(encoding: Encoding) -> None:
     with pytest.raises(RecipeError, match=r"HQQ\(\) for weights as"):
         lp.Quantize(weights=encoding, fit=HQQ())
@@ -114,7 +126,7 @@ def test_a_step_takes_it() -> None:
         net,
         lp.Recipe([lp.Quantize(weights=Int(4, group=32), fit=HQQ())]),
         calibrate=[torch.randn(4, 64)],
-        target=lp.OnnxRuntime(seconds=1),
+        target=lp.targets.OnnxRuntime(seconds=1),
     )
     exact = net[0].weight.detach()
     found = small.model.get_submodule("0").weight

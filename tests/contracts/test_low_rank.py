@@ -92,7 +92,7 @@ def driven(steps: list[Technique], net: nn.Module | None = None, x: Tensor | Non
         example=example,
         dynamic=dynamic_axes(example, None),
         calibrate=None,
-        target=lp.OnnxRuntime(threads=1),
+        target=lp.targets.OnnxRuntime(threads=1),
         store=Store(),
         environment="",
     )
@@ -102,7 +102,7 @@ def driven(steps: list[Technique], net: nn.Module | None = None, x: Tensor | Non
 
 
 def test_every_layer_is_factorized_or_listed_with_the_reason() -> None:
-    driver = driven([lp.Factorize(8, where=("*", "!body"))])
+    driver = driven([lp.techniques.Factorize(8, where=("*", "!body"))])
     told = driver.told.skipped
     assert {path: encoding_of(driver.model, f"{path}.weight") for path in ("wide", "conv")} == {
         "wide": LowRank(8),
@@ -122,7 +122,10 @@ def test_each_way_to_say_how_far_gives_the_ranks_that_it_says() -> None:
     for multiple in (1, 8):
         kept, cut = (
             driven([step], net, x)
-            for step in (lp.Factorize(energy=0.9, multiple=multiple), lp.Factorize(amount=0.6, multiple=multiple))
+            for step in (
+                lp.techniques.Factorize(energy=0.9, multiple=multiple),
+                lp.techniques.Factorize(amount=0.6, multiple=multiple),
+            )
         )
         for path in ("0.weight", "1.weight", "2.weight"):
             weight = net.get_parameter(path).detach().flatten(1)
@@ -147,29 +150,35 @@ def test_the_rank_that_keeps_energy_is_the_least() -> None:
 
 
 def test_a_later_format_is_that_of_the_factors() -> None:
-    first = driven([lp.Factorize(8)])
+    first = driven([lp.techniques.Factorize(8)])
     lp.Quantize(weights=Int(8)).apply(first)
     held = encoding_of(first.model, "conv.weight")
     assert isinstance(held, LowRank) and held.rank == 8 and isinstance(held.factors, Int) and held.factors.bits == 8
-    exact, rounded = (read(one.model, "conv.weight") for one in (driven([lp.Factorize(8)]), first))
+    exact, rounded = (read(one.model, "conv.weight") for one in (driven([lp.techniques.Factorize(8)]), first))
     assert 0 < float((rounded - exact).norm()) < 0.02 * float(exact.norm())
-    grouped = driven([lp.Factorize(8), lp.Quantize(weights=Int(4, group=32))])
+    grouped = driven([lp.techniques.Factorize(8), lp.Quantize(weights=Int(4, group=32))])
     inner = encoding_of(grouped.model, "conv.weight")
     assert isinstance(inner, LowRank) and isinstance(inner.factors, Int) and inner.factors.group == 8  # divides both
-    again = driven([lp.Factorize(8), lp.Quantize(weights=Float16(), where="conv"), lp.Factorize(4, where="conv")])
+    again = driven(
+        [
+            lp.techniques.Factorize(8),
+            lp.Quantize(weights=Float16(), where="conv"),
+            lp.techniques.Factorize(4, where="conv"),
+        ]
+    )
     assert encoding_of(again.model, "conv.weight") == LowRank(4)
 
 
 def test_what_is_encoded_or_pruned_is_told() -> None:
-    driver = driven([lp.Prune("weights", 0.5), lp.Factorize(8)])
+    driver = driven([lp.Prune("weights", 0.5), lp.techniques.Factorize(8)])
     assert "factorize before that" in driver.told.skipped["conv.weight"]
     with pytest.raises(EncodingError, match=r"zeros around LowRank\(rank=8\).*!wide"):
-        driven([lp.Factorize(8), lp.Prune("weights", 0.5)])
+        driven([lp.techniques.Factorize(8), lp.Prune("weights", 0.5)])
 
 
 def test_products_are_counted_as_they_are_computed() -> None:
     x = torch.randn(2, 3, 20, 20)
-    before, after = (macs(driven(steps).model, (x,)) for steps in ([], [lp.Factorize(4)]))
+    before, after = (macs(driven(steps).model, (x,)) for steps in ([], [lp.techniques.Factorize(4)]))
     sizes = {"wide": (16, 75), "conv": (24, 144), "body": (48, 16)}
     for path, (outputs, inputs) in sizes.items():
         assert after.by_module[path] * outputs * inputs == before.by_module[path] * 4 * (outputs + inputs)
@@ -190,15 +199,17 @@ def test_products_are_counted_as_they_are_computed() -> None:
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        lp.Factorize(**given)
+        lp.techniques.Factorize(**given)
     assert hint in caught.value.next
 
 
 def test_a_file_holds_the_factors_and_the_graph_takes_them(tmp_path: Path) -> None:
     """With a recipe from text; nothing of a size is in the file twice."""
     net, xs = Net().eval(), [torch.randn(2, 3, 20, 20) for _ in range(2)]
-    recipe = lp.Recipe.from_toml(lp.Recipe([lp.Factorize(6), lp.Quantize(weights=Float16())]).to_toml())
-    result = lp.compress(lp.Task(net, xs[0], evaluate=xs), recipe, folder=tmp_path, target=lp.OnnxRuntime(threads=1))
+    recipe = lp.Recipe.from_toml(lp.Recipe([lp.techniques.Factorize(6), lp.Quantize(weights=Float16())]).to_toml())
+    result = lp.compress(
+        lp.Task(net, xs[0], evaluate=xs), recipe, folder=tmp_path, target=lp.targets.OnnxRuntime(threads=1)
+    )
     file = tmp_path / "net.lil"
     expected = result.model(xs[0]).detach()
     close(lp.load(file, Net()).eval()(xs[0]).detach(), expected, rtol=0, atol=0)
@@ -232,12 +243,12 @@ def test_by_inputs_answers_are_nearer_though_weights_are_farther(kind: str) -> N
         mix = torch.randn(8, 8) * torch.logspace(0.5, -2, 8)
         batches = [torch.einsum("nchw,dc->ndhw", torch.randn(8, 8, 9, 9), mix) for _ in range(9)]
     task = lp.Task(net, calibrate=batches[:8])
-    plain, seen = (lp.apply(task, lp.Recipe([lp.Factorize(8, by=by)])) for by in ("weights", "inputs"))
+    plain, seen = (lp.apply(task, lp.Recipe([lp.techniques.Factorize(8, by=by)])) for by in ("weights", "inputs"))
     assert apart(net, seen, batches[8]) < 0.7 * apart(net, plain, batches[8])
     exact = net[0].weight.detach()  # type: ignore[index,union-attr]
     errors = [float((one[0].weight - exact).norm()) for one in (plain, seen)]  # type: ignore[index,union-attr,operator]
     assert errors[0] < errors[1]
-    assert all(encoding_of(seen, f"{i}.weight") == lp.LowRank(8) for i in (0, 2))
+    assert all(encoding_of(seen, f"{i}.weight") == lp.formats.LowRank(8) for i in (0, 2))
 
 
 def test_the_nearest_for_inputs_leaves_the_least_that_can_be() -> None:
@@ -256,6 +267,6 @@ def test_the_nearest_for_inputs_leaves_the_least_that_can_be() -> None:
 def test_by_inputs_wants_batches() -> None:
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
     with pytest.raises(lp.LilliputError, match='by="weights"'):
-        lp.apply(lp.Task(net, example=torch.randn(2, 64)), lp.Recipe([lp.Factorize(8, by="inputs")]))
+        lp.apply(lp.Task(net, example=torch.randn(2, 64)), lp.Recipe([lp.techniques.Factorize(8, by="inputs")]))
     with pytest.raises(lp.LilliputError, match="did you mean 'inputs'"):
-        lp.Factorize(8, by="input")  # type: ignore[arg-type]
+        lp.techniques.Factorize(8, by="input")  # type: ignore[arg-type]

@@ -174,12 +174,14 @@ class Single(nn.Module):
 
 
 @pytest.mark.parametrize("size", [8, 9])
-@pytest.mark.parametrize("step", [lp.Quantize(weights=Int(3)), lp.Quantize(activations=lp.Tiles(4, group=4))], ids=repr)
+@pytest.mark.parametrize(
+    "step", [lp.Quantize(weights=Int(3)), lp.Quantize(activations=lp.formats.Blockwise(4, group=4))], ids=repr
+)
 def test_a_convolution_of_one_image_is_corrected_by_its_channels(step: lp.Quantize, size: int) -> None:
     images = [torch.randn(1, 8, size, 9) + torch.linspace(0, 6, 8).view(1, 8, 1, 1) for _ in range(3)]
     answers = []
     for batched in (True, False):
-        driver, _ = begin(lp.Task(Single(batched=batched), calibrate=images), lp.OnnxRuntime(), Store(), silent)
+        driver, _ = begin(lp.Task(Single(batched=batched), calibrate=images), lp.targets.OnnxRuntime(), Store(), silent)
         follow(lp.Recipe([step]), driver)
         answers.append((read(driver.model, "conv.bias"), driver.model(images[0])))
     close(answers[0], answers[1])

@@ -35,7 +35,7 @@ from lilliput.file.graph import restored
 from lilliput.progress import silent
 from lilliput.targets.kernels import exact_here
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=2)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=2)
 
 
 class Odd(nn.Module):
@@ -176,7 +176,7 @@ def images(count: int) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def small() -> lp.Result:
+def small() -> lp.results.Result:
     torch.manual_seed(0)
     net = cnn().train()
     for x in images(4):
@@ -189,13 +189,13 @@ def small() -> lp.Result:
     "recipe",
     [
         lp.Recipe([lp.Quantize(weights=lp.Int(8))]),
-        lp.Recipe([lp.Quantize(weights=lp.Int(4, group=8, scale=lp.Float16()), where=("*", "!0"))]),
-        lp.Recipe([lp.Quantize(weights=lp.Float16())]),
-        lp.Recipe([lp.Quantize(weights=lp.BFloat16())]),
-        lp.Recipe([lp.Quantize(weights=lp.Levels(16))]),
-        lp.Recipe([lp.Quantize(weights=lp.Levels(12, per="channel"), where=("*", "!0"))]),
-        lp.Recipe([lp.Quantize(weights=lp.Log(5))]),
-        lp.Recipe([lp.Quantize(weights=lp.MiniFloat("e5m2", group=8), where=("*", "!0"))]),
+        lp.Recipe([lp.Quantize(weights=lp.Int(4, group=8, scale=lp.formats.Float16()), where=("*", "!0"))]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.Float16())]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.BFloat16())]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.Codebook(16))]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.Codebook(12, per="channel"), where=("*", "!0"))]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.PowerOfTwo(5))]),
+        lp.Recipe([lp.Quantize(weights=lp.formats.MiniFloat("e5m2", group=8), where=("*", "!0"))]),
         lp.Recipe([lp.Prune("weights", 0.5)]),
         lp.Recipe([lp.Quantize(weights=lp.Int(5, symmetric=False))]),
     ],
@@ -213,7 +213,7 @@ def test_float_kernels_compute_what_the_module_does(recipe: lp.Recipe, tmp_path:
     assert torch.equal(run(x).argmax(1), expected.argmax(1))
 
 
-def test_integer_kernels_answer_alike(small: lp.Result, tmp_path: Path) -> None:
+def test_integer_kernels_answer_alike(small: lp.results.Result, tmp_path: Path) -> None:
     run, x = lp.open(small.save(tmp_path / "net.lil"), threads=1), images(2)[1]
     with torch.no_grad():
         expected = small.model(x)
@@ -231,7 +231,7 @@ def test_a_last_layer_on_integers_leaves_an_output_with_a_type(tmp_path: Path) -
     close(lp.open(small.save(tmp_path / "net.lil"))(x), small.model(x).detach(), atol=1e-4, rtol=0)
 
 
-def test_the_graph_inside_is_the_file_that_runs(small: lp.Result, tmp_path: Path) -> None:
+def test_the_graph_inside_is_the_file_that_runs(small: lp.results.Result, tmp_path: Path) -> None:
     reader = Reader(small.save(tmp_path / "net.lil"))
     inside, outside = onnx.load_from_string(restored(reader)), onnx.load(small.export(tmp_path / "net.onnx"))
     assert [node.SerializeToString() for node in inside.graph.node] == [
@@ -244,7 +244,7 @@ def test_the_graph_inside_is_the_file_that_runs(small: lp.Result, tmp_path: Path
     assert not any(name.startswith(":graph:") for name in reader.entries), "a tensor is stored twice"
 
 
-def test_nothing_of_where_it_was_made_is_inside(small: lp.Result, tmp_path: Path) -> None:
+def test_nothing_of_where_it_was_made_is_inside(small: lp.results.Result, tmp_path: Path) -> None:
     reader = Reader(small.save(tmp_path / "net.lil"))
     told = restored(reader) + repr(reader.header).encode()
     for secret in (str(Path.cwd()), str(Path.home()), "site-packages", "test_open", os.uname().nodename):
@@ -253,15 +253,15 @@ def test_nothing_of_where_it_was_made_is_inside(small: lp.Result, tmp_path: Path
     assert not model.metadata_props and not model.doc_string and not any(node.doc_string for node in model.graph.node)
 
 
-def test_a_loaded_module_is_trained_compressed_and_saved_again(small: lp.Result, tmp_path: Path) -> None:
+def test_a_loaded_module_is_trained_compressed_and_saved_again(small: lp.results.Result, tmp_path: Path) -> None:
     loaded, x = lp.load(small.save(tmp_path / "net.lil"), into=cnn()), images(1)[0]
     lp.save(tmp_path / "again.lil", loaded)
     assert torch.equal(lp.load(tmp_path / "again.lil", into=cnn())(x), loaded(x))
-    lp.unfreeze(loaded).train()
+    lp.formats.unfreeze(loaded).train()
     optimizer = torch.optim.SGD(loaded.parameters(), 0.1)
     loaded(x).square().mean().backward()
     optimizer.step()
-    lp.freeze(loaded).eval()
+    lp.formats.freeze(loaded).eval()
     assert not torch.equal(loaded(x), small.model(x))
     lp.save(tmp_path / "trained.lil", loaded)
     trained = lp.load(tmp_path / "trained.lil", into=cnn())
@@ -272,7 +272,7 @@ def test_a_loaded_module_is_trained_compressed_and_saved_again(small: lp.Result,
     assert lp.open(path)(x).shape == (8, 10)
 
 
-def test_a_fresh_process_gives_the_same_bits(small: lp.Result, tmp_path: Path) -> None:
+def test_a_fresh_process_gives_the_same_bits(small: lp.results.Result, tmp_path: Path) -> None:
     path, x = small.save(tmp_path / "net.lil"), images(1)[0]
     np.save(tmp_path / "x.npy", x.numpy())
     lp.save(tmp_path / "odd.lil", odd := Odd().eval())
@@ -312,7 +312,7 @@ def test_outputs_are_put_together_as_the_module_does(tmp_path: Path) -> None:
         _ = named.other
 
 
-def test_a_wrong_call_says_what_is_wanted(small: lp.Result) -> None:
+def test_a_wrong_call_says_what_is_wanted(small: lp.results.Result) -> None:
     run = lp.open(small.folder / "net.lil")
     with pytest.raises(InputError, match="give 'input' as tensors"):
         run()
@@ -339,7 +339,7 @@ def test_what_is_in_the_base_is_read_from_there(tmp_path: Path) -> None:
         Reader(tmp_path / "delta.lil", Reader(tmp_path / "delta.lil", Reader(tmp_path / "base.lil")))
 
 
-def test_assets_travel_along(small: lp.Result, tmp_path: Path) -> None:
+def test_assets_travel_along(small: lp.results.Result, tmp_path: Path) -> None:
     from lilliput.file.assets import read_asset
 
     assert read_asset(Reader(small.save(tmp_path / "net.lil")), "a.txt") == b"hello"

@@ -32,7 +32,7 @@ def network() -> nn.Module:
 
 
 def compressed(*steps: Any) -> dict[str, Any]:
-    target = lp.OnnxRuntime(threads=1, seconds=0.1)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=0.1)
     return dict(lp.compress(network(), lp.Recipe(list(steps)), calibrate=[X, X.flip(0)], target=target).data)
 
 
@@ -62,7 +62,7 @@ SLIPS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "where it loses": (simulation, "alone", lambda: compressed(INT8)),
     "answers in double precision": (fidelity, "without_values", doubled),
     "a pass over the exported graph": (exporter, "simplify", lambda: compressed(INT8)),
-    "the account of operators": (lp.OnnxRuntime, "accounts", lambda: compressed(INT8)),
+    "the account of operators": (lp.targets.OnnxRuntime, "accounts", lambda: compressed(INT8)),
 }
 
 

@@ -130,12 +130,12 @@ def test_training_goes_through_it() -> None:
     small = lp.apply(
         net(), lp.Recipe([lp.Quantize(weights=Ternary(), where="0", bias_correction=False)]), calibrate=[X]
     )
-    lp.unfreeze(small)
+    lp.formats.unfreeze(small)
     before = small[0].weight.detach().clone()
     small(X).square().sum().backward()
     optimizer = torch.optim.SGD(small.parameters(), lr=0.05)
     optimizer.step()
-    lp.freeze(small)
+    lp.formats.freeze(small)
     after = small[0].weight
     assert not torch.equal(before, after) and all(len(row.abs().unique()) == 2 for row in after)
 
@@ -175,16 +175,16 @@ def test_powers_of_magnitudes_rank_otherwise() -> None:
         model[1].weight.fill_(1.0)
     kept = {}
     for power in (1, 2):
-        prune = lp.Prune("channels", 0.5, score=lp.Magnitude(power), where="0", multiple=1)
+        prune = lp.Prune("channels", 0.5, score=lp.scores.Magnitude(power), where="0", multiple=1)
         kept[power] = lp.apply(lp.Task(model, example=torch.ones(1, 4)), lp.Recipe([prune]))[0].weight
     assert torch.equal(kept[1], model[0].weight[1:]) and torch.equal(kept[2], model[0].weight[:1])
     with pytest.raises(RecipeError, match="positive"):
-        lp.Magnitude(0)
+        lp.scores.Magnitude(0)
 
 
 def test_chance_takes_others_and_the_same_again() -> None:
     def zeros(seed: int) -> Tensor:
-        prune = lp.Prune("weights", 0.5, score=lp.Random(seed), where="0")
+        prune = lp.Prune("weights", 0.5, score=lp.scores.Random(seed), where="0")
         return lp.apply(net(), lp.Recipe([prune]), calibrate=[X])[0].weight == 0  # type: ignore[index,union-attr]
 
     small = lp.apply(net(), lp.Recipe([lp.Prune("weights", 0.5, where="0")]), calibrate=[X])[0].weight == 0  # type: ignore[index,union-attr]
@@ -192,7 +192,7 @@ def test_chance_takes_others_and_the_same_again() -> None:
     assert torch.equal(first, again) and int(first.sum()) == int(other.sum()) == int(small.sum())
     for one in (other, small):  # half of what one takes the other takes too
         assert 0.35 < float((first & one).sum() / first.sum()) < 0.65
-    channels = lp.apply(net(), lp.Recipe([lp.Prune("channels", 0.5, score=lp.Random())]), calibrate=[X])
+    channels = lp.apply(net(), lp.Recipe([lp.Prune("channels", 0.5, score=lp.scores.Random())]), calibrate=[X])
     assert channels[0].weight.shape[0] < net()[0].weight.shape[0]  # type: ignore[index,union-attr]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lilliput as lp
-from lilliput.encodings import NF4, Encoding, Float16, Int, Levels, Log, Sparse, Tiles
+from lilliput.encodings import NF4, Blockwise, Codebook, Encoding, Float16, Int, PowerOfTwo, Sparse
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
@@ -40,11 +40,11 @@ FORMATS: tuple[Encoding, ...] = (
     Int(4, group=8),
     Int(4, group=8, scale=Float16()),
     Int(2, per="tensor"),
-    Levels(6),
-    Levels(4, per="channel"),
+    Codebook(6),
+    Codebook(4, per="channel"),
     NF4(group=16),
-    Log(4),
-    Tiles(3, channels=4, group=8),
+    PowerOfTwo(4),
+    Blockwise(3, channels=4, group=8),
     Sparse(Int(4)),
 )
 ROUNDINGS: tuple[Rounding, ...] = (GPTQ(), GPTQ(sweeps=0), GPTQ(ordered=False, correct=False), AdaRound(steps=150))
@@ -370,7 +370,7 @@ def pictures(count: int = 3, size: int = 16) -> list[Tensor]:
     return list((smooth + 0.1 * torch.randn(count * size, 3, 8, 8)).split(size))
 
 
-def compressed(rounding: Rounding | None, folder: Path | None = None, **task: object) -> lp.Result:
+def compressed(rounding: Rounding | None, folder: Path | None = None, **task: object) -> lp.results.Result:
     given = {"calibrate": pictures(), **task}
     recipe = lp.Recipe([lp.Quantize(weights=Int(3), rounding=rounding)])
     return lp.compress(lp.Task(net(), **given), recipe, target=OnnxRuntime(seconds=3), folder=folder)  # type: ignore[arg-type]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import lilliput as lp
-from lilliput.encodings.levels import lloyd
+from lilliput.encodings.codebook import lloyd
 from lilliput.errors import RecipeError
 from lilliput.file.container import Reader
 from lilliput.model.carrier.carrier import freeze, unfreeze
 from lilliput.model.edits.copies import as_it_stands, private_copy
 
-ORT = lp.OnnxRuntime(threads=1, seconds=0)
+ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
 X = [torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 STAGE = ("stage.0.weight", "stage.2.weight")
 
@@ -41,7 +41,7 @@ def task() -> lp.Task:
     return lp.Task(Net().eval(), calibrate=X, train=X, loss=loss)
 
 
-SHARE = lp.Share(6, where="stage*", together=True)
+SHARE = lp.techniques.Share(6, where="stage*", together=True)
 
 
 def lists(net: nn.Module) -> list[Tensor]:
@@ -53,14 +53,14 @@ def one(net: nn.Module) -> bool:
     return all(first.data_ptr() == other.data_ptr() for other in others)
 
 
-@pytest.mark.parametrize("held", [None, lp.Float16()])
-def test_one_list_serves_a_stage(held: lp.Float16 | None, tmp_path: Path) -> None:
-    step = lp.Share(6, where="stage*", together=True, held=held)
+@pytest.mark.parametrize("held", [None, lp.formats.Float16()])
+def test_one_list_serves_a_stage(held: lp.formats.Float16 | None, tmp_path: Path) -> None:
+    step = lp.techniques.Share(6, where="stage*", together=True, held=held)
     small = lp.compress(task(), lp.Recipe([step]), target=ORT)  # the file is held against the module
     weights = torch.cat([Net().get_parameter(path).detach().flatten() for path in STAGE])
     numbers = torch.cat([small.model.get_submodule(path[:-7]).weight.flatten() for path in STAGE]).unique()  # type: ignore[operator,union-attr]
     assert len(numbers) <= 6 and set(numbers.tolist()) <= set(step.fit.parameters(
-        weights[None], None, lp.Levels(6, held=held), ())["levels"].flatten().tolist())  # fmt: skip
+        weights[None], None, lp.formats.Codebook(6, held=held), ())["levels"].flatten().tolist())  # fmt: skip
     if held is None:
         assert torch.equal(numbers, lloyd(weights[None], 6, True)[0].unique())
     small.save(tmp_path / "net.lil")
@@ -80,8 +80,8 @@ def test_biases_take_up_the_error_as_for_other_lists() -> None:
 def test_another_list_is_not_taken_for_one_that_is_remembered(tmp_path: Path) -> None:
     found = set()
     for n in (4, 6):
-        for fit in (lp.MSE(), lp.Quantiles()):
-            step = lp.Share(n, where="stage*", together=True, fit=fit)
+        for fit in (lp.ranges.MSE(), lp.ranges.Quantiles()):
+            step = lp.techniques.Share(n, where="stage*", together=True, fit=fit)
             found.add(tuple(lists(lp.apply(task(), lp.Recipe([step]), target=ORT, folder=tmp_path))[0].tolist()))
     assert sorted(map(len, found)) == [4, 4, 6, 6]
 
@@ -93,10 +93,10 @@ def test_copies_share_too() -> None:
         assert one(copied) and lists(copied)[0].data_ptr() != lists(net)[0].data_ptr()
 
 
-@pytest.mark.parametrize("held", [None, lp.Float16()])
+@pytest.mark.parametrize("held", [None, lp.formats.Float16()])
 @pytest.mark.parametrize("learn", [False, True])
-def test_what_is_one_stays_one_in_training(learn: bool, held: lp.Float16 | None, tmp_path: Path) -> None:
-    net = lp.apply(task(), lp.Recipe([lp.Share(6, where="stage*", together=True, held=held)]), target=ORT)
+def test_what_is_one_stays_one_in_training(learn: bool, held: lp.formats.Float16 | None, tmp_path: Path) -> None:
+    net = lp.apply(task(), lp.Recipe([lp.techniques.Share(6, where="stage*", together=True, held=held)]), target=ORT)
     before = numbers(net)
     unfreeze(net, learn=learn)
     learnt = [name for name, _ in net.named_parameters() if "learnt" in name]
@@ -126,6 +126,6 @@ def stored(net: nn.Module, folder: Path) -> int:
 def test_one_list_and_many_is_refused() -> None:
     for given in ({"group": 8}, {"per": "channel"}):
         with pytest.raises(RecipeError, match="one list for all tensors"):
-            lp.Share(4, together=True, **given)  # type: ignore[arg-type]
+            lp.techniques.Share(4, together=True, **given)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"one list for all tensors of Int.*drop together="):
         lp.Quantize(together=True)

@@ -14,7 +14,19 @@ from compared import close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lilliput.encodings import NF4, BFloat16, Encoding, Fixed, Float16, Int, Log, MiniFloat, Signs, Sparse, Tiles
+from lilliput.encodings import (
+    NF4,
+    BFloat16,
+    Blockwise,
+    Encoding,
+    Fixed,
+    Float16,
+    Int,
+    MiniFloat,
+    PowerOfTwo,
+    Signs,
+    Sparse,
+)
 from lilliput.errors import EncodingError, FormatError
 from lilliput.model.carrier.carrier import to_dense
 from lilliput.model.edits.edits import EncodeValue
@@ -290,7 +302,7 @@ def nearest_by_hand(x: Tensor, numbers: list[float]) -> Tensor:
     return torch.tensor(flat).reshape(x.shape)
 
 
-GRIDS = [Log(4), Log(3, signed=False), Signs(2), Signs(3), NF4(), MiniFloat("e4m3"), MiniFloat("e5m2")]
+GRIDS = [PowerOfTwo(4), PowerOfTwo(3, signed=False), Signs(2), Signs(3), NF4(), MiniFloat("e4m3"), MiniFloat("e5m2")]
 
 
 @pytest.mark.parametrize("encoding", GRIDS, ids=repr)
@@ -317,12 +329,12 @@ def group_by_hand(group: Tensor, tables: list[list[float]]) -> Tensor:
 
 
 @pytest.mark.parametrize("axis", [1, 3])
-@pytest.mark.parametrize("encoding", [*(GRIDS[:5]), Tiles(3)], ids=repr)
+@pytest.mark.parametrize("encoding", [*(GRIDS[:5]), Blockwise(3)], ids=repr)
 def test_each_group_has_a_scale_of_its_own_run(encoding: Any, axis: int) -> None:
     x = (torch.randn(2, 8, 3, 8) * torch.logspace(-2, 1, 8)).requires_grad_()
-    if isinstance(encoding, Tiles):
+    if isinstance(encoding, Blockwise):
         tables = [[-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1], [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]]
-        flowing = Tiles(3, group=4, axis=axis)
+        flowing = Blockwise(3, group=4, axis=axis)
     else:
         tables = [list(encoding.table())]
         flowing = type(encoding)(**{**vars(encoding), "group": 4, "axis": axis, "dynamic": True})
@@ -337,10 +349,10 @@ def test_each_group_has_a_scale_of_its_own_run(encoding: Any, axis: int) -> None
 @pytest.mark.parametrize(
     ("encoding", "parts", "words"),
     [
-        (Log(4, per="tensor"), {}, "needed"),
-        (Log(4, group=4, dynamic=True), {"scale": torch.tensor(1.0)}, "run time"),
+        (PowerOfTwo(4, per="tensor"), {}, "needed"),
+        (PowerOfTwo(4, group=4, dynamic=True), {"scale": torch.tensor(1.0)}, "run time"),
         (Fixed(2, 3), {"scale": torch.tensor(1.0)}, "2\\^-3"),
-        (Tiles(4), {"scale": torch.tensor(1.0)}, "scale"),
+        (Blockwise(4), {"scale": torch.tensor(1.0)}, "scale"),
         (NF4(per="tensor"), {"scale": torch.ones(3)}, "shapes"),
     ],
     ids=repr,
@@ -358,9 +370,9 @@ def test_forged_parameters_of_values_are_refused(encoding: Encoding, parts: dict
         Int(8, symmetric=True, per="tensor"),
         Int(4, dynamic=True),
         Fixed(2, 4),
-        Log(4, per="tensor"),
+        PowerOfTwo(4, per="tensor"),
         MiniFloat("e4m3", dynamic=True),
-        Tiles(3, group=2, axis=1),
+        Blockwise(3, group=2, axis=1),
     ],
     ids=repr,
 )

@@ -39,18 +39,18 @@ from golden import (
 from lilliput.encodings import (
     NF4,
     BFloat16,
+    Blockwise,
+    Codebook,
     Encoding,
     Exponent8,
     Fixed,
     Float16,
     Int,
-    Levels,
-    Log,
     LowRank,
     MiniFloat,
+    PowerOfTwo,
     Signs,
     Sparse,
-    Tiles,
 )
 from lilliput.entropy import dtype_called, encode
 from lilliput.file.container import Part, Reader, write
@@ -118,24 +118,24 @@ WEIGHTS: tuple[Encoding, ...] = (
     Fixed(1, 5),
     Fixed(2, 9),
     Int(1, symmetric=False, group=4),
-    Levels(5, held=Float16()),
-    Levels(16, group=8),
-    Log(4),
-    Log(5, terms=2, per="tensor"),
-    Log(3, signed=False),
+    Codebook(5, held=Float16()),
+    Codebook(16, group=8),
+    PowerOfTwo(4),
+    PowerOfTwo(5, terms=2, per="tensor"),
+    PowerOfTwo(3, signed=False),
     Signs(3, scale=BFloat16()),
     NF4(group=8),
     MiniFloat("e5m2"),
     MiniFloat("e2m1", group=8, scale=Exponent8()),
-    Tiles(4, channels=4, group=8, scale=Float16()),
-    Tiles(3, group=None, scale=Exponent8()),
+    Blockwise(4, channels=4, group=8, scale=Float16()),
+    Blockwise(3, group=None, scale=Exponent8()),
 )
 VALUES: tuple[Encoding, ...] = (
     Fixed(2, 5),
-    Log(4, per="tensor", signed=False),
+    PowerOfTwo(4, per="tensor", signed=False),
     MiniFloat("e4m3", per="tensor"),
     NF4(group=4, axis=1, dynamic=True),
-    Tiles(4, group=8, axis=1),
+    Blockwise(4, group=8, axis=1),
 )
 
 

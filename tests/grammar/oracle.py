@@ -113,7 +113,7 @@ def _check_untouched(net: nn.Module, before: Mapping[str, Any], data: Any, kept:
         raise Wrong("the user's data were changed")
 
 
-def _check(spec: Spec, user: dict[str, Any], result: lp.Result, path: Path, exported: Path | None) -> None:
+def _check(spec: Spec, user: dict[str, Any], result: lp.results.Result, path: Path, exported: Path | None) -> None:
     calls = _calls(spec)
     model = result.model
     loaded = lp.load(path, into=spec.build()["net"]).eval()
@@ -164,7 +164,7 @@ def _check_apart(net: nn.Module, model: nn.Module, calls: Callable[[], list[Any]
 
 def _with_the_weights_of(spec: Spec, model: nn.Module) -> nn.Module | None:
     """A twin that holds the tensors of the compressed module, where it has the same ones."""
-    twin, held = spec.build()["net"].eval(), lp.to_dense(model).state_dict()
+    twin, held = spec.build()["net"].eval(), lp.formats.to_dense(model).state_dict()
     wanted = twin.state_dict()
     if set(held) != set(wanted) or any("Finetune" in step for step in spec.recipe):
         return None

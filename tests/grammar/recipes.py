@@ -5,13 +5,13 @@ from __future__ import annotations
 from random import Random
 
 # No VNNI is asked of the machine: weights of 7 bits beside integers that flow, or sums of products may saturate.
-SAFE = "lp.OnnxRuntime(threads=1, seconds=0, safe=True)"
+SAFE = "lp.targets.OnnxRuntime(threads=1, seconds=0, safe=True)"
 TARGETS = {
     SAFE: 12,
-    "lp.OpenVino(threads=1, seconds=0)": 3,
-    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='tensorrt')": 1,
-    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='xnnpack')": 1,
-    "lp.OnnxRuntime(threads=1, seconds=0, safe=True, profile='openvino')": 1,
+    "lp.targets.OpenVino(threads=1, seconds=0)": 3,
+    "lp.targets.OnnxRuntime(threads=1, seconds=0, safe=True, profile='tensorrt')": 1,
+    "lp.targets.OnnxRuntime(threads=1, seconds=0, safe=True, profile='xnnpack')": 1,
+    "lp.targets.OnnxRuntime(threads=1, seconds=0, safe=True, profile='openvino')": 1,
 }
 WEIGHTS = (
     "Int(7)",
@@ -21,15 +21,15 @@ WEIGHTS = (
     "Int(3, group=4)",
     "Int(8, per='tensor')",
     "Int(7, symmetric=False)",
-    "Int(4, scale=lp.Float16())",
-    "Levels(16)",
-    "Levels(4, per='channel')",
-    "Log(4)",
-    "Log(5, terms=2)",
+    "Int(4, scale=lp.formats.Float16())",
+    "Codebook(16)",
+    "Codebook(4, per='channel')",
+    "PowerOfTwo(4)",
+    "PowerOfTwo(5, terms=2)",
     "NF4()",
     "MiniFloat()",
     "MiniFloat('e2m1', group=4)",
-    "Tiles(4, group=4)",
+    "Blockwise(4, group=4)",
     "Signs()",
     "Fixed(1, 6)",
     "Float16()",
@@ -49,9 +49,9 @@ ACTIVATIONS = (
     "Int(4)",
     "Int(8, symmetric=True)",
     "Fixed(3, 4)",
-    "Log(4)",
+    "PowerOfTwo(4)",
     "MiniFloat()",
-    "Tiles(4, group=4)",
+    "Blockwise(4, group=4)",
 )
 FITS = ("", "", "", "MinMax()", "Percentile(99.0)", "HQQ()")
 CALIBRATIONS = ("", "", "MinMax()", "Percentile(99.0)", "Entropy()")
@@ -69,7 +69,7 @@ PRUNES = (
     "'layers', 0.5",
     "'blocks', 0.5",
 )
-EQUALIZES = ("Ranges()", "Smooth()", "AWQ(steps=2)")
+EQUALIZES = ("CrossLayer()", "SmoothQuant()", "AWQ(steps=2)")
 SHARES = ("16", "4, per='channel'", "8, group=4")
 FINE = ("Int(7", "Int(8", "Float16", "BFloat16", "Sparse(lp.Int(7")  # whose rounding is small
 
@@ -100,8 +100,8 @@ def draw_recipe(random: Random) -> list[str]:
     )
     first = {
         "prune": lambda: f"lp.Prune({random.choice(PRUNES)})",
-        "share": lambda: f"lp.Share({random.choice(SHARES)})",
-        "equalize": lambda: f"lp.Equalize(lp.{random.choice(EQUALIZES)})",
+        "share": lambda: f"lp.techniques.Share({random.choice(SHARES)})",
+        "equalize": lambda: f"lp.techniques.Equalize(lp.{random.choice(EQUALIZES)})",
         "finetune": lambda: "lp.Finetune(epochs=1, lr=1e-3)",
     }
     if kind == "default":
@@ -148,7 +148,7 @@ def is_fine(recipe: list[str]) -> bool:
     """Whether answers must stay near the original's."""
     if not recipe:
         return True
-    near = all(step.startswith(("lp.Equalize", "lp.Quantize")) for step in recipe)
+    near = all(step.startswith(("lp.techniques.Equalize", "lp.Quantize")) for step in recipe)
     weights = [step.split("weights=lp.")[1] for step in recipe if "weights=" in step]
     flowing = [step.split("activations=lp.")[1] for step in recipe if "activations=" in step]
     return near and all(w.startswith(FINE) for w in weights) and all(a.startswith("Int(8") for a in flowing)

@@ -23,9 +23,9 @@ def data() -> dict[str, Any]:
     net = nn.Sequential(nn.Linear(32, 64, bias=False), nn.ReLU(), nn.Linear(64, 8, bias=False)).eval()
     recipe = lp.Recipe([lp.Prune("weights", 0.5), lp.Quantize(weights=lp.Int(4, per="tensor"))])
     task = lp.Task(net, calibrate=[torch.randn(16, 32)])
-    small = lp.compress(task, recipe, target=lp.OnnxRuntime(threads=1, seconds=1))
+    small = lp.compress(task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=1))
     exact = torch.cat([x.detach().flatten() for x in net.parameters()])
-    now = torch.cat([x.detach().flatten() for x in lp.to_dense(small.model).parameters()])
+    now = torch.cat([x.detach().flatten() for x in lp.formats.to_dense(small.model).parameters()])
     return {**small.data, "exact": exact, "now": now, "page": (small.folder / "report.html").read_text()}
 
 

@@ -31,22 +31,35 @@ from lilliput.targets.kernels import integers
 from lilliput.techniques.quantize import for_weight
 from lilliput.techniques.run import Wanted
 
-ORT = lp.OnnxRuntime(threads=1, seconds=5)
-OPENVINO = lp.OpenVino(threads=1, seconds=5)
+ORT = lp.targets.OnnxRuntime(threads=1, seconds=5)
+OPENVINO = lp.targets.OpenVino(threads=1, seconds=5)
 TARGETS: dict[str, lp.Target] = {
     "onnxruntime": ORT,
-    "safe": lp.OnnxRuntime(threads=1, safe=True),
-    "tensorrt": lp.OnnxRuntime(threads=1, profile="tensorrt"),
+    "safe": lp.targets.OnnxRuntime(threads=1, safe=True),
+    "tensorrt": lp.targets.OnnxRuntime(threads=1, profile="tensorrt"),
     "openvino": OPENVINO,
 }
 WEIGHTS: list[Encoding] = [
     *(lp.Int(8), lp.Int(7), lp.Int(4), lp.Int(2), lp.Int(8, per="tensor"), lp.Int(8, symmetric=False)),
-    *(lp.Int(4, group=8), lp.Levels(16), lp.NF4(group=8), lp.Float16(), lp.Tiles(4, group=8), lp.Fixed(0, 7)),
-    *(lp.Fixed(0, 11), lp.Signs(3), lp.MiniFloat("e4m3")),
+    *(
+        lp.Int(4, group=8),
+        lp.formats.Codebook(16),
+        lp.formats.NF4(group=8),
+        lp.formats.Float16(),
+        lp.formats.Blockwise(4, group=8),
+        lp.formats.Fixed(0, 7),
+    ),
+    *(lp.formats.Fixed(0, 11), lp.formats.Signs(3), lp.formats.MiniFloat("e4m3")),
 ]
 VALUES: list[Encoding] = [
     *(lp.Int(8), lp.Int(4), lp.Int(8, symmetric=True), lp.Int(8, dynamic=True), lp.Int(4, dynamic=True)),
-    *(lp.Fixed(3, 4), lp.Log(4), lp.Log(4, dynamic=True), lp.Tiles(4, group=8), lp.NF4(group=5, dynamic=True)),
+    *(
+        lp.formats.Fixed(3, 4),
+        lp.formats.PowerOfTwo(4),
+        lp.formats.PowerOfTwo(4, dynamic=True),
+        lp.formats.Blockwise(4, group=8),
+        lp.formats.NF4(group=5, dynamic=True),
+    ),
 ]
 
 
@@ -132,7 +145,7 @@ def test_what_each_layer_reads_is_encoded_or_told(name: str, values: Encoding, b
             told = "stays float" in placed.left.get(path, "")
             assert (reads_encoded(view, call, names) != told) is (call.op != "embedding"), (weights, path)
         assert "no name" in placed.left["multihead.in_proj_weight"]
-        kernels = isinstance(weights, lp.Int | lp.Fixed) and integers(encodings["wide.weight"])
+        kernels = isinstance(weights, lp.Int | lp.formats.Fixed) and integers(encodings["wide.weight"])
         if not kernels and not (
             name == "tensorrt" and getattr(values, "dynamic", False) and isinstance(values, lp.Int)
         ):
@@ -203,7 +216,7 @@ def test_a_later_step_leaves_the_values_of_an_earlier_one() -> None:
     [
         (ORT, lp.Int(4), lp.Int(8)),  # int8 kernels
         (ORT, lp.Int(4, group=8), lp.Int(8)),
-        (ORT, lp.Levels(16), lp.Int(4, dynamic=True)),
+        (ORT, lp.formats.Codebook(16), lp.Int(4, dynamic=True)),
         (OPENVINO, lp.Int(4, group=8), lp.Int(8)),
         (OPENVINO, lp.Int(4, group=8), lp.Int(8, dynamic=True)),
     ],

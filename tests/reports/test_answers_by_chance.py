@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import lilliput as lp
 from lilliput.errors import InputError
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 class Net(nn.Module):

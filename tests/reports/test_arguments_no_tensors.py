@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import InputError
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 class Scaled(nn.Linear):

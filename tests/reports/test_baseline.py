@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import InputError, LilliputError
 
-T = lp.OnnxRuntime(threads=1, seconds=5)
+T = lp.targets.OnnxRuntime(threads=1, seconds=5)
 
 
 def make() -> nn.Module:
@@ -28,7 +28,7 @@ def batches() -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def first() -> lp.Result:
+def first() -> lp.results.Result:
     return lp.compress(lp.Task(make(), calibrate=batches()), lp.Recipe([lp.Quantize(weights=lp.Int(3))]), target=T)
 
 
@@ -40,7 +40,7 @@ def agreement(one: nn.Module, other: nn.Module) -> float:
         return float(torch.stack([one(x).argmax(1) == other(x).argmax(1) for x in batches()]).float().mean())
 
 
-def test_the_result_is_compared_with_the_baseline(first: lp.Result) -> None:
+def test_the_result_is_compared_with_the_baseline(first: lp.results.Result) -> None:
     net = make()
     metric = lp.metrics.squared_error([(x, net(x).detach()) for x in batches()])
     task = lp.Task(first.model, calibrate=batches(), baseline=net, metric=metric, output="classes")
@@ -59,7 +59,7 @@ def test_the_result_is_compared_with_the_baseline(first: lp.Result) -> None:
     assert agreement(net, second.model) != 1.0  # or it could be compared with anything
 
 
-def test_without_one_the_sentence_says_what_it_is_compared_with(first: lp.Result) -> None:
+def test_without_one_the_sentence_says_what_it_is_compared_with(first: lp.results.Result) -> None:
     told = "All beside the compressed model that was given."
     second = lp.compress(first.model, AGAIN, calibrate=batches(), target=T)
     assert second.data["sentence"].endswith(told) and told not in first.data["sentence"]

@@ -24,7 +24,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import InputError
 from lilliput.progress import silent
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 RECIPE = lp.Recipe([lp.Quantize()])
 TRAINS = lp.Recipe([lp.Quantize(), lp.Finetune()])
 
@@ -252,7 +252,7 @@ def test_training_that_would_fail(kind: str) -> None:
 
 @pytest.mark.usefixtures("no_work")
 def test_a_teacher_that_fails() -> None:
-    step = lp.Finetune(distill=(lp.Response(),))
+    step = lp.Finetune(distill=(lp.distill.LogitKD(),))
     error = refused(task(teacher=OfTraining()), lp.Recipe([lp.Quantize(), step]))
     assert error.where == "teacher 0" and "KeyError" in error.why and error.next
 
@@ -299,14 +299,14 @@ def test_gradients_whatever_mode_is_on() -> None:
     ("step", "follow"),
     [
         (lp.Quantize(activations=lp.Int(8)), lp.Quantize(activations=lp.Int(8, dynamic=True))),
-        (lp.Quantize(rounding=lp.GPTQ()), lp.Quantize(rounding=None)),
-        (lp.Equalize(lp.Smooth()), lp.Equalize(lp.Ranges())),
+        (lp.Quantize(rounding=lp.rounding.GPTQ()), lp.Quantize(rounding=None)),
+        (lp.techniques.Equalize(lp.rescaling.SmoothQuant()), lp.techniques.Equalize(lp.rescaling.CrossLayer())),
     ],
-    ids=["static activations", "GPTQ", "Smooth"],
+    ids=["static activations", "GPTQ", "SmoothQuant"],
 )
 def test_calibration_that_is_not_there(step: Any, follow: Any) -> None:
     given = task(calibrate=None, example=inputs())
-    error = refused(given, lp.Recipe([lp.Quantize(), step] if not isinstance(step, lp.Equalize) else [step]))
+    error = refused(given, lp.Recipe([lp.Quantize(), step] if not isinstance(step, lp.techniques.Equalize) else [step]))
     assert "needs calibration batches" in error.what and "calibrate=" in error.next
     preflight.check_given(given, lp.Recipe([follow]), TARGET)
     preflight.check_given(task(), lp.Recipe([step]), TARGET)
@@ -316,13 +316,18 @@ def test_calibration_that_is_not_there(step: Any, follow: Any) -> None:
 @pytest.mark.parametrize(
     ("target", "where"),
     [
-        (lp.OnnxRuntime(seconds=-1), "seconds"),
-        (lp.OnnxRuntime(seconds=float("nan")), "seconds"),
-        (lp.OnnxRuntime(seconds="20"), "seconds"),  # type: ignore[arg-type]
-        (lp.OnnxRuntime(threads=0), "threads"),
-        (lp.OpenVino(threads=1.5), "threads"),  # type: ignore[arg-type]
-        (lp.Device(command="no-such-program {model} {inputs}"), "no-such-program {model} {inputs}"),
-        (lp.Device(command=f"{sys.executable} {{model}} {{inputs}}", builds=lp.OnnxRuntime(threads=-2)), "threads"),
+        (lp.targets.OnnxRuntime(seconds=-1), "seconds"),
+        (lp.targets.OnnxRuntime(seconds=float("nan")), "seconds"),
+        (lp.targets.OnnxRuntime(seconds="20"), "seconds"),  # type: ignore[arg-type]
+        (lp.targets.OnnxRuntime(threads=0), "threads"),
+        (lp.targets.OpenVino(threads=1.5), "threads"),  # type: ignore[arg-type]
+        (lp.targets.Device(command="no-such-program {model} {inputs}"), "no-such-program {model} {inputs}"),
+        (
+            lp.targets.Device(
+                command=f"{sys.executable} {{model}} {{inputs}}", builds=lp.targets.OnnxRuntime(threads=-2)
+            ),
+            "threads",
+        ),
     ],
     ids=str,
 )
@@ -332,8 +337,8 @@ def test_targets_that_cannot_work(target: Any, where: str) -> None:
 
 
 def test_a_device_that_is_there() -> None:
-    lp.Device(command=f"'{sys.executable}' run.py {{model}} {{inputs}}").check()
-    lp.Device(command="{model} {inputs}").check()  # what is built is run
+    lp.targets.Device(command=f"'{sys.executable}' run.py {{model}} {{inputs}}").check()
+    lp.targets.Device(command="{model} {inputs}").check()  # what is built is run
 
 
 @pytest.mark.usefixtures("no_work")

@@ -32,7 +32,7 @@ def test_bits_are_those_on_disk() -> None:
     net, words = Tied().eval(), [torch.randint(128, (4, 6)) for _ in range(2)]
     steps = [lp.Prune("weights", 0.95, where="body"), lp.Quantize(weights=lp.Int(4), where="body")]
     task = lp.Task(net, example=words[0], evaluate=words)
-    small = lp.compress(task, lp.Recipe(steps), target=lp.OnnxRuntime(threads=1, seconds=5))
+    small = lp.compress(task, lp.Recipe(steps), target=lp.targets.OnnxRuntime(threads=1, seconds=5))
     rows = {row["path"]: row for row in small.data["layers"]}
     assert set(rows) == {"words.weight", "body.weight"} and rows["words.weight"]["ties"] == ["head.weight"]
 

@@ -21,7 +21,7 @@ from lilliput.outputs import left_out
 from lilliput.progress import silent
 
 transformers = pytest.importorskip("transformers")
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 LLAMA: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 T5: dict[str, Any] = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}

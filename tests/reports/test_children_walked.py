@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import InputError
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=0)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=0)
 RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))])
 BATCHES = [torch.randn(8, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 

@@ -26,7 +26,7 @@ from lilliput.model.carrier.carrier import to_dense
 from lilliput.model.edits.copies import as_it_stands, private_copy, uses_of
 from lilliput.model.surgery.trial import changed
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 class Calls(nn.Module):

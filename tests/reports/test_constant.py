@@ -21,7 +21,7 @@ from lilliput.techniques.inputs import Stop
 from lilliput.techniques.rounding import GPTQ, AdaRound
 from lilliput.techniques.technique import Technique
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 CALL = Call("linear", "linear", "fc:linear#0", ("input x", "tensor fc.weight"), (), weights=("fc.weight",))
 NOISE = 2e-6  # of answers: sums in float32
 
@@ -87,13 +87,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Batches]] = {
 }
 INT4 = lp.Int(4)
 ROUNDINGS: dict[str, list[Technique]] = {
-    "GPTQ": [lp.Quantize(weights=INT4, rounding=lp.GPTQ())],
-    "GPTQ, swept": [lp.Quantize(weights=INT4, rounding=lp.GPTQ(sweeps=2))],
-    "GPTQ, shrunk": [lp.Quantize(weights=INT4, rounding=lp.GPTQ(shrink=0.5, correct=False))],
-    "AdaRound": [lp.Quantize(weights=INT4, rounding=lp.AdaRound(steps=20))],
-    "HQQ": [lp.Quantize(weights=INT4, fit=lp.HQQ(), rounding=lp.GPTQ())],
-    "AWQ": [lp.Equalize(lp.AWQ(weights=INT4)), lp.Quantize(weights=INT4, rounding=lp.GPTQ())],
-    "Smooth": [lp.Equalize(lp.Smooth()), lp.Quantize(weights=INT4, rounding=lp.GPTQ())],
+    "GPTQ": [lp.Quantize(weights=INT4, rounding=lp.rounding.GPTQ())],
+    "GPTQ, swept": [lp.Quantize(weights=INT4, rounding=lp.rounding.GPTQ(sweeps=2))],
+    "GPTQ, shrunk": [lp.Quantize(weights=INT4, rounding=lp.rounding.GPTQ(shrink=0.5, correct=False))],
+    "AdaRound": [lp.Quantize(weights=INT4, rounding=lp.rounding.AdaRound(steps=20))],
+    "HQQ": [lp.Quantize(weights=INT4, fit=lp.ranges.HQQ(), rounding=lp.rounding.GPTQ())],
+    "AWQ": [
+        lp.techniques.Equalize(lp.rescaling.AWQ(weights=INT4)),
+        lp.Quantize(weights=INT4, rounding=lp.rounding.GPTQ()),
+    ],
+    "SmoothQuant": [
+        lp.techniques.Equalize(lp.rescaling.SmoothQuant()),
+        lp.Quantize(weights=INT4, rounding=lp.rounding.GPTQ()),
+    ],
 }
 
 
@@ -122,13 +128,13 @@ def test_constant_inputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["one sample", "a layer of zeros"])
 def test_brecq_ends_in_numbers(name: str) -> None:
-    rounding = lp.BRECQ(steps=20, blocks="*")
+    rounding = lp.rounding.BRECQ(steps=20, blocks="*")
     assert error(*CASES[name], [lp.Quantize(weights=INT4, rounding=rounding)]) < 0.3
 
 
 @pytest.mark.parametrize("rounding", [GPTQ(), GPTQ(correct=False), AdaRound(steps=20)], ids=repr)
 @pytest.mark.parametrize("absorbed", [True, False])
-def test_a_layer_never_does_worse_than_its_nearest_numbers(rounding: lp.GPTQ, absorbed: bool) -> None:
+def test_a_layer_never_does_worse_than_its_nearest_numbers(rounding: lp.rounding.GPTQ, absorbed: bool) -> None:
     """Of few samples in common: what varies is far less than what is damped, or nothing."""
     weight, one = drawn(8, 24), drawn(1, 24)
     for x in (one.repeat(6, 1), one, one + 1e-7 * drawn(6, 24), one + 1e-3 * drawn(6, 24), drawn(6, 24)):

@@ -1,6 +1,6 @@
 """What people hand over, and where it comes out: classes for objects, arrays, batches of other libraries, terminals.
 
-Met in use: `target=lp.OnnxRuntime`, models from `torch.jit.load`, NumPy arrays for what `lp.open` gives, a
+Met in use: `target=lp.targets.OnnxRuntime`, models from `torch.jit.load`, NumPy arrays for what `lp.open` gives, a
 `BatchEncoding` to train with, an encoding of one's own, and terminals in code page 1252 each ended in a foreign error,
 a false one, or a file that nobody can read. Right is: it works, or an error of ours says what to do.
 """
@@ -29,7 +29,7 @@ from lilliput.errors import EncodingError, FormatError, InputError, LilliputErro
 from lilliput.file.container import Reader
 from lilliput.model.views.inputs import Inputs
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 INT4 = lp.Int(4)
 
 
@@ -120,7 +120,7 @@ def test_models_that_torchscript_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "remedy"),
     [
-        ({"target": lp.OnnxRuntime}, InputError, r"OnnxRuntime\(\)"),
+        ({"target": lp.targets.OnnxRuntime}, InputError, r"OnnxRuntime\(\)"),
         ({"target": ["onnxruntime"]}, InputError, "known: onnxruntime"),
         ({"target": None}, InputError, "known: onnxruntime"),
         ({"recipe": lp.Recipe}, InputError, r"give lp.Recipe\(\[…\]\)"),
@@ -141,7 +141,7 @@ def test_classes_for_targets_and_recipes(given: dict[str, Any], kind: type[Lilli
         (lambda: lp.Recipe(lp.Quantize), r"give a list of steps"),  # type: ignore[arg-type]
         (lambda: lp.Recipe([lp.Quantize]), r"make a step of it: Quantize\(…\)"),  # type: ignore[list-item]
         (lambda: lp.Recipe([lp.Quantize(weights=lp.Int)]), "weights: is .*Int.*Encoding"),  # type: ignore[arg-type]
-        (lambda: lp.Recipe([lp.Quantize(rounding=lp.GPTQ)]), "rounding: is .*GPTQ"),  # type: ignore[arg-type]
+        (lambda: lp.Recipe([lp.Quantize(rounding=lp.rounding.GPTQ)]), "rounding: is .*GPTQ"),  # type: ignore[arg-type]
     ],
 )
 def test_classes_for_steps(made: Any, remedy: str) -> None:
@@ -205,7 +205,7 @@ class Mine(lp.Int):
 def test_an_encoding_of_ones_own_is_refused_before_any_work(tmp_path: Path) -> None:
     net, told = nn.Sequential(nn.Linear(8, 8)), list[str]()
     task = lp.Task(net, calibrate=[torch.ones(2, 8)])
-    sparse = lp.Sparse(values=Mine(8)) if "values" in lp.Sparse.__dataclass_fields__ else Mine(8)
+    sparse = lp.formats.Sparse(values=Mine(8)) if "values" in lp.formats.Sparse.__dataclass_fields__ else Mine(8)
     for step in (lp.Quantize(weights=Mine(8)), lp.Quantize(activations=Mine(8)), lp.Quantize(weights=sparse)):
         with pytest.raises(EncodingError, match=r"Mine is no encoding that Lilliput knows.*use one of"):
             lp.compress(task, lp.Recipe([step]), target=TARGET, progress=lambda stage, *_: told.append(stage))
@@ -220,7 +220,7 @@ def test_an_encoding_of_ones_own_is_refused_at_save(tmp_path: Path) -> None:
     for example in (None, torch.ones(2, 8)):
         with pytest.raises(EncodingError, match=r"0\.weight: Mine is no encoding that Lilliput knows"):
             lp.save(tmp_path / "net.lil", net, example=example)
-    lp.save(tmp_path / "net.lil", lp.to_dense(net))  # the remedy
+    lp.save(tmp_path / "net.lil", lp.formats.to_dense(net))  # the remedy
     again = lp.load(tmp_path / "net.lil", into=nn.Sequential(nn.Linear(8, 8)))
     assert torch.equal(again(torch.ones(2, 8)), net(torch.ones(2, 8)))
     assert issubclass(Mine, Encoding)

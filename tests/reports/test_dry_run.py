@@ -76,13 +76,13 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in (
         (torch.optim.AdamW, "step"),
         (Trainer, "run"),
-        (lp.OnnxRuntime, "build"),
-        (lp.OnnxRuntime, "open"),
-        (lp.OnnxRuntime, "latencies"),
+        (lp.targets.OnnxRuntime, "build"),
+        (lp.targets.OnnxRuntime, "open"),
+        (lp.targets.OnnxRuntime, "latencies"),
         (Rounding, "round"),
-        (lp.GPTQ, "rows"),
+        (lp.rounding.GPTQ, "rows"),
         (AdaRound, "rows"),
-        (lp.BRECQ, "block"),
+        (lp.rounding.BRECQ, "block"),
         (Shrinking, "refused"),
         (Shrinking, "changes"),
         (Shrinking, "described"),
@@ -90,7 +90,9 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
         forbid(owner, name)
 
 
-@pytest.mark.parametrize("rounding", [lp.GPTQ(), lp.AdaRound(steps=10**9), lp.BRECQ(steps=10**9)], ids=repr)
+@pytest.mark.parametrize(
+    "rounding", [lp.rounding.GPTQ(), lp.rounding.AdaRound(steps=10**9), lp.rounding.BRECQ(steps=10**9)], ids=repr
+)
 def test_rounding(rounding: Any, plan: Callable[..., Any]) -> None:
     found = plan(lp.Quantize(weights=lp.Int(4), rounding=rounding))
     rows = {row["path"]: row for row in found["layers"]}
@@ -130,9 +132,11 @@ def test_weights_to_be_pruned_are_known(plan: Callable[..., Any]) -> None:
     assert found["undecided"] == {} and all("sparse" in row["encoding"].lower() for row in found["layers"])
 
 
-@pytest.mark.parametrize("by", [lp.Smooth(), lp.AWQ(lp.Int(4, group=16)), lp.Ranges()], ids=repr)
+@pytest.mark.parametrize(
+    "by", [lp.rescaling.SmoothQuant(), lp.rescaling.AWQ(lp.Int(4, group=16)), lp.rescaling.CrossLayer()], ids=repr
+)
 def test_scales(by: Any, plan: Callable[..., Any]) -> None:
-    found = plan(lp.Equalize(by), lp.Quantize(weights=lp.Int(4, group=16)))
+    found = plan(lp.techniques.Equalize(by), lp.Quantize(weights=lp.Int(4, group=16)))
     assert all(row["nominal_bits"] < 8 for row in found["layers"])
 
 
@@ -157,7 +161,9 @@ def test_a_bad_metric_is_told(task: Path, plan: Callable[..., Any]) -> None:
 
 def test_the_words(task: Path) -> None:
     recipe = task.with_name("recipe.toml")
-    recipe.write_text(lp.Recipe([lp.Prune("channels", latency=0.5), lp.Quantize(rounding=lp.GPTQ())]).to_toml())
+    recipe.write_text(
+        lp.Recipe([lp.Prune("channels", latency=0.5), lp.Quantize(rounding=lp.rounding.GPTQ())]).to_toml()
+    )
     done = CliRunner().invoke(app, ["compress", str(task), "--dry-run", "--recipe", str(recipe)])
     assert "step 1, Prune: " in done.stdout and "the layers are told without it" in done.stdout
     assert "what step 1, Prune tries and what step 2, Quantize tries and your metric comes on top" in done.stdout

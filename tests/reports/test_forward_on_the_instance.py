@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import lilliput as lp
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 IMAGES = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(4), rounding=lp.GPTQ(), activations=lp.Int(8))])
+RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(4), rounding=lp.rounding.GPTQ(), activations=lp.Int(8))])
 
 
 def made() -> nn.Sequential:
@@ -60,13 +60,13 @@ def exported(net: nn.Module) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def plain() -> lp.Result:
+def plain() -> lp.results.Result:
     return lp.compress(made(), RECIPE, calibrate=IMAGES, target=QUICK)
 
 
 @pytest.mark.parametrize("wrap", [assigned, replaced, hooked, traced, exported])
 def test_values_are_seen_as_without_it(
-    wrap: Callable[[nn.Module], nn.Module], plain: lp.Result, tmp_path: Path
+    wrap: Callable[[nn.Module], nn.Module], plain: lp.results.Result, tmp_path: Path
 ) -> None:
     net = wrap(made())
     before = copy.copy(vars(net))

@@ -34,20 +34,26 @@ def net() -> nn.Module:
 
 def driven(model: nn.Module, *steps: Any, x: tuple[int, ...] = (4, 128)) -> Driver:
     batch = torch.randn(x, generator=torch.Generator().manual_seed(1))
-    driver, _ = begin(lp.Task(model, calibrate=[batch]), lp.OnnxRuntime(threads=1), Store(), silent)
+    driver, _ = begin(lp.Task(model, calibrate=[batch]), lp.targets.OnnxRuntime(threads=1), Store(), silent)
     follow(lp.Recipe(list(steps)), driver)
     return driver
 
 
 GROUPED = [
-    *(lp.Int(4, group=64), lp.Levels(4, group=64), lp.Log(4, group=64), lp.NF4(group=64), lp.Signs(3, group=64)),
-    *(lp.MiniFloat("e2m1", group=64), lp.Tiles(4, group=64)),
+    *(
+        lp.Int(4, group=64),
+        lp.formats.Codebook(4, group=64),
+        lp.formats.PowerOfTwo(4, group=64),
+        lp.formats.NF4(group=64),
+        lp.formats.Signs(3, group=64),
+    ),
+    *(lp.formats.MiniFloat("e2m1", group=64), lp.formats.Blockwise(4, group=64)),
 ]
 
 
 @pytest.mark.parametrize("weights", GROUPED, ids=repr)
 def test_the_nearest_group_that_divides_is_taken_and_told(weights: Encoding) -> None:
-    driver = driven(net(), lp.Quantize(weights=weights, fit=lp.MSE(), bias_correction=False))
+    driver = driven(net(), lp.Quantize(weights=weights, fit=lp.ranges.MSE(), bias_correction=False))
     groups = [encoding_of(driver.model, f"{i}.weight").group for i in (0, 1, 2, 3, 5)]  # type: ignore[union-attr]
     assert groups == [64, 72, 131, 9, 54]
     notes = driver.told.notes
@@ -56,7 +62,7 @@ def test_the_nearest_group_that_divides_is_taken_and_told(weights: Encoding) -> 
     assert not driver.told.skipped
     x, encoding = net()[1].weight.detach(), encoding_of(driver.model, "1.weight")
     assert encoding is not None
-    expected = encoding.represent(x, lp.MSE().fit(x, encoding)).decode()
+    expected = encoding.represent(x, lp.ranges.MSE().fit(x, encoding)).decode()
     close(read(driver.model, "1.weight"), expected)
 
 
@@ -68,7 +74,7 @@ def test_groups_of_72_are_those_computed_by_hand() -> None:
 
 
 def test_tiles_of_channels_that_do_not_divide() -> None:
-    weights = lp.Tiles(4, channels=8, group=64)
+    weights = lp.formats.Blockwise(4, channels=8, group=64)
     driver = driven(net(), lp.Quantize(weights=weights, bias_correction=False))
     found = [encoding_of(driver.model, f"{i}.weight") for i in (0, 1, 2, 3, 5)]
     assert [(one.channels, one.group) for one in found] == [(8, 64), (131, 72), (9, 131), (6, 9), (5, 54)]  # type: ignore[union-attr]
@@ -83,12 +89,12 @@ def test_what_was_pruned_keeps_its_zeros_in_other_groups() -> None:
 
 
 def test_a_format_with_one_length_of_groups_leaves_the_layer_out() -> None:
-    driver = driven(net(), lp.Quantize(weights=lp.mxfp4(), bias_correction=False))
+    driver = driven(net(), lp.Quantize(weights=lp.formats.mxfp4(), bias_correction=False))
     assert encoding_of(driver.model, "0.weight") is not None
     for path in ("1.weight", "2.weight", "3.weight", "5.weight"):
         assert encoding_of(driver.model, path) is None and "do not divide its inputs" in driver.told.skipped[path]
     with pytest.raises(InputError, match=r"changed no layer.*do not divide"):
-        driven(net(), lp.Quantize(weights=lp.mxfp4(), where="1"))
+        driven(net(), lp.Quantize(weights=lp.formats.mxfp4(), where="1"))
 
 
 @pytest.mark.parametrize("where", ["1", "1.weight"])
@@ -97,14 +103,16 @@ def test_a_layer_that_is_named_gets_them_too(where: str) -> None:
     assert encoding_of(driver.model, "1.weight").group == 72  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("rounding", [lp.GPTQ(), lp.AdaRound(steps=5)], ids=repr)
+@pytest.mark.parametrize("rounding", [lp.rounding.GPTQ(), lp.rounding.AdaRound(steps=5)], ids=repr)
 def test_rounding_by_what_flows_takes_them(rounding: Any) -> None:
     driver = driven(net()[:4], lp.Quantize(weights=lp.Int(4, group=64), rounding=rounding))
     assert encoding_of(driver.model, "1.weight").group == 72  # type: ignore[union-attr]
     assert "groups of 72" in driver.told.notes["1.weight"]
 
 
-@pytest.mark.parametrize("values", [lp.Log(4, group=32, dynamic=True), lp.Tiles(4, group=32)], ids=repr)
+@pytest.mark.parametrize(
+    "values", [lp.formats.PowerOfTwo(4, group=32, dynamic=True), lp.formats.Blockwise(4, group=32)], ids=repr
+)
 def test_groups_of_values_that_do_not_divide(values: Encoding) -> None:
     driver = driven(net(), lp.Quantize(weights=lp.Int(8), activations=values))
     found = {name.partition(":")[0]: one.encoding for name, one in value_encodings(driver.model).items()}

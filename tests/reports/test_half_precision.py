@@ -21,7 +21,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import InputError
 from lilliput.progress import silent
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 WEIGHTS = lp.Recipe([lp.Quantize()])
 OTHERS = [torch.float16, torch.bfloat16, torch.float64]
 
@@ -53,7 +53,7 @@ def batches(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(4, 16).to(dtype) for _ in range(2)]
 
 
-def compress(net: nn.Module, given: list[Tensor], **fields: Any) -> lp.Result:
+def compress(net: nn.Module, given: list[Tensor], **fields: Any) -> lp.results.Result:
     return lp.compress(lp.Task(net.eval(), calibrate=given, **fields), WEIGHTS, target=TARGET)
 
 
@@ -84,7 +84,7 @@ def taken(net: nn.Module, fields: dict[str, Any]) -> None:
     begin(lp.Task(net.eval(), **fields), TARGET, Store(), silent)
 
 
-def right(small: lp.Result, net: nn.Module, given: list[Tensor]) -> None:
+def right(small: lp.results.Result, net: nn.Module, given: list[Tensor]) -> None:
     """It answers as the network, whose weights have 8 bits now: not more than 2 % apart."""
     with torch.no_grad():
         expected, found = net.float()(given[0].float()), small.model(given[0].float())

@@ -181,7 +181,7 @@ def test_a_pruned_generator_is_smaller_than_its_original(tmp_path: Path) -> None
         *(nn.ConvTranspose2d(24, 3, 4, 2, 1), nn.Tanh()),
     ).eval()
     task = lp.Task(net, calibrate=[torch.randn(4, 24, 1, 1)])
-    target = lp.OnnxRuntime(threads=1, seconds=1)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=1)
     small = lp.compress(task, lp.Recipe([lp.Prune("channels", 0.25)]), target=target)
     left = sum(x.nbytes for x in [*small.model.parameters(), *small.model.buffers()])
     assert left < held(net)[0] and isinstance(small.model[1], nn.BatchNorm2d)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 def divided(x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Writes(nn.Module):
 
 RECIPES: list[Any] = [
     lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)),
-    lp.Quantize(weights=lp.Int(4), rounding=lp.GPTQ()),
+    lp.Quantize(weights=lp.Int(4), rounding=lp.rounding.GPTQ()),
     lp.Prune("channels", 0.5, multiple=1),
 ]
 
@@ -81,7 +81,7 @@ def test_training_leaves_it_and_teachers_see_it_as_it_is(write: Callable[[Tensor
             return super().forward(x)
 
     teachers = [Teacher(write).eval(), Teacher(write).eval()]
-    terms = (lp.Response(teacher=0), lp.Response(teacher=1))
+    terms = (lp.distill.LogitKD(teacher=0), lp.distill.LogitKD(teacher=1))
     task = lp.Task(
         Writes(write).eval(),
         calibrate=batches,

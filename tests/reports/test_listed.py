@@ -101,7 +101,7 @@ STEPS = [lp.Quantize(weights=lp.Int(8), fit=MinMax()), lp.Prune("weights", 0.3)]
 
 
 def begun(net: nn.Module, inputs: Any) -> Driver:
-    return begin(lp.Task(net.eval(), example=inputs), lp.OnnxRuntime(threads=1), Store(), silent)[0]
+    return begin(lp.Task(net.eval(), example=inputs), lp.targets.OnnxRuntime(threads=1), Store(), silent)[0]
 
 
 def run(net: nn.Module, inputs: Any, step: Any) -> Driver:

@@ -22,7 +22,7 @@ from lilliput.engine.store import Store
 from lilliput.errors import InputError
 from lilliput.modes import ordinary_modes
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 Batch = tuple[Tensor, Tensor]
 
 
@@ -77,7 +77,7 @@ def learnt() -> dict[str, Tensor]:
 
 def rounded(model: nn.Module, calibrate: list[Tensor]) -> dict[str, Tensor]:
     found = {}
-    for rounding in (lp.AdaRound(steps=9), lp.BRECQ(steps=9, blocks="*")):
+    for rounding in (lp.rounding.AdaRound(steps=9), lp.rounding.BRECQ(steps=9, blocks="*")):
         small = stepped(model, calibrate, lp.Quantize(weights=INT4, rounding=rounding))
         found |= {f"{type(rounding).__name__} {name}": x for name, x in small.state_dict().items()}
     return found
@@ -146,9 +146,11 @@ def test_a_forward_without_gradients(kind: type[nn.Sequential], right: dict[str,
     with pytest.raises(InputError, match=rf"{kind.__name__}\.forward"):
         lp.train(lp.Task(model, train=batches, loss=loss))
     with pytest.raises(InputError, match="0: is computed without gradients"):
-        stepped(nn.Sequential(model), calibrate, lp.Quantize(weights=INT4, rounding=lp.BRECQ(steps=3, blocks="0")))
-    plain = stepped(kind(*net()), calibrate, lp.Quantize(weights=INT4, rounding=lp.AdaRound(steps=9)))  # type: ignore[arg-type]
-    same = stepped(net(), calibrate, lp.Quantize(weights=INT4, rounding=lp.AdaRound(steps=9)))
+        stepped(
+            nn.Sequential(model), calibrate, lp.Quantize(weights=INT4, rounding=lp.rounding.BRECQ(steps=3, blocks="0"))
+        )
+    plain = stepped(kind(*net()), calibrate, lp.Quantize(weights=INT4, rounding=lp.rounding.AdaRound(steps=9)))  # type: ignore[arg-type]
+    same = stepped(net(), calibrate, lp.Quantize(weights=INT4, rounding=lp.rounding.AdaRound(steps=9)))
     assert all(torch.equal(x, plain.state_dict()[name]) for name, x in same.state_dict().items())
     model.__class__ = nn.Sequential  # the remedy
     lp.train(lp.Task(model, train=batches, loss=loss))

@@ -16,7 +16,7 @@ import lilliput as lp
 from lilliput.errors import LilliputError
 
 RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))])
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 NAMES = (
     "a:b",
     ":c",

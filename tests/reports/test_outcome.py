@@ -109,8 +109,8 @@ def classifier() -> lp.Task:
 def ruin(task: lp.Task, **fields: Any) -> dict[str, Any]:
     """In steps so coarse that all of its weights become 0."""
     given = {name: getattr(task, name) for name in ("model", "example", "evaluate", "metric")} | fields
-    recipe = lp.Recipe([lp.Quantize(weights=lp.Fixed(0, 1), where="2")])
-    return lp.compress(lp.Task(**given), recipe, target=lp.OnnxRuntime(threads=1, seconds=5)).data
+    recipe = lp.Recipe([lp.Quantize(weights=lp.formats.Fixed(0, 1), where="2")])
+    return lp.compress(lp.Task(**given), recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=5)).data
 
 
 def test_a_ruined_network_is_harmed_and_says_so(classifier: lp.Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Outputs, Signature, sound
 from lilliput.outputs import flatten_outputs, left_out, parts
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 Pair = namedtuple("Pair", "first second")
 
 

@@ -18,17 +18,21 @@ from lilliput.engine import evidence
 from lilliput.errors import ExportError
 from lilliput.measure.environment import Cpu
 
-TARGETS = [lp.OnnxRuntime(threads=1, seconds=1), lp.OpenVino(threads=1, seconds=1)]
+TARGETS = [lp.targets.OnnxRuntime(threads=1, seconds=1), lp.targets.OpenVino(threads=1, seconds=1)]
 
 
-def compressed(weights: lp.Int, target: lp.OnnxRuntime | lp.OpenVino, activations: lp.Int | None = None) -> lp.Result:
+def compressed(
+    weights: lp.Int, target: lp.targets.OnnxRuntime | lp.targets.OpenVino, activations: lp.Int | None = None
+) -> lp.results.Result:
     torch.manual_seed(0)
     net = nn.Linear(64, 64).eval()
     recipe = lp.Recipe([lp.Quantize(weights=weights, activations=activations)])
     return lp.compress(lp.Task(net, calibrate=[torch.randn(4, 64)] * 2), recipe, target=target)
 
 
-def refused(result: lp.Result, target: lp.OnnxRuntime | lp.OpenVino, monkeypatch: pytest.MonkeyPatch) -> str:
+def refused(
+    result: lp.results.Result, target: lp.targets.OnnxRuntime | lp.targets.OpenVino, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """What is said as if its integers had overflowed, which on few processors they do."""
     with monkeypatch.context() as strict:
         strict.setattr(evidence, "_LEAST_DB", math.nan)
@@ -39,7 +43,7 @@ def refused(result: lp.Result, target: lp.OnnxRuntime | lp.OpenVino, monkeypatch
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
-def test_the_remedy_is_named_and_works(target: lp.OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remedy_is_named_and_works(target: lp.targets.OnnxRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "cpu", lambda: Cpu("", "x86_64", ("avx2",)))
     monkeypatch.setattr(evidence, "_LEAST_DB", -1e9)
     said = refused(compressed(lp.Int(8), target, lp.Int(8)), target, monkeypatch)

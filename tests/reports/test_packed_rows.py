@@ -29,7 +29,13 @@ ROWS, WIDTH = 320, 64
 FOUR = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
 ENCODINGS: list[Encoding] = [
     *(lp.Int(4), lp.Int(2), lp.Int(4, per="tensor"), lp.Int(3, group=16), lp.Int(4, group=32, symmetric=False)),
-    *(lp.Int(4, group=32, scale=lp.Float16()), lp.Levels(16), lp.NF4(group=32), lp.Signs(3), lp.Int(8, group=32)),
+    *(
+        lp.Int(4, group=32, scale=lp.formats.Float16()),
+        lp.formats.Codebook(16),
+        lp.formats.NF4(group=32),
+        lp.formats.Signs(3),
+        lp.Int(8, group=32),
+    ),
 ]
 
 
@@ -46,7 +52,7 @@ class Words(nn.Module):
 def test_rows_are_packed_picked_and_right(encoding: Encoding, tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randint(ROWS, (3, 7))
-    driver, _ = begin(lp.Task(Words().eval(), example=x), lp.OnnxRuntime(threads=1), Store(None), silent)
+    driver, _ = begin(lp.Task(Words().eval(), example=x), lp.targets.OnnxRuntime(threads=1), Store(None), silent)
     follow(lp.Recipe([lp.Quantize(weights=encoding)]), driver)
     lp.save(tmp_path / "net.lil", driver.model, example=x)
     with torch.no_grad():
@@ -73,7 +79,9 @@ def test_what_loading_costs_is_measured_and_told(tmp_path: Path) -> None:
     held = 4 * sum(x.numel() for x in net.parameters())
     recipe = lp.Recipe([lp.Quantize(weights=lp.Int(4, group=16))])
     small = lp.compress(
-        lp.Task(net.eval(), calibrate=[torch.randn(2, 1024)]), recipe, target=lp.OnnxRuntime(threads=1, seconds=1)
+        lp.Task(net.eval(), calibrate=[torch.randn(2, 1024)]),
+        recipe,
+        target=lp.targets.OnnxRuntime(threads=1, seconds=1),
     )
     before, after = (small.data[side]["loading"] for side in ("before", "after"))
     assert held < before["peak_bytes"] < 4 * held  # the file as it is read, and the tensors

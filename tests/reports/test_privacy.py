@@ -80,7 +80,8 @@ net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linea
 batches = [torch.randn(4, 8)]
 loss = lambda model, batch: model(batch).square().mean()
 task = lp.Task(net, calibrate=batches, train=batches, loss=loss)
-small = lp.compress(task, lp.Recipe([lp.Quantize(), lp.Finetune()]), target=lp.OnnxRuntime(threads=1, seconds=1))
+recipe = lp.Recipe([lp.Quantize(), lp.Finetune()])
+small = lp.compress(task, recipe, target=lp.targets.OnnxRuntime(threads=1, seconds=1))
 path = small.folder / "copy.lil"
 lp.open(small.save(path))(batches[0])
 lp.save(path, small.model, example=batches[0], target="openvino")
@@ -101,7 +102,7 @@ import sys
 if {earlier}:
     import openvino_telemetry as own
 import lilliput as lp
-lp.OpenVino()
+lp.targets.OpenVino()
 import openvino
 import openvino_telemetry
 from openvino.tools.ovc import telemetry_utils

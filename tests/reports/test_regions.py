@@ -21,7 +21,7 @@ from lilliput.errors import ExportError
 from lilliput.model.views.capture import capture
 from lilliput.model.views.inputs import Inputs
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 def precise(net: Any, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def test_files_of_the_user_are_none_of_the_result(tmp_path: Path) -> None:
         lp.Recipe([lp.Quantize()]),
         calibrate=[torch.randn(8, 64)],
         folder=folder,
-        target=lp.OnnxRuntime(threads=1, seconds=1),
+        target=lp.targets.OnnxRuntime(threads=1, seconds=1),
     )
     onnx.checker.check_model(onnx.load(small.export(tmp_path / "deploy.onnx")))
     assert small.export(tmp_path / "again.onnx").read_bytes() == (folder / "net.onnx").read_bytes()

@@ -57,7 +57,7 @@ class Net(nn.Module):
 
 def driven(model: nn.Module, *steps: Any, x: tuple[int, ...] = (16, 8)) -> tuple[Driver, Rows]:
     batch = torch.randn(x, generator=torch.Generator().manual_seed(1))
-    driver, _ = begin(lp.Task(model, calibrate=[batch]), lp.OnnxRuntime(threads=1), Store(), silent)
+    driver, _ = begin(lp.Task(model, calibrate=[batch]), lp.targets.OnnxRuntime(threads=1), Store(), silent)
     follow(lp.Recipe(list(steps)), driver)
     found = layers(driver, exact_tensors(driver.afresh(model), driver), None)
     return driver, {row["path"]: row for row in found}
@@ -146,7 +146,9 @@ def test_blocks_that_are_left_out_are_listed() -> None:
 
 
 def test_a_layer_that_cannot_go_is_skipped_by_the_name_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver, _ = begin(lp.Task(Net().eval(), example=torch.randn(2, 8)), lp.OnnxRuntime(threads=1), Store(), silent)
+    driver, _ = begin(
+        lp.Task(Net().eval(), example=torch.randn(2, 8)), lp.targets.OnnxRuntime(threads=1), Store(), silent
+    )
     monkeypatch.setattr(surgery, "undroppable", lambda run, gone: {"layers.3": "others need it"})
     drop(driver, [Dispensable("layers.1", 0.1), Dispensable("layers.3", 0.2)])
     assert driver.told.skipped == {"layers.2": "changes its input by 0.200, but cannot be left out: others need it"}
@@ -156,7 +158,7 @@ def test_tensors_that_two_layers_shared_are_counted_once() -> None:
     net = Net().eval()
     net.layers[3].block[0].weight = net.layers[1].block[0].weight
     net.layers[1].block[2].weight = net.layers[0].block[2].weight  # which stays
-    driver, _ = begin(lp.Task(net, example=torch.randn(2, 8)), lp.OnnxRuntime(threads=1), Store(), silent)
+    driver, _ = begin(lp.Task(net, example=torch.randn(2, 8)), lp.targets.OnnxRuntime(threads=1), Store(), silent)
     drop(driver, [Dispensable("layers.1", 0.1), Dispensable("layers.3", 0.2)])
     assert [gone["parameters"] for gone in driver.told.facts["removed"]] == [128 + 16 + 8, 16 + 128 + 8]
 

@@ -161,7 +161,7 @@ def test_what_a_checkpoint_cannot_hold_is_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="activations are not rounded .* lilliput.save keeps it"):
         small.save_pretrained(tmp_path)
     assert "value_encodings" not in str(sorted(safetensors.torch.load_file(tmp_path / "model.safetensors")))
-    training: Any = lp.unfreeze(encoded(net))
+    training: Any = lp.formats.unfreeze(encoded(net))
     with pytest.warns(UserWarning, match="resumed from this checkpoint goes on from rounded weights"):
         training.save_pretrained(tmp_path)
 
@@ -203,7 +203,7 @@ def test_codes_do_not_pass_for_weights_elsewhere(tmp_path: Path) -> None:
     other = encoded(made("bert")[0])
     safetensors.torch.load_model(other, tmp_path / "codes.safetensors")
     assert torch.equal(logits(other, inputs), logits(small, inputs))
-    safetensors.torch.save_model(lp.to_dense(small), str(tmp_path / "dense.safetensors"))
+    safetensors.torch.save_model(lp.formats.to_dense(small), str(tmp_path / "dense.safetensors"))
     safetensors.torch.load_model(net, tmp_path / "dense.safetensors")
     close(logits(net, inputs), logits(small, inputs))
 
@@ -211,7 +211,7 @@ def test_codes_do_not_pass_for_weights_elsewhere(tmp_path: Path) -> None:
 def test_a_pruned_and_quantized_model_is_loaded_by_its_new_config(tmp_path: Path) -> None:
     net, inputs = made("bert")
     recipe = lp.Recipe([lp.Prune("layers", 0.5), lp.Quantize(weights=lp.Int(4))])
-    driver, _ = begin(lp.Task(net, example=inputs), lp.OnnxRuntime(threads=1, seconds=1), Store(), silent)
+    driver, _ = begin(lp.Task(net, example=inputs), lp.targets.OnnxRuntime(threads=1, seconds=1), Store(), silent)
     follow(recipe, driver)
     small: Any = driver.model
     small.save_pretrained(tmp_path)
@@ -225,10 +225,10 @@ def test_one_whose_config_cannot_tell_its_sizes_is_refused(path: str, tmp_path: 
     """BERT's config has no number for heads of another width."""
     net, inputs = made("bert")
     small = lp.compress(
-        lp.Task(net, example=inputs), lp.Recipe([lp.Prune("heads", 0.5)]), target=lp.OnnxRuntime(seconds=0)
+        lp.Task(net, example=inputs), lp.Recipe([lp.Prune("heads", 0.5)]), target=lp.targets.OnnxRuntime(seconds=0)
     )
     saved: Any = small.model.get_submodule(path)
-    for model in (saved, lp.to_dense(saved), copy.deepcopy(saved)):
+    for model in (saved, lp.formats.to_dense(saved), copy.deepcopy(saved)):
         with pytest.raises(InputError, match="from_pretrained would make another") as caught:
             model.save_pretrained(tmp_path)
         assert "lilliput.save" in caught.value.next and "query" in str(caught.value.why)

@@ -34,7 +34,7 @@ BUILT: dict[str, list[Operator]] = {}  # by the digest of a file, its operators
 
 
 @dataclass(frozen=True)
-class Pretended(lp.OnnxRuntime):
+class Pretended(lp.targets.OnnxRuntime):
     """ONNX Runtime, but for what the layers of a `Sequential` take: in float, on integers, and with weights alone."""
 
     layers_ms: tuple[tuple[float, float, float], ...] = ()
@@ -101,17 +101,19 @@ ALL_SLOW = (DOES_NOT, DOES_NOT, PAYS, DOES_NOT)
 LAST_SLOW = (PAYS, PAYS, PAYS, (1.0, 3.75, 1.0))
 
 
-def compressed(layers_ms: Any, recipe: lp.Recipe | None = None, folder: Path | None = None, **more: Any) -> lp.Result:
+def compressed(
+    layers_ms: Any, recipe: lp.Recipe | None = None, folder: Path | None = None, **more: Any
+) -> lp.results.Result:
     TIMED.clear()
     target = Pretended(threads=1, seconds=9, layers_ms=layers_ms, **more)
     return lp.compress(decoder(), recipe, calibrate=images(), target=target, folder=folder)
 
 
-def ratio(small: lp.Result) -> float:
+def ratio(small: lp.results.Result) -> float:
     return float(small.data["ratio"]["faster"]["value"])
 
 
-def kinds(small: lp.Result) -> list[str]:
+def kinds(small: lp.results.Result) -> list[str]:
     return [one.kind for one in made_up(small.model, ((0.0, 0.0, 0.0),) * 4) if one.name != "border"]
 
 
@@ -198,9 +200,9 @@ def test_no_reason_is_made_up() -> None:
 
 def real_targets() -> list[Any]:
     try:
-        return [lp.OnnxRuntime(threads=1, seconds=0.1), lp.OpenVino(threads=1, seconds=0.1)]
+        return [lp.targets.OnnxRuntime(threads=1, seconds=0.1), lp.targets.OpenVino(threads=1, seconds=0.1)]
     except lp.LilliputError:
-        return [lp.OnnxRuntime(threads=1, seconds=0.1)]
+        return [lp.targets.OnnxRuntime(threads=1, seconds=0.1)]
 
 
 @pytest.mark.parametrize("target", real_targets(), ids=lambda target: target.name)

@@ -21,7 +21,7 @@ import lilliput as lp
 from lilliput.errors import InputError
 from lilliput.model.edits.copies import private_copy
 
-TARGET = lp.OnnxRuntime(threads=1, seconds=1)
+TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -191,6 +191,6 @@ def test_an_expanded_buffer_is_trained_beside() -> None:
     batches = [torch.randn(4, 8) for _ in range(2)]
     net = Expanded().eval()
     task = lp.Task(net, calibrate=batches, train=batches, loss=lambda model, x: model(x).square().mean())
-    small = lp.compress(task, lp.Recipe([lp.Finetune(epochs=1)]), target=lp.OnnxRuntime(threads=1, seconds=0))
+    small = lp.compress(task, lp.Recipe([lp.Finetune(epochs=1)]), target=lp.targets.OnnxRuntime(threads=1, seconds=0))
     assert torch.equal(small.model.get_buffer("many"), torch.ones(4)) and net.many.stride() == (0,)
     assert small.model(batches[0]).norm() < net(batches[0]).norm()

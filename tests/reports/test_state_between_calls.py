@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import InputError
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 CHUNKS = [torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
 

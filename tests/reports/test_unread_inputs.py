@@ -28,8 +28,12 @@ class Reads(nn.Module):
         return self.linear(x)
 
 
-@pytest.mark.parametrize("target", [lp.OnnxRuntime(threads=1), lp.OpenVino(threads=1)], ids=lambda t: t.name)
-def test_what_is_not_read_is_given_all_the_same(target: lp.OnnxRuntime | lp.OpenVino, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target", [lp.targets.OnnxRuntime(threads=1), lp.targets.OpenVino(threads=1)], ids=lambda t: t.name
+)
+def test_what_is_not_read_is_given_all_the_same(
+    target: lp.targets.OnnxRuntime | lp.targets.OpenVino, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     net, x = Reads().eval(), torch.randn(3, 8)
     given = (torch.randn(3, 2), x, torch.randn(3, 8))

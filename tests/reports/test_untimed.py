@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import lilliput as lp
 from lilliput.cli.app import app
 
-INT8, HERE = lp.Recipe([lp.Quantize()]), lp.OnnxRuntime(threads=1)
+INT8, HERE = lp.Recipe([lp.Quantize()]), lp.targets.OnnxRuntime(threads=1)
 
 
 def net() -> nn.Sequential:
@@ -31,7 +31,7 @@ def batches() -> list[torch.Tensor]:
     return [torch.randn(8, 32, generator=torch.Generator().manual_seed(1))]
 
 
-def check_delivered(small: lp.Result, why: str) -> None:
+def check_delivered(small: lp.results.Result, why: str) -> None:
     data = json.loads((small.folder / "report.json").read_text())
     assert data["ratio"]["faster"] is None and data["ratio"]["smaller"] > 1.5 and data["outcome"] == "done"
     assert data["before"]["latency_ms"] is None and data["after"]["latency_ms"] is None
@@ -46,19 +46,19 @@ def check_delivered(small: lp.Result, why: str) -> None:
 
 @pytest.mark.parametrize("recipe", [INT8, None], ids=["a recipe", "the target's own"])
 def test_no_seconds_mean_no_timing(recipe: lp.Recipe | None, tmp_path: Path) -> None:
-    target = lp.OnnxRuntime(threads=1, seconds=0, safe=True)  # or its answers differ where there is no VNNI
+    target = lp.targets.OnnxRuntime(threads=1, seconds=0, safe=True)  # or its answers differ where there is no VNNI
     small = lp.compress(net(), recipe, calibrate=batches(), target=target, folder=tmp_path)
     check_delivered(small, "seconds=0")
     assert (small.data["tried"] or {}).get("why_not") == (None if recipe else "seconds=0")
 
 
 def test_no_round_that_fits_loses_no_work(tmp_path: Path) -> None:
-    target = lp.OnnxRuntime(threads=1, seconds=1e-9)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=1e-9)
     check_delivered(lp.compress(net(), INT8, calibrate=batches(), target=target, folder=tmp_path), "no round of timing")
 
 
 def test_a_device_that_is_not_timed_is_not_run(tmp_path: Path) -> None:
-    target = lp.Device(command="no-such-program {model} {inputs}", builds=HERE, seconds=0)
+    target = lp.targets.Device(command="no-such-program {model} {inputs}", builds=HERE, seconds=0)
     check_delivered(lp.compress(net(), INT8, calibrate=batches(), target=target, folder=tmp_path), "seconds=0")
 
 
@@ -66,7 +66,7 @@ def test_a_device_that_fails_while_it_is_timed_loses_no_work(tmp_path: Path) -> 
     counter = tmp_path / "count"
     script = tmp_path / "run.py"
     script.write_text(f"c = open({str(counter)!r}, 'a+'); c.write('x'); print(c.tell() == 1 and 3.5 or 'lost contact')")
-    target = lp.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=HERE)
+    target = lp.targets.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=HERE)
     small = lp.compress(net(), INT8, calibrate=batches(), target=target, folder=tmp_path / "out")
     check_delivered(small, f"{target.command}: the command printed 'lost contact'")
 
@@ -75,7 +75,7 @@ def test_one_figure_of_a_device_has_no_interval(tmp_path: Path) -> None:
     """A device that takes as many milliseconds as the file has bytes, and time for one round."""
     script = tmp_path / "size.py"
     script.write_text("import os, sys; print(os.path.getsize(sys.argv[1]))")
-    target = lp.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=HERE, seconds=1e-9)
+    target = lp.targets.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=HERE, seconds=1e-9)
     small = lp.compress(net(), INT8, calibrate=batches(), target=target)
     smaller = small.data["ratio"]["smaller"]
     assert small.data["ratio"]["faster"] == {"value": pytest.approx(smaller), "low": None, "high": None, "samples": 1}
@@ -91,7 +91,7 @@ def refused(run: Callable[[], object]) -> str:
 def test_a_budget_of_latency_is_refused_before_any_work() -> None:
     model, calls = net(), list[object]()
     model.register_forward_pre_hook(lambda *given: calls.append(given))
-    recipe, target = lp.Recipe([lp.Prune("channels", latency=0.7)]), lp.OnnxRuntime(threads=1, seconds=0)
+    recipe, target = lp.Recipe([lp.Prune("channels", latency=0.7)]), lp.targets.OnnxRuntime(threads=1, seconds=0)
     for verb in (lp.compress, lp.diagnose):
         told = refused(lambda verb=verb: verb(model, recipe, calibrate=batches(), target=target))  # type: ignore[misc]
         assert "step 1, Prune, has a budget of latency, and the target has seconds=0" in told and not calls
@@ -119,7 +119,7 @@ def test_from_the_shell(tmp_path: Path) -> None:
 def test_without_measuring_nothing_is_timed_and_no_memory_told() -> None:
     """Of a network large enough for both; what was built is compared all the same."""
     large = nn.Sequential(nn.Linear(32, 1024), nn.ReLU(), nn.Linear(1024, 1024)).eval()
-    target = lp.OnnxRuntime(threads=1, seconds=2, safe=True)
+    target = lp.targets.OnnxRuntime(threads=1, seconds=2, safe=True)
     small = lp.compress(large, INT8, calibrate=batches(), target=target, measure=False)
     check_delivered(small, "seconds=0")
     measured = lp.compress(large, INT8, calibrate=batches(), target=target)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import LilliputError
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1)
 
 
 def remembered(net: Any, x: Tensor, scale: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.report.likeness import agreement
 
-T = lp.OnnxRuntime(threads=1, seconds=0)
+T = lp.targets.OnnxRuntime(threads=1, seconds=0)
 
 
 class Boxes(nn.Module):
@@ -143,7 +143,7 @@ def test_nan_in_one_output_of_many_is_named() -> None:
     assert "output boxes" in caught.value.where and "evaluate[0]" in caught.value.where
 
 
-class Crossed(lp.OnnxRuntime):
+class Crossed(lp.targets.OnnxRuntime):
     """A runtime that gives its outputs in another order."""
 
     def load(self, built: Any) -> Any:
@@ -151,7 +151,7 @@ class Crossed(lp.OnnxRuntime):
         return replace(held, run=lambda given: list(held.run(given))[::-1])
 
 
-class Cut(lp.OnnxRuntime):
+class Cut(lp.targets.OnnxRuntime):
     """One that leaves the last column of each output out."""
 
     def load(self, built: Any) -> Any:
@@ -161,7 +161,7 @@ class Cut(lp.OnnxRuntime):
 
 @pytest.mark.parametrize("kind", [Crossed, Cut])
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 5)])
-def test_a_target_that_answers_otherwise_is_refused(kind: type[lp.OnnxRuntime], sizes: tuple[int, int]) -> None:
+def test_a_target_that_answers_otherwise_is_refused(kind: type[lp.targets.OnnxRuntime], sizes: tuple[int, int]) -> None:
     net = Boxes()
     net.box, net.score = nn.Linear(64, sizes[0]), nn.Linear(64, sizes[1])
     with pytest.raises(lp.LilliputError) as caught:

@@ -23,7 +23,7 @@ from lilliput.targets.kernels import exact_here
 from lilliput.task import Batches
 from lilliput.techniques.technique import Technique
 
-ORT = lp.OnnxRuntime(threads=1)
+ORT = lp.targets.OnnxRuntime(threads=1)
 DYNAMIC = lp.Int(8, dynamic=True)
 EXACT = exact_here()  # weights whose products the integer kernels of this processor sum without overflow
 CALIBRATED, AT_RUN_TIME = (lp.Quantize(weights=EXACT, activations=flowing) for flowing in (lp.Int(8), DYNAMIC))

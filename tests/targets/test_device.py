@@ -54,7 +54,7 @@ def net() -> nn.Module:
 
 @pytest.mark.parametrize("places", ["{model} {inputs}", "{model} {inputs} {outputs}"], ids=["figures", "answers"])
 def test_compress_for_a_device(script: Path, places: str, tmp_path: Path) -> None:
-    target = lp.Device(command=command(script, places), builds=lp.OnnxRuntime(threads=1), seconds=0.1)
+    target = lp.targets.Device(command=command(script, places), builds=lp.targets.OnnxRuntime(threads=1), seconds=0.1)
     small = lp.compress(net(), calibrate=[torch.randn(4, 64)], target=target, folder=tmp_path / "out")
     assert small.data["target"] == "device" and "In device" in small.data["sentence"]
     assert small.data["after"]["latency_ms"]["samples"] >= 1
@@ -92,10 +92,10 @@ FAILS: list[tuple[str, str, type[LilliputError], str]] = [
 
 @pytest.mark.parametrize(("text", "kind", "told"), [row[1:] for row in FAILS], ids=[row[0] for row in FAILS])
 def test_a_command_that_fails(text: str, kind: type[LilliputError], told: str, tmp_path: Path) -> None:
-    builds = lp.OnnxRuntime(threads=1)
-    target = lp.Device(command=text.replace("{python}", sys.executable), builds=builds, timeout_s=0.5)
+    builds = lp.targets.OnnxRuntime(threads=1)
+    target = lp.targets.Device(command=text.replace("{python}", sys.executable), builds=builds, timeout_s=0.5)
     if "took over" not in told:
-        target = lp.Device(command=target.command, builds=builds)
+        target = lp.targets.Device(command=target.command, builds=builds)
     path, example = lp.export(tmp_path / "net.onnx", net(), torch.randn(1, 64)), Inputs.of(torch.randn(1, 64))
     run = target.open(path, Signature((0,), "tensor"))
     with pytest.raises(kind, match=told):
@@ -105,12 +105,12 @@ def test_a_command_that_fails(text: str, kind: type[LilliputError], told: str, t
 @pytest.mark.parametrize("text", ["", "run {model}", "run {inputs}", "run '{model} {inputs}"])
 def test_a_command_that_cannot_be_one(text: str) -> None:
     with pytest.raises(InputError):
-        lp.Device(command=text)
+        lp.targets.Device(command=text)
 
 
 def test_answers_of_another_number(tmp_path: Path) -> None:
     two = "import numpy, sys; numpy.savez(sys.argv[3], 1, 2); print(1)"
-    target = lp.Device(command=f"{sys.executable} -c '{two}' {{model}} {{inputs}} {{outputs}}")
+    target = lp.targets.Device(command=f"{sys.executable} -c '{two}' {{model}} {{inputs}} {{outputs}}")
     path = lp.export(tmp_path / "net.onnx", net(), torch.randn(1, 64))
     run: Any = target.open(path, Signature((0,), "tensor"))
     with pytest.raises(MeasureError, match="left 2 outputs, where the model has 1"):

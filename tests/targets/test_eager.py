@@ -18,7 +18,7 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import value_encodings
 
-QUICK = lp.Eager(seconds=0)
+QUICK = lp.targets.Eager(seconds=0)
 VALUES = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8))])
 
 
@@ -114,9 +114,9 @@ def test_what_no_graph_holds_has_its_weights_encoded_and_says_so() -> None:
     "step",
     [
         lp.Prune("weights", 0.5),
-        lp.Quantize(weights=lp.Int(4, group=16), rounding=lp.GPTQ()),
-        lp.Quantize(weights=lp.Int(4), fit=lp.HQQ()),
-        lp.Share(16),
+        lp.Quantize(weights=lp.Int(4, group=16), rounding=lp.rounding.GPTQ()),
+        lp.Quantize(weights=lp.Int(4), fit=lp.ranges.HQQ()),
+        lp.techniques.Share(16),
     ],
     ids=["sparse", "GPTQ", "HQQ", "shared"],
 )
@@ -224,7 +224,7 @@ def test_parts_that_any_of_the_first_batches_reaches_are_encoded_and_others_told
 def test_it_is_timed_on_its_threads_and_the_program_keeps_its_own() -> None:
     threads, seen = torch.get_num_threads(), set[int]()
     x = torch.zeros(1)
-    target = lp.Eager(threads=threads + 1, seconds=1e-9)
+    target = lp.targets.Eager(threads=threads + 1, seconds=1e-9)
     with pytest.raises(MeasureError, match="no round of timing"):
         target.latencies({"net": lambda x: seen.add(torch.get_num_threads())}, Inputs.of(x))
     assert seen == {threads + 1} and torch.get_num_threads() == threads
@@ -232,6 +232,6 @@ def test_it_is_timed_on_its_threads_and_the_program_keeps_its_own() -> None:
 
 def test_a_device_is_given_no_file_that_only_a_module_reads() -> None:
     net, x = subject("mlp")
-    device = lp.Device(command="true {model} {inputs}", builds=lp.Eager())
+    device = lp.targets.Device(command="true {model} {inputs}", builds=lp.targets.Eager())
     with pytest.raises(InputError, match=r"eager builds \.lil"):
         lp.compress(net, calibrate=[x], target=device)

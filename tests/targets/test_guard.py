@@ -15,7 +15,10 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.errors import ExportError
 
-TARGETS = {"onnxruntime": lp.OnnxRuntime(threads=1, seconds=0), "openvino": lp.OpenVino(threads=1, seconds=0)}
+TARGETS = {
+    "onnxruntime": lp.targets.OnnxRuntime(threads=1, seconds=0),
+    "openvino": lp.targets.OpenVino(threads=1, seconds=0),
+}
 STATIC = lp.Recipe([lp.Quantize(weights=EXACT, activations=lp.Int(8))])
 RUN_TIME = lp.Recipe([lp.Quantize(weights=EXACT, activations=lp.Int(8, dynamic=True))])
 FOUR = lp.Recipe([lp.Quantize(weights=lp.Int(4))])
@@ -64,7 +67,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], lp.Recipe]] = {
 }
 
 
-def compressed(kind: str, target: str) -> lp.Result:
+def compressed(kind: str, target: str) -> lp.results.Result:
     make, shape, recipe = KINDS[kind]
     torch.manual_seed(0)
     net, batches = make().eval(), [torch.randn(shape) for _ in range(3)]
@@ -77,7 +80,7 @@ def test_a_file_that_is_built_again_is_compared_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, batches = make().eval(), [torch.randn(shape)]
 
-    def run() -> lp.Result:
+    def run() -> lp.results.Result:
         return lp.compress(net, recipe, calibrate=batches, target=TARGETS["onnxruntime"], folder=tmp_path / "out")
 
     first = run().data["export"]["after"]

@@ -31,7 +31,7 @@ def test_a_linear_layer_becomes_two(tmp_path: Path, lay: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 24, bias=False))
     inputs = [torch.randn(3, 40) if lay == "rows" else torch.randn(3, 5, 40) for _ in range(2)]
-    driver, path = built(tmp_path, net, inputs, [lp.Factorize(6)])
+    driver, path = built(tmp_path, net, inputs, [lp.techniques.Factorize(6)])
     agree(driver, path, inputs, atol=1e-5)
     assert shapes(path) == [(6, 32), (6, 40), (24, 6), (32, 6)]
     ops = fused(path)
@@ -53,7 +53,7 @@ def test_a_convolution_becomes_two_and_keeps_how_it_goes_over_its_input(tmp_path
     inputs = [torch.randn(2, 4, 15, 23) for _ in range(2)]
     with torch.no_grad():
         assert net[:4](inputs[0]).shape[2] % 3 == 0
-    driver, path = built(tmp_path, net, inputs, [lp.Factorize(3)])
+    driver, path = built(tmp_path, net, inputs, [lp.techniques.Factorize(3)])
     agree(driver, path, inputs, atol=1e-5)
     assert [shape for shape in shapes(path) if shape[0] == 3] == [
         *((3, 4, 3, 3), (3, 8, 2, 1, 1), (3, 16, 3, 2), (3, 16, 5)),
@@ -63,7 +63,7 @@ def test_a_convolution_becomes_two_and_keeps_how_it_goes_over_its_input(tmp_path
 
 def test_a_table_is_looked_up_in_its_left_factor_and_a_tied_head_multiplies_by_both(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Factorize(8)])
+    driver, path = built(tmp_path, Tokens(), sentences(), [lp.techniques.Factorize(8)])
     agree(driver, path, sentences(), atol=1e-5)
     assert shapes(path).count((50, 8)) == 1 and (50, 32) not in shapes(path)
 
@@ -73,7 +73,9 @@ def test_layers_that_cannot_be_divided_get_the_product_when_they_are_loaded(tmp_
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(2), nn.Linear(49, 12))
     inputs = [torch.randn(2, 8, 8, 8) for _ in range(2)]
-    recipe = [lp.Quantize(weights={"0": lp.LowRank(2), "1": lp.LowRank(2), "3": lp.LowRank(11)})]
+    recipe = [
+        lp.Quantize(weights={"0": lp.formats.LowRank(2), "1": lp.formats.LowRank(2), "3": lp.formats.LowRank(11)})
+    ]
     driver, path = built(tmp_path, net, inputs, recipe)
     agree(driver, path, inputs, atol=1e-5)
     ops = fused(path)
@@ -81,7 +83,16 @@ def test_layers_that_cannot_be_divided_get_the_product_when_they_are_loaded(tmp_
     assert set(remarks(driver).values()) == {"size only: decoded to float when the runtime loads it"}
 
 
-FACTORS = [lp.Int(8), lp.Int(4, group=4), lp.Int(4), lp.Float16(), lp.BFloat16(), lp.Levels(16), lp.NF4(), lp.Log(5)]
+FACTORS = [
+    lp.Int(8),
+    lp.Int(4, group=4),
+    lp.Int(4),
+    lp.formats.Float16(),
+    lp.formats.BFloat16(),
+    lp.formats.Codebook(16),
+    lp.formats.NF4(),
+    lp.formats.PowerOfTwo(5),
+]
 
 
 @pytest.mark.parametrize("factors", FACTORS, ids=repr)
@@ -89,7 +100,7 @@ def test_factors_in_every_format(tmp_path: Path, factors: Any) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 8, 4), nn.ReLU(), nn.Flatten(2), nn.Linear(25, 16))
     inputs = [torch.randn(2, 4, 8, 8) for _ in range(2)]
-    driver, path = built(tmp_path, net, inputs, [lp.Factorize(4), lp.Quantize(weights=factors)])
+    driver, path = built(tmp_path, net, inputs, [lp.techniques.Factorize(4), lp.Quantize(weights=factors)])
     agree(driver, path, inputs, atol=1e-5)
     ops = fused(path)
     assert ops["Conv"] + ops["FusedConv"] == 2 and ops["MatMul"] == 2
@@ -101,14 +112,14 @@ def test_factors_in_every_format(tmp_path: Path, factors: Any) -> None:
         (Convolutions, images, CALIBRATED),
         (Tokens, sentences, AT_RUN_TIME),
         (Tokens, sentences, CALIBRATED),
-        (Convolutions, images, lp.Quantize(weights=lp.Float16(), activations=lp.Int(8))),
+        (Convolutions, images, lp.Quantize(weights=lp.formats.Float16(), activations=lp.Int(8))),
     ],
 )
 def test_beside_integers_the_first_product_runs_on_them(
     tmp_path: Path, net: type[nn.Module], inputs: Any, step: Technique
 ) -> None:
     torch.manual_seed(0)
-    driver, path = built(tmp_path, net(), inputs(), [lp.Factorize(8), step])
+    driver, path = built(tmp_path, net(), inputs(), [lp.techniques.Factorize(8), step])
     agree(driver, path, inputs(), share=0.02)
     told, whole = set(remarks(driver).values()), step.weights == EXACT  # type: ignore[attr-defined]
     assert ("two products in place of one, integers where a kernel takes them" in told) is whole
@@ -120,7 +131,7 @@ def test_openvino_computes_the_same(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     torch.manual_seed(0)
     net, inputs = Convolutions(), images()
-    driver, path = built(tmp_path, net, inputs, [lp.Factorize(8)], target=lp.OpenVino(threads=1))
+    driver, path = built(tmp_path, net, inputs, [lp.techniques.Factorize(8)], target=lp.targets.OpenVino(threads=1))
     agree(driver, path, inputs, atol=1e-4)
 
 
@@ -135,5 +146,5 @@ def test_a_weight_that_is_read_otherwise_too_is_whole_there(tmp_path: Path) -> N
 
     torch.manual_seed(0)
     inputs = [torch.randn(2, 24) for _ in range(2)]
-    driver, path = built(tmp_path, Norm(), inputs, [lp.Factorize(4)])
+    driver, path = built(tmp_path, Norm(), inputs, [lp.techniques.Factorize(4)])
     agree(driver, path, inputs, atol=1e-5)

@@ -159,7 +159,7 @@ def test_layers_of_equal_contents_stay_two(tmp_path: Path) -> None:
 
 def test_bytes_of_a_tensor_are_not_those_of_one_whose_name_goes_on() -> None:
     task = lp.Task(nn.LSTM(4, 8, bidirectional=True), calibrate=[torch.randn(3, 2, 4)], dynamic={0: {1: "batch"}})
-    driver, _ = begin(task, lp.OnnxRuntime(), Store(), silent)
+    driver, _ = begin(task, lp.targets.OnnxRuntime(), Store(), silent)
     rows = layers(driver, {}, {"weight_ih_l0": 10, "weight_ih_l0_reverse": 20})
     told = {row["path"]: row["bytes"] for row in rows}
     assert (told["weight_ih_l0"], told["weight_ih_l0_reverse"]) == (10, 20)
@@ -193,10 +193,10 @@ def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
         (lp.Int(8, symmetric=False), onnx.TensorProto.UINT8),
         (lp.Int(4), onnx.TensorProto.INT4),
         (lp.Int(3, group=16), onnx.TensorProto.INT4),
-        (lp.Int(4, group=16, symmetric=False, scale=lp.Float16()), onnx.TensorProto.UINT4),
+        (lp.Int(4, group=16, symmetric=False, scale=lp.formats.Float16()), onnx.TensorProto.UINT4),
         (lp.Int(8, per="tensor"), onnx.TensorProto.INT8),
-        (lp.Float16(), onnx.TensorProto.FLOAT16),
-        (lp.BFloat16(), onnx.TensorProto.BFLOAT16),
+        (lp.formats.Float16(), onnx.TensorProto.FLOAT16),
+        (lp.formats.BFloat16(), onnx.TensorProto.BFLOAT16),
     ],
     ids=repr,
 )
@@ -223,7 +223,9 @@ def test_sub_byte_codes_make_the_file_smaller(tmp_path: Path) -> None:
 def test_fewer_bits_of_activations_are_cut_to_their_range(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(16, 8))
     inputs = [torch.randn(64, 16)]
-    driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(5), calibration=lp.Percentile(80))])
+    driver, path = built(
+        tmp_path, net, inputs, [lp.Quantize(activations=lp.Int(5), calibration=lp.ranges.Percentile(80))]
+    )
     agree(driver, path, inputs, atol=1e-4)
 
 
@@ -328,18 +330,18 @@ def test_values_given_out_encoded_leave_the_kernels_and_the_output_as_they_are(t
 # number formats
 
 WEIGHTS = [
-    lp.Fixed(1, 5),
-    lp.Fixed(2, 9),
+    lp.formats.Fixed(1, 5),
+    lp.formats.Fixed(2, 9),
     lp.Int(1, symmetric=False),
-    lp.Levels(5),
-    lp.Levels(16, per="channel"),
-    lp.Log(4),
-    lp.Signs(2),
-    lp.NF4(),
-    lp.MiniFloat("e4m3"),
-    lp.Tiles(4, group=None),
-    lp.Tiles(3, channels=4, group=None, scale=lp.Float16()),
-    lp.Tiles(5, channels=2, group=4),
+    lp.formats.Codebook(5),
+    lp.formats.Codebook(16, per="channel"),
+    lp.formats.PowerOfTwo(4),
+    lp.formats.Signs(2),
+    lp.formats.NF4(),
+    lp.formats.MiniFloat("e4m3"),
+    lp.formats.Blockwise(4, group=None),
+    lp.formats.Blockwise(3, channels=4, group=None, scale=lp.formats.Float16()),
+    lp.formats.Blockwise(5, channels=2, group=4),
 ]
 
 
@@ -353,20 +355,20 @@ def test_weights_keep_their_values_and_only_size_is_gained(tmp_path: Path, weigh
     assert {row["runs_as"] for row in layers(driver, {}, {})} == {
         "size only: decoded to float when the runtime loads it"
     }
-    if weights == lp.Fixed(2, 9):
+    if weights == lp.formats.Fixed(2, 9):
         assert onnx.TensorProto.INT16 in initializers(path).values()
 
 
 VALUES = [
-    lp.Log(4),
-    lp.Log(4, terms=2),
-    lp.Signs(2),
-    lp.NF4(),
-    lp.MiniFloat("e4m3"),
-    lp.Log(4, dynamic=True),
-    lp.Tiles(4, group=None),
-    lp.Log(3, group=8, dynamic=True),
-    lp.Tiles(3, group=8),
+    lp.formats.PowerOfTwo(4),
+    lp.formats.PowerOfTwo(4, terms=2),
+    lp.formats.Signs(2),
+    lp.formats.NF4(),
+    lp.formats.MiniFloat("e4m3"),
+    lp.formats.PowerOfTwo(4, dynamic=True),
+    lp.formats.Blockwise(4, group=None),
+    lp.formats.PowerOfTwo(3, group=8, dynamic=True),
+    lp.formats.Blockwise(3, group=8),
 ]
 
 
@@ -374,7 +376,7 @@ VALUES = [
 def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path: Path, values: Any) -> None:
     torch.manual_seed(0)
     where = ("*", "!stem") if values.group else "*"
-    step = lp.Quantize(weights=lp.Levels(16), activations=values, where=where, bias_correction=False)
+    step = lp.Quantize(weights=lp.formats.Codebook(16), activations=values, where=where, bias_correction=False)
     driver, path = built(tmp_path, Convolutions(), images(), [step])
     x = images()[0]
     expected = driver.model(x).detach()
@@ -393,7 +395,7 @@ def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path:
 def test_groups_of_tokens_lie_along_the_last_axis(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Linear(16, 8)), [torch.randn(2, 5, 16)]
-    step = lp.Quantize(weights=lp.Int(8), activations=lp.Tiles(4, group=4), bias_correction=False)
+    step = lp.Quantize(weights=lp.Int(8), activations=lp.formats.Blockwise(4, group=4), bias_correction=False)
     driver, path = built(tmp_path, net, inputs, [step], {0: {0: "batch", 1: "tokens"}})
     assert [held.encoding.axis for held in driver.model.value_encodings.values()] == [2]  # type: ignore[union-attr,operator]
     agree(driver, path, inputs, atol=1e-5)
@@ -402,7 +404,7 @@ def test_groups_of_tokens_lie_along_the_last_axis(tmp_path: Path) -> None:
 def test_fixed_point_values_run_on_integers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3)), [torch.randn(2, 8, 12, 12)]
-    step = lp.Quantize(weights=lp.Fixed(0, EXACT.bits - 1), activations=lp.Fixed(3, 4))
+    step = lp.Quantize(weights=lp.formats.Fixed(0, EXACT.bits - 1), activations=lp.formats.Fixed(3, 4))
     driver, path = built(tmp_path, net, inputs, [step])
     assert fused(path)["QLinearConv"] == 2
     agree(driver, path, inputs, share=0.05)  # a step of the values is a sixth of the spread

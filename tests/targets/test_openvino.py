@@ -20,7 +20,7 @@ from lilliput.errors import InputError
 from lilliput.file.container import Reader
 from lilliput.report.layers import layers
 
-TARGET = lp.OpenVino(threads=1, seconds=2)
+TARGET = lp.targets.OpenVino(threads=1, seconds=2)
 STATIC = [lp.Quantize(weights=EXACT, activations=lp.Int(8))]
 INTEGERS = ("u8", "i8")
 
@@ -150,11 +150,11 @@ def test_inputs_by_name_and_answers_that_last(tmp_path: Path) -> None:
 
 def test_precisions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="precision='f31'; did you mean 'f32'"):
-        lp.OpenVino(precision="f31")
+        lp.targets.OpenVino(precision="f31")
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Linear(64, 64)), [torch.randn(8, 64)]
     for precision in ("f32", "bf16", None):
-        target = lp.OpenVino(threads=1, precision=precision)
+        target = lp.targets.OpenVino(threads=1, precision=precision)
         driver, path = built(tmp_path, net, inputs, [], target=target)
         agree(driver, path, inputs, share=1e-5 if precision == "f32" else 0.02)
 
@@ -168,8 +168,9 @@ class Block:
 sys.meta_path.insert(0, Block())
 import torch
 import lilliput as lp
-lp.OnnxRuntime()
-for made in (lp.OpenVino, lambda: lp.compress(torch.nn.Linear(4, 4), calibrate=[torch.ones(1, 4)], target="openvino")):
+lp.targets.OnnxRuntime()
+batches = [torch.ones(1, 4)]
+for made in (lp.targets.OpenVino, lambda: lp.compress(torch.nn.Linear(4, 4), calibrate=batches, target="openvino")):
     try:
         made()
     except lp.LilliputError as error:

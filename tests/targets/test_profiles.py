@@ -106,7 +106,7 @@ BROKEN: list[tuple[dict[str, Any], dict[str, str]]] = [
 
 @pytest.mark.parametrize(("change", "broken"), BROKEN, ids=[" ".join(change) or "none" for change, _ in BROKEN])
 def test_each_rule(change: dict[str, Any], broken: dict[str, str]) -> None:
-    found = lp.check(convolution(**change))
+    found = lp.targets.check(convolution(**change))
     assert {name for name, told in found.items() if told} == broken.keys()
     for name, rule in broken.items():
         assert any(rule in one.rule for one in found[name]), found[name]
@@ -118,14 +118,14 @@ def test_what_openvino_is_said_to_take_it_runs_on_integers(change: dict[str, Any
     compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     told = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
     kinds = {info["runtimePrecision"].astype(str) for info in told if info["layerType"].astype(str) == "Convolution"}
-    assert (kinds <= {"u8", "i8"}) == (not lp.check(file, "openvino")["openvino"])
+    assert (kinds <= {"u8", "i8"}) == (not lp.targets.check(file, "openvino")["openvino"])
 
 
 def test_opsets() -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,)) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=8)
-    found = lp.check(model.SerializeToString())
+    found = lp.targets.check(model.SerializeToString())
     assert [str(one) for one in found.pop("tensorrt")] == ["the file: opset 8, where 9 to 24 are read"]
     assert not any(found.values())
 
@@ -133,7 +133,7 @@ def test_opsets() -> None:
 def test_ranges_at_run_time_are_taken_by_one(tmp_path: Path) -> None:
     axes = {0: {0: "batch", 1: "tokens"}}
     _, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(activations=lp.Int(8, dynamic=True))], axes)
-    found = lp.check(path)
+    found = lp.targets.check(path)
     assert not found["ort-cpu"] and not [name for name in found if name != "ort-cpu" and not found[name]]
     assert "ranges found at run time" in str(found["openvino"][0])
 
@@ -143,7 +143,7 @@ def test_axis_of_linear_layers(tmp_path: Path) -> None:
     for shape in ((6, 24), (2, 5, 24)):
         inputs = [torch.randn(shape)]
         _, path = built(tmp_path, nn.Sequential(nn.Linear(24, 16)), inputs, STATIC)
-        assert not lp.check(path, "ort-cpu")["ort-cpu"]
+        assert not lp.targets.check(path, "ort-cpu")["ort-cpu"]
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "xnnpack"])
@@ -156,9 +156,9 @@ def test_what_is_built_for_a_profile(
     tmp_path: Path, name: str, make: Callable[[], nn.Module], inputs: Callable[[], list[Tensor]], axes: Any
 ) -> None:
     torch.manual_seed(0)
-    target = lp.OnnxRuntime(threads=1, profile=name)
+    target = lp.targets.OnnxRuntime(threads=1, profile=name)
     driver, path = built(tmp_path, make(), inputs(), STATIC, axes, target)
-    assert lp.check(path, name) == {name: []}
+    assert lp.targets.check(path, name) == {name: []}
     types = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
     zeros = [node.input[2] for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
     assert zeros and {types[zero] for zero in zeros} == {TensorProto.INT8}
@@ -170,24 +170,24 @@ def test_by_default_ranges_for_a_profile_come_from_calibration() -> None:
     small = lp.compress(
         nn.Sequential(nn.Linear(64, 64)),
         calibrate=[torch.randn(4, 64)],
-        target=lp.OnnxRuntime(threads=1, seconds=1, profile="tensorrt"),
+        target=lp.targets.OnnxRuntime(threads=1, seconds=1, profile="tensorrt"),
     )
     assert small.data["layers"][0]["activations"] == "int8 per tensor"
 
 
 def test_what_breaks_a_profile_is_refused_when_it_is_built(tmp_path: Path) -> None:
-    net, target = nn.Sequential(nn.Conv1d(8, 8, 3)), lp.OnnxRuntime(threads=1, profile="tensorrt")
+    net, target = nn.Sequential(nn.Conv1d(8, 8, 3)), lp.targets.OnnxRuntime(threads=1, profile="tensorrt")
     with pytest.raises(ExportError, match="tensorrt does not take a convolution over 1 dimension"):
         built(tmp_path, net, [torch.randn(2, 8, 16)], STATIC, target=target)
     with pytest.raises(InputError, match="unknown profile 'tensorr'; did you mean 'tensorrt'"):
-        lp.OnnxRuntime(profile="tensorr")
+        lp.targets.OnnxRuntime(profile="tensorr")
 
 
 @pytest.mark.parametrize("values", [lp.Int(8), lp.Int(8, dynamic=True)], ids=["static", "dynamic"])
 def test_safe_weights_cannot_overflow_sixteen_bits(tmp_path: Path, values: lp.Int) -> None:
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), [torch.randn(4, 64)]
-    target = lp.OnnxRuntime(threads=1, safe=True)
+    target = lp.targets.OnnxRuntime(threads=1, safe=True)
     with pytest.raises(ExportError, match=r"a weight code of 127, where 63 is .* safe; use weights=Int\(7\)"):
         built(tmp_path, net, inputs, [lp.Quantize(activations=values)], target=target)
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(weights=lp.Int(7), activations=values)], target=target)
@@ -201,7 +201,7 @@ def test_safe_weights_cannot_overflow_sixteen_bits(tmp_path: Path, values: lp.In
 
 def test_safe_is_the_default_recipes_choice() -> None:
     torch.manual_seed(0)
-    net, target = nn.Sequential(nn.Linear(64, 64)), lp.OnnxRuntime(threads=1, seconds=1, safe=True)
+    net, target = nn.Sequential(nn.Linear(64, 64)), lp.targets.OnnxRuntime(threads=1, seconds=1, safe=True)
     small = lp.compress(net, calibrate=[torch.randn(4, 64)], target=target)
     assert small.data["layers"][0]["encoding"] == "int7 per channel"
     assert small.data["layers"][0]["runs_as"].startswith("int8 kernel")

@@ -95,7 +95,13 @@ class Every(nn.Module):
 
 @pytest.mark.parametrize(
     "weights",
-    [None, lp.Int(8, symmetric=False), lp.Int(4, group=4, scale=lp.Float16()), lp.NF4(group=4), lp.Levels(16)],
+    [
+        None,
+        lp.Int(8, symmetric=False),
+        lp.Int(4, group=4, scale=lp.formats.Float16()),
+        lp.formats.NF4(group=4),
+        lp.formats.Codebook(16),
+    ],
     ids=repr,
 )
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -129,7 +135,9 @@ def slow_lstm(cell: nn.LSTM, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("weights", [EXACT, replace(EXACT, per="tensor"), lp.Int(6, scale=lp.Float16())], ids=repr)
+@pytest.mark.parametrize(
+    "weights", [EXACT, replace(EXACT, per="tensor"), lp.Int(6, scale=lp.formats.Float16())], ids=repr
+)
 def test_an_lstm_with_ranges_found_at_run_time_runs_on_integers(weights: lp.Int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = Net(nn.LSTM, batch_first=True), sequences()
@@ -210,7 +218,7 @@ def test_the_default_recipe_encodes_a_classifier_and_the_file_holds_it_once(tmp_
     torch.manual_seed(0)
     words = [torch.randint(0, 50, (4, 6)) for _ in range(2)]
     task = lp.Task(Classifier().eval(), example=words[0], evaluate=words, dynamic=AXES)
-    small = lp.compress(task, target=lp.OnnxRuntime(threads=1, seconds=1), folder=tmp_path / "out")
+    small = lp.compress(task, target=lp.targets.OnnxRuntime(threads=1, seconds=1), folder=tmp_path / "out")
     assert not small.data["skipped"]
     assert {row["path"] for row in small.data["layers"] if "int8 kernel" in row["runs_as"]} == {
         "lstm.weight_ih_l0",
@@ -256,7 +264,7 @@ def test_the_default_recipe_gives_each_of_both_its_own_ranges(tmp_path: Path) ->
     torch.manual_seed(0)
     net, x = Mixed().eval(), [torch.randn(4, 16, 12) for _ in range(2)]
     inputs = Inputs.of(x[0])
-    target = lp.OnnxRuntime(threads=1)
+    target = lp.targets.OnnxRuntime(threads=1)
     recipe = target.recipe(capture(net, inputs, dynamic_axes(inputs, None)), calibrated=True)
     driver, path = built(tmp_path, net, x, recipe.steps)
     ops = fused(path)

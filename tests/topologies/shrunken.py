@@ -20,7 +20,7 @@ from lilliput.progress import silent
 
 def driven(model: nn.Module, inputs: tuple[Tensor, ...], *steps: Any, target: lp.Target | None = None) -> Driver:
     torch.set_num_threads(1)
-    driver, _ = begin(lp.Task(model, example=inputs), target or lp.OnnxRuntime(), Store(), silent)
+    driver, _ = begin(lp.Task(model, example=inputs), target or lp.targets.OnnxRuntime(), Store(), silent)
     follow(lp.Recipe(list(steps)), driver)
     return driver
 

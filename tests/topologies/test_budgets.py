@@ -54,23 +54,27 @@ def test_a_budget_of_time_is_met_on_a_device(tmp_path: Path) -> None:
     """A device that takes as long as the file is large."""
     script = tmp_path / "size.py"
     script.write_text(SIZE)
-    target = lp.Device(command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=lp.OnnxRuntime(), seconds=0.01)
+    target = lp.targets.Device(
+        command=f"{sys.executable} {script} {{model}} {{inputs}}", builds=lp.targets.OnnxRuntime(), seconds=0.01
+    )
     model, inputs = subject("mlp").build()
     small = driven(model, inputs, lp.Prune("channels", latency=0.6, multiple=1), target=target).model
     for name, net in (("large", model), ("small", small)):
-        lp.export(tmp_path / f"{name}.onnx", net, inputs, target=lp.OnnxRuntime())
+        lp.export(tmp_path / f"{name}.onnx", net, inputs, target=lp.targets.OnnxRuntime())
     large, found = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("large", "small"))
     assert 0.45 * large <= found <= 0.6 * large
 
 
 def test_a_budget_of_time_is_measured_on_the_runtime() -> None:
     model, inputs = subject("vgg").build()
-    driver = driven(model, inputs, lp.Prune("channels", latency=0.9), target=lp.OnnxRuntime(threads=1, seconds=0.5))
+    driver = driven(
+        model, inputs, lp.Prune("channels", latency=0.9), target=lp.targets.OnnxRuntime(threads=1, seconds=0.5)
+    )
     assert macs(driver.model, inputs).total < macs(model, inputs).total
 
 
 @dataclass(frozen=True)
-class Wide(lp.OnnxRuntime):
+class Wide(lp.targets.OnnxRuntime):
     """ONNX Runtime on a machine whose kernels take 16 channels at once, whatever this one is: time goes by blocks."""
 
     @property
@@ -90,7 +94,9 @@ def two_layers() -> tuple[nn.Module, tuple[torch.Tensor]]:
 def test_numbers_of_channels_are_the_same_on_any_machine(share: float, left: int) -> None:
     model, inputs = two_layers()
     step = lp.Prune("channels", share)
-    small = [driven(model, inputs, step, target=target) for target in (lp.OnnxRuntime(), Wide(), lp.Eager())]
+    small = [
+        driven(model, inputs, step, target=target) for target in (lp.targets.OnnxRuntime(), Wide(), lp.targets.Eager())
+    ]
     assert [driver.model[0].out_features for driver in small] == [left] * 3
     assert small[1].told.facts["multiples"] == [{"of": 8, "here": 16}]
 
@@ -102,8 +108,8 @@ def test_a_budget_of_time_goes_by_what_this_machine_takes_at_once() -> None:
     assert driver.told.facts["multiples"] == [{"of": 16, "here": 16}]
 
 
-@pytest.mark.parametrize(("target", "told"), [(Wide(seconds=0), True), (lp.Eager(seconds=0), False)])
-def test_the_report_says_what_this_machine_likes_where_it_differs(target: lp.OnnxRuntime, told: bool) -> None:
+@pytest.mark.parametrize(("target", "told"), [(Wide(seconds=0), True), (lp.targets.Eager(seconds=0), False)])
+def test_the_report_says_what_this_machine_likes_where_it_differs(target: lp.targets.OnnxRuntime, told: bool) -> None:
     model, (x,) = two_layers()
     for step, differs in ((lp.Prune("channels", 0.5), told), (lp.Prune("channels", 0.5, multiple=8), False)):
         small = lp.compress(model, lp.Recipe([step]), calibrate=[x], target=target)

@@ -29,7 +29,7 @@ from lilliput.task import Batches
 from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.scalings import Ranges
+from lilliput.techniques.scalings import CrossLayer
 
 REPRESENTED_TWICE = {"prune, then half", "half, then weights", "weights, then fewer"}  # no matter of topology
 QUANTIZE = Quantize(weights=Int(8))
@@ -208,7 +208,7 @@ def test_orders_that_cannot_work_are_refused_before_any_work() -> None:
     with pytest.raises(RecipeError, match=r"Prune, after Quantize.*put Quantize last"):
         Recipe([static, Prune("weights", 0.5)])
     with pytest.raises(RecipeError, match=r"Equalize, after Quantize.*put Quantize last"):
-        Recipe([static, static, Equalize(Ranges())])
+        Recipe([static, static, Equalize(CrossLayer())])
 
 
 class Apart(nn.Module):
@@ -284,7 +284,7 @@ def test_a_shared_bias_takes_up_no_layers_error() -> None:
         net,
         lp.Recipe([lp.Quantize(weights=lp.Int(3))]),
         calibrate=[torch.randn(16, 8) + 1],
-        target=lp.OnnxRuntime(seconds=2),
+        target=lp.targets.OnnxRuntime(seconds=2),
     ).model
     assert torch.equal(small.first.bias, net.first.bias)  # type: ignore[union-attr,arg-type]
     assert small.first.bias is small.second.bias  # type: ignore[union-attr]

@@ -214,7 +214,7 @@ def test_of_two_unknown_numbers_either_may_have_changed() -> None:
 
 
 def started(model: nn.Module, inputs: tuple[Tensor, ...]) -> Driver:
-    return begin(lp.Task(model.eval(), example=inputs), lp.OnnxRuntime(), Store(), silent)[0]
+    return begin(lp.Task(model.eval(), example=inputs), lp.targets.OnnxRuntime(), Store(), silent)[0]
 
 
 def test_layers_are_numbered_anew_beside_blocks_that_were_left_out() -> None:

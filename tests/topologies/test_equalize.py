@@ -29,9 +29,9 @@ from lilliput.task import Batches
 from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize
-from lilliput.techniques.scalings import AWQ, Ranges, Scaling, Smooth
+from lilliput.techniques.scalings import AWQ, CrossLayer, Scaling, SmoothQuant
 
-WAYS: tuple[Scaling, ...] = (Ranges(), Smooth(), AWQ(Int(4), steps=4))
+WAYS: tuple[Scaling, ...] = (CrossLayer(), SmoothQuant(), AWQ(Int(4), steps=4))
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_what_can_be_rescaled_is_found(name: str) -> None:
 def test_everything_is_rescaled_or_has_a_reason() -> None:
     model, batch = uneven(Llama()), words()
     driver = start(model, [batch])
-    Equalize(Smooth()).apply(driver)
+    Equalize(SmoothQuant()).apply(driver)
     moved = {
         paths[0]
         for paths, x in tensors(driver.model).items()
@@ -196,7 +196,7 @@ def test_everything_is_rescaled_or_has_a_reason() -> None:
         )
     }
     driver = start(TOPOLOGIES["vae"].make(), [TOPOLOGIES["vae"].batch()])
-    Equalize(Smooth()).apply(driver)
+    Equalize(SmoothQuant()).apply(driver)
     assert driver.told.skipped == {
         "encode": "not equalized: it reads an input",
         "mean": "not equalized: it reads what comes out of silu",
@@ -236,7 +236,7 @@ def test_smoothing_helps_outliers_in_int8() -> None:
         for layer in (model.q, model.k):
             layer.weight[:, [3, 17]] /= 60.0  # type: ignore[operator,index]
     static = Quantize(weights=Int(8), activations=Int(8))
-    plain, smoothed = after(model, [static], batches), after(model, [Equalize(Smooth()), static], batches)
+    plain, smoothed = after(model, [static], batches), after(model, [Equalize(SmoothQuant()), static], batches)
     x = torch.randn(64, 32)
     assert sqnr(model, smoothed, x) > sqnr(model, plain, x) + 6
 
@@ -262,10 +262,10 @@ def test_equal_ranges_help_one_scale_a_tensor() -> None:
     batches = [torch.randn(4, 3, 8, 8)]
     weights = Quantize(weights=Int(8, per="tensor"))
     x = torch.randn(8, 3, 8, 8)
-    plain, equal = after(model, [weights], batches), after(model, [Equalize(Ranges()), weights], batches)
+    plain, equal = after(model, [weights], batches), after(model, [Equalize(CrossLayer()), weights], batches)
     assert sqnr(model, equal, x) > sqnr(model, plain, x) + 10
     driver = start(model, None, x)
-    Equalize(Ranges()).apply(driver)
+    Equalize(CrossLayer()).apply(driver)
     for first, second in (("a", 1), ("b", 1)):
         sizes = driver.model.get_submodule(first).weight.abs().amax((1, 2, 3))  # type: ignore[union-attr,operator]
         name = {"a": "b", "b": "c"}[first]
@@ -279,12 +279,12 @@ def test_pruned_weights_stay_pruned_and_encoded_ones_are_left() -> None:
     driver = start(uneven(Chain()), batches)
     Prune("weights", 0.5).apply(driver)
     before = read(driver.model, "b.weight")
-    Equalize(Smooth()).apply(driver)
+    Equalize(SmoothQuant()).apply(driver)
     now = read(driver.model, "b.weight")
     assert bool(((now == 0) == (before == 0)).all()) and not torch.equal(now, before)
     driver = start(Chain(), batches)
     Quantize(weights=Float16(), where="b").apply(driver)
-    Equalize(Smooth()).apply(driver)
+    Equalize(SmoothQuant()).apply(driver)
     assert "b.weight is encoded already: put Equalize before Quantize" in driver.told.skipped["b"]
     assert "b.weight is encoded already" in driver.told.skipped["c"]
     assert encoding_of(driver.model, "b.weight") == Float16()
@@ -306,7 +306,7 @@ def test_the_report_tells_of_rounding_alone() -> None:
     model = planted(Normed(), "norm", [3, 17], 20.0)
     small = lp.compress(
         model,
-        Recipe([Equalize(Smooth(), where=("*", "!out")), Quantize(weights=Int(8))]),
+        Recipe([Equalize(SmoothQuant(), where=("*", "!out")), Quantize(weights=Int(8))]),
         calibrate=[torch.randn(16, 32)],
         target=OnnxRuntime(seconds=1),
     )
@@ -317,7 +317,7 @@ def test_the_report_tells_of_rounding_alone() -> None:
 def test_what_would_change_the_function_is_undone() -> None:
     model, batch = uneven(Shifted()).eval(), torch.randn(4, 8)
     driver = start(model, [batch])
-    Equalize(Ranges()).apply(driver)
+    Equalize(CrossLayer()).apply(driver)
     assert departure(model, driver.model, batch) < 1e-4
     assert driver.told.skipped.keys() == {"a", "b", "c"}
     assert all("outputs would change by" in driver.told.skipped[name] for name in "bc")
@@ -343,29 +343,29 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
 def test_an_alpha_that_is_none(alpha: float) -> None:
     with pytest.raises(RecipeError, match="use 0 to 1"):
-        Smooth(alpha)
+        SmoothQuant(alpha)
 
 
 def test_bad_input_is_answered() -> None:
     with pytest.raises(RecipeError, match="use 2 or more"):
         AWQ(steps=1)
     with pytest.raises(RecipeError, match=r"by.*give what it takes"):
-        Recipe([Equalize(lp.MSE())])  # type: ignore[arg-type]
+        Recipe([Equalize(lp.ranges.MSE())])  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="after Quantize"):
-        Recipe([Quantize(activations=Int(8)), Equalize(Smooth())])
-    with pytest.raises(InputError, match=r"Equalize needs calibration batches.*use Equalize\(Ranges\(\)\)"):
-        lp.compress(lp.Task(Chain(), example=torch.randn(1, 3, 8, 8)), Recipe([Equalize(Smooth()), Quantize()]))
+        Recipe([Quantize(activations=Int(8)), Equalize(SmoothQuant())])
+    with pytest.raises(InputError, match=r"Equalize needs calibration batches.*use Equalize\(CrossLayer\(\)\)"):
+        lp.compress(lp.Task(Chain(), example=torch.randn(1, 3, 8, 8)), Recipe([Equalize(SmoothQuant()), Quantize()]))
     with pytest.raises(RecipeError, match="matches no layer"):
-        Equalize(Ranges(), where="e*").apply(start(Chain(), None, torch.randn(1, 3, 8, 8)))
+        Equalize(CrossLayer(), where="e*").apply(start(Chain(), None, torch.randn(1, 3, 8, 8)))
     driver = start(Chain(), [torch.randn(1, 3, 8, 8)])
-    Equalize(AWQ(lp.mxfp4())).apply(driver)
+    Equalize(AWQ(lp.formats.mxfp4())).apply(driver)
     assert "groups of one length, which do not divide its inputs" in driver.told.skipped["b"]
     with pytest.raises(InputError, match="changed no layer"):
-        lp.compress(TOPOLOGIES["vae"].make(), Recipe([Equalize(Ranges())]), calibrate=[torch.randn(4, 8)])
+        lp.compress(TOPOLOGIES["vae"].make(), Recipe([Equalize(CrossLayer())]), calibrate=[torch.randn(4, 8)])
 
 
 def test_a_recipe_is_written_and_read() -> None:
-    recipe = Recipe([Equalize(AWQ(Int(4, group=32))), Quantize(weights=Int(4, group=32), fit=lp.HQQ(p=0.6))])
+    recipe = Recipe([Equalize(AWQ(Int(4, group=32))), Quantize(weights=Int(4, group=32), fit=lp.ranges.HQQ(p=0.6))])
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
 
@@ -377,13 +377,13 @@ def test_products_of_less_precision_hide_nothing() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         driver = start(net, [torch.randn(32, 64)])
-        Equalize(Ranges()).apply(driver)
+        Equalize(CrossLayer()).apply(driver)
         assert driver.told.facts["rescaled"] and torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("way", [Smooth(), AWQ(Int(4, group=4), steps=4)])
+@pytest.mark.parametrize("way", [SmoothQuant(), AWQ(Int(4, group=4), steps=4)])
 def test_a_layer_that_no_batch_reaches_is_skipped_with_the_reason(way: Scaling) -> None:
     class Branch(nn.Module):
         """Takes another way when it runs than when it is captured."""

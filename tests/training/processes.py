@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 import lilliput.training.loop
-from lilliput.techniques.distill import Hint, Response
+from lilliput.techniques.distill import FitNet, LogitKD
 from lilliput.techniques.finetune import Finetune
 
 KINDS = ("plain", "compressed", "norms", "spoilt", "failing")
@@ -49,7 +49,7 @@ def encode(net: nn.Module, path: str) -> None:
     from lilliput.model.edits.edits import EncodeTensor
 
     x = net.get_parameter(path)
-    encoding = lp.Sparse(lp.Int(6))
+    encoding = lp.formats.Sparse(lp.Int(6))
     parts = encoding.represent((x * (x.abs() > 0.1)).detach()).tensors()
     EncodeTensor((path,), encoding, tuple(x.shape), "float32").apply(net, parts)
 
@@ -94,7 +94,7 @@ def step(shard: bool = False) -> Finetune:
         clip=1.0,
         accumulate=2,
         ema=0.8,
-        distill=(Response(temperature=2.0), Hint("layers.1", teacher_layers="1")),
+        distill=(LogitKD(temperature=2.0), FitNet("layers.1", teacher_layers="1")),
         shard=shard,
     )
 

@@ -20,7 +20,7 @@ from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError
 from lilliput.model.carrier.carrier import attach
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
-from lilliput.techniques.distill import Hint, Response
+from lilliput.techniques.distill import FitNet, LogitKD
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed
 from lilliput.training.lessons import LAST_GOOD
@@ -226,7 +226,7 @@ class Greedy(nn.Module):
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_want_of_memory_for_a_teacher_is_told(saved: bool) -> None:
-    step = replace(STEP, distill=(Response(),), save_teacher=saved)
+    step = replace(STEP, distill=(LogitKD(),), save_teacher=saved)
     with pytest.raises(InputError, match=r"out of memory.*DefaultCPUAllocator.*; halve the batches"):
         lp.train(task(teacher=Greedy()), step)
 
@@ -234,9 +234,9 @@ def test_want_of_memory_for_a_teacher_is_told(saved: bool) -> None:
 def test_taps_of_a_compressed_network_are_looked_for_by_name() -> None:
     net = network()
     attach(net, ("0.weight",), lp.Int(8).represent(net.get_parameter("0.weight")))
-    assert lp.train(task(model=net, teacher=network()), replace(STEP, distill=(Hint("3"),))).history
-    with pytest.raises(lp.errors.RecipeError, match=r"Hint, student: there is no module '4'.*known: .*3"):
-        lp.train(task(model=net), replace(STEP, distill=(Hint("4"),)))
+    assert lp.train(task(model=net, teacher=network()), replace(STEP, distill=(FitNet("3"),))).history
+    with pytest.raises(lp.errors.RecipeError, match=r"FitNet, student: there is no module '4'.*known: .*3"):
+        lp.train(task(model=net), replace(STEP, distill=(FitNet("4"),)))
 
 
 class Sometimes(nn.Module):
@@ -252,8 +252,8 @@ class Sometimes(nn.Module):
 
 
 def test_what_an_earlier_batch_showed_is_not_taken_for_this_one() -> None:
-    with pytest.raises(InputError, match=r"Hint, student: 'hidden' showed nothing"):
-        lp.train(task(model=Sometimes(), teacher=Sometimes()), replace(STEP, distill=(Hint("hidden"),)))
+    with pytest.raises(InputError, match=r"FitNet, student: 'hidden' showed nothing"):
+        lp.train(task(model=Sometimes(), teacher=Sometimes()), replace(STEP, distill=(FitNet("hidden"),)))
     times = iter(range(100))
 
     def passed_over(model: Any, batch: Any) -> Tensor:
@@ -261,7 +261,7 @@ def test_what_an_earlier_batch_showed_is_not_taken_for_this_one() -> None:
         return cross_entropy(model, batch) if called else sum(p.sum() for p in model.parameters())
 
     with pytest.raises(InputError, match="batch 3: the loss did not call the model"):
-        lp.train(task(loss=passed_over), replace(STEP, distill=(Response(),)))
+        lp.train(task(loss=passed_over), replace(STEP, distill=(LogitKD(),)))
 
 
 # what is given to it

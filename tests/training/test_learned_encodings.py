@@ -16,20 +16,20 @@ from lilliput.errors import RecipeError
 from lilliput.model.carrier.carrier import encoded_tensors, freeze, unfreeze
 from lilliput.model.views.values import attach_value, value_encodings
 
-ORT = lp.OnnxRuntime(threads=1, seconds=0)
+ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
 WEIGHTS: list[Encoding] = [
     lp.Int(3, per="channel", symmetric=True),
     lp.Int(4, group=8, symmetric=True),
     lp.Int(4, group=8, symmetric=False),
-    lp.Int(2, per="tensor", symmetric=True, scale=lp.Float16()),
+    lp.Int(2, per="tensor", symmetric=True, scale=lp.formats.Float16()),
     lp.Int(4, group=4, scale=lp.Int(6, group=2), symmetric=True),
-    lp.Levels(6),
-    lp.Levels(4, per="channel", zero=False),
-    lp.Levels(5, group=8, held=lp.Float16()),
-    lp.Log(3),
-    lp.Signs(3),
-    lp.NF4(group=8),
-    lp.MiniFloat("e2m1"),
+    lp.formats.Codebook(6),
+    lp.formats.Codebook(4, per="channel", zero=False),
+    lp.formats.Codebook(5, group=8, held=lp.formats.Float16()),
+    lp.formats.PowerOfTwo(3),
+    lp.formats.Signs(3),
+    lp.formats.NF4(group=8),
+    lp.formats.MiniFloat("e2m1"),
 ]
 
 
@@ -90,7 +90,7 @@ def test_an_offset_learns_from_what_is_cut() -> None:
 
 
 def test_each_level_has_the_sum_of_the_gradients_of_its_weights() -> None:
-    encoding, x = lp.Levels(4, zero=False), weight()
+    encoding, x = lp.formats.Codebook(4, zero=False), weight()
     parts = learning(encoding, x)
     codes = encoding.represent(x).parts["codes"]
     given = torch.randn(6, 16, generator=torch.Generator().manual_seed(5))
@@ -99,7 +99,7 @@ def test_each_level_has_the_sum_of_the_gradients_of_its_weights() -> None:
     close(parts["levels"].grad, torch.stack([given[codes == i].sum() for i in range(4)]))
 
 
-@pytest.mark.parametrize("encoding", [*WEIGHTS, lp.Tiles(4, channels=2, group=8)], ids=repr)
+@pytest.mark.parametrize("encoding", [*WEIGHTS, lp.formats.Blockwise(4, channels=2, group=8)], ids=repr)
 def test_decoding_has_a_gradient(encoding: Encoding) -> None:
     """A training loop of the user's own may learn through it."""
     parts = encoding.represent(weight()).decoded_parts()
@@ -140,7 +140,7 @@ def error(model: nn.Module, batch: Any) -> Tensor:
 )
 def test_coarse_ranges_recover_and_what_was_learnt_is_what_is_built(weights: Encoding, values: Encoding | None) -> None:
     """One far weight a channel makes all steps coarse, which training of the weights alone cannot mend."""
-    quantize = lp.Quantize(weights=weights, activations=values, fit=lp.MinMax(), calibration=lp.MinMax())
+    quantize = lp.Quantize(weights=weights, activations=values, fit=lp.ranges.MinMax(), calibration=lp.ranges.MinMax())
     fixed, learnt = (loss_after(quantize, learn=learn) for learn in (False, True))
     assert learnt < 0.8 * fixed, (learnt, fixed)
 
@@ -203,5 +203,5 @@ def test_shards_are_refused() -> None:
 
 def test_every_encoding_says_what_it_learns() -> None:
     told = {name: kind.learnable for name, kind in ENCODINGS.items() if name != "Sparse"}
-    assert told["Int"] == ("scale", "offset") and told["Levels"] == ("levels",) and told["Fixed"] == ()
+    assert told["Int"] == ("scale", "offset") and told["Codebook"] == ("levels",) and told["Fixed"] == ()
     assert all(isinstance(one, tuple) for one in told.values())

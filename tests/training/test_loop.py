@@ -23,7 +23,7 @@ from lilliput.model.views.values import value_encodings
 from lilliput.techniques.finetune import Finetune
 from lilliput.training.data import Feed, check_classes
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=2)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=2)
 
 
 class Net(nn.Module):

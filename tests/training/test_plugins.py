@@ -21,7 +21,7 @@ from lilliput.techniques import gradual, group_lasso
 from lilliput.techniques.plugin import Moment, Plugin
 from lilliput.techniques.surgery import Slices
 
-ORT = lp.OnnxRuntime(threads=1, seconds=0)
+ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
 STEP = lp.Finetune(epochs=3, lr=0.01, accumulate=2)
 
 
@@ -106,11 +106,11 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(
     at: int, quantized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lilliput.training.loop, "SAVE_S", 0.0)
-    plugins: tuple[Plugin, ...] = (Notes(), lp.Gradual(amount=0.6, every=2))
+    plugins: tuple[Plugin, ...] = (Notes(), lp.plugins.Gradual(amount=0.6, every=2))
     if quantized:
         net = lp.apply(task(calibrate=[batches(1)[0][0]]), lp.Recipe([lp.Quantize(activations=lp.Int(8))]))
     else:
-        net, plugins = Net(), (*plugins, lp.GroupLasso(weight=1e-3))
+        net, plugins = Net(), (*plugins, lp.plugins.GroupLasso(weight=1e-3))
     given, step = task(net), replace(STEP, plugins=plugins, learn_encodings=quantized, ema=0.9)
     whole = lp.train(given, step)
 
@@ -127,7 +127,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(
 
 def test_gradual_zeros_stay_and_pruning_finds_them() -> None:
     steps = [
-        replace(STEP, plugins=(lp.Gradual(amount=0.75, where="fc", every=1),)),
+        replace(STEP, plugins=(lp.plugins.Gradual(amount=0.75, where="fc", every=1),)),
         lp.Prune("weights", 0.75, where="fc"),
     ]
     net = lp.apply(task(), lp.Recipe(steps), target=ORT)
@@ -135,7 +135,7 @@ def test_gradual_zeros_stay_and_pruning_finds_them() -> None:
     zero = trained.fc.weight == 0  # type: ignore[union-attr]
     assert int(zero.sum()) == 18 and int((trained.a.weight == 0).sum()) == 0  # type: ignore[union-attr]
     assert torch.equal(net.fc.weight == 0, zero)  # type: ignore[union-attr,arg-type]
-    told = [lp.Gradual(amount=0.8, begins=0.2, ends=0.6).fraction(share) for share in (0.1, 0.2, 0.4, 0.6, 1.0)]
+    told = [lp.plugins.Gradual(amount=0.8, begins=0.2, ends=0.6).fraction(share) for share in (0.1, 0.2, 0.4, 0.6, 1.0)]
     close(told, [0.0, 0.0, 0.7, 0.8, 0.8])
 
 
@@ -148,7 +148,8 @@ def test_group_lasso_shrinks_what_is_coupled_together() -> None:
     slices = [torch.cat([net.a.weight[i].flatten(), net.b.weight[i].flatten(), net.fc.weight[:, i]]) for i in range(8)]
     close(float(found.detach()), sum(float(x.detach().norm()) * len(x) ** 0.5 for x in slices))
     trained = [
-        lp.train(task(), replace(STEP, epochs=8, plugins=given)).model for given in ((), (lp.GroupLasso(weight=0.02),))
+        lp.train(task(), replace(STEP, epochs=8, plugins=given)).model
+        for given in ((), (lp.plugins.GroupLasso(weight=0.02),))
     ]
     norms = [sum(float(x.detach().norm()) for x in (m.a.weight, m.b.weight, m.fc.weight)) for m in trained]  # type: ignore[union-attr,operator]
     assert norms[1] < 0.8 * norms[0]
@@ -157,7 +158,7 @@ def test_group_lasso_shrinks_what_is_coupled_together() -> None:
 def test_weights_stay_near_to_what_they_were() -> None:
     """By as much as its weight says; the penalty of a network that has moved is written out."""
     moved, first = list[float](), Net()
-    for given in ((), (lp.L2SP(weight=3.0),), (lp.L2SP(weight=30.0),)):
+    for given in ((), (lp.plugins.L2SP(weight=3.0),), (lp.plugins.L2SP(weight=30.0),)):
         net = lp.train(task(), replace(STEP, optimizer="SGD", plugins=given)).model
         apart = (
             (p - first.get_parameter(name)).detach().square().sum() for name, p in net.named_parameters() if p.dim() > 1
@@ -165,7 +166,7 @@ def test_weights_stay_near_to_what_they_were() -> None:
         moved.append(float(sum(apart)))
     assert moved[0] > 1.2 * moved[1] > 3 * moved[2] > 0, moved
     moment = Moment(first, 1, 1, tuple)
-    plugin = lp.L2SP(weight=0.5)
+    plugin = lp.plugins.L2SP(weight=0.5)
     plugin.begin(moment)
     with torch.no_grad():
         first.fc.weight += 0.25
@@ -203,7 +204,7 @@ class Adding(Plugin):
         (Adding(what="many"), r"Adding: its loss is of shape \(2,\); return one number"),
         (Keeping(), "Keeping: its state cannot be saved.*keep numbers"),
         (Failing(), "Failing: loss failed.*ZeroDivisionError: of mine"),
-        (lp.Gradual(where="nothing"), "Gradual: where='nothing' means no weight"),
+        (lp.plugins.Gradual(where="nothing"), "Gradual: where='nothing' means no weight"),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -217,7 +218,9 @@ def test_what_cannot_work_is_refused_before_any_step(plugin: Plugin, said: str) 
 
 def test_labels_weigh_the_loss_beside_teachers_alone() -> None:
     """A plug-in makes no difference to that."""
-    whole, half = (lp.train(task(), replace(STEP, labels=labels, plugins=(lp.Gradual(),))) for labels in (1.0, 0.5))
+    whole, half = (
+        lp.train(task(), replace(STEP, labels=labels, plugins=(lp.plugins.Gradual(),))) for labels in (1.0, 0.5)
+    )
     assert whole.history == half.history
 
 
@@ -233,9 +236,9 @@ class Best(Plugin):
 
 def test_knobs_that_make_no_sense_are_refused() -> None:
     for make in (
-        lambda: lp.Gradual(amount=1.0),
-        lambda: lp.Gradual(begins=0.8, ends=0.2),
-        lambda: lp.GroupLasso(weight=0),
+        lambda: lp.plugins.Gradual(amount=1.0),
+        lambda: lp.plugins.Gradual(begins=0.8, ends=0.2),
+        lambda: lp.plugins.GroupLasso(weight=0),
     ):
         with pytest.raises(RecipeError):
             make()
@@ -244,7 +247,7 @@ def test_knobs_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_recipe_with_plug_ins_is_text() -> None:
-    recipe = lp.Recipe([replace(STEP, plugins=(lp.Gradual(amount=0.8), lp.GroupLasso(weight=0.1)))])
+    recipe = lp.Recipe([replace(STEP, plugins=(lp.plugins.Gradual(amount=0.8), lp.plugins.GroupLasso(weight=0.1)))])
     assert lp.Recipe.from_toml(recipe.to_toml()) == recipe
 
 

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import lilliput as lp
 import lilliput.training.loop
 from lilliput.errors import FormatError, InputError, RecipeError
-from lilliput.techniques.distill import TERMS, Attention, Correlation, Decoupled, Hint, Relation, Response
+from lilliput.techniques.distill import DIST, DKD, TERMS, AttentionTransfer, FitNet, LogitKD, RelationalKD
 from lilliput.techniques.finetune import Finetune
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=2)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=2)
 
 
 class Net(nn.Module):
@@ -66,15 +66,15 @@ def apart(student: nn.Module, teacher: nn.Module) -> float:
 
 
 ALL = [
-    Response(temperature=2.0),
-    Response(by="mse"),
-    Decoupled(beta=2.0),
-    Correlation(),
-    Hint("deep"),
-    Relation("deep"),
-    Relation("deep", by="angles"),
-    Relation("deep", by="similarities"),
-    Attention(("conv", "deep")),
+    LogitKD(temperature=2.0),
+    LogitKD(by="mse"),
+    DKD(beta=2.0),
+    DIST(),
+    FitNet("deep"),
+    RelationalKD("deep"),
+    RelationalKD("deep", by="angles"),
+    RelationalKD("deep", by="similarities"),
+    AttentionTransfer(("conv", "deep")),
 ]
 
 
@@ -91,17 +91,17 @@ def test_every_term_trains_and_leaves_nothing_behind(term: Any, teacher: nn.Modu
 
 def test_the_student_follows_without_labels(teacher: nn.Module) -> None:
     unlabelled = [x for x, _ in shuffled()]
-    step = Finetune(epochs=8, lr=0.01, distill=(Response(temperature=1.0),))
+    step = Finetune(epochs=8, lr=0.01, distill=(LogitKD(temperature=1.0),))
     given = task(teacher, train=unlabelled, loss=None)
     student = lp.train(given, step).model
     assert apart(student, teacher) < 0.3 * apart(given.model, teacher)
 
 
 def test_several_teachers_are_named(teacher: nn.Module) -> None:
-    terms = (Response(weight=0.5), Hint("deep", teacher=1))
+    terms = (LogitKD(weight=0.5), FitNet("deep", teacher=1))
     trained = lp.train(task([teacher, Net(8)]), Finetune(distill=terms))
     assert len(trained.history) == 1
-    with pytest.raises(InputError, match=r"Hint names teacher 1.*there are 1"):
+    with pytest.raises(InputError, match=r"FitNet names teacher 1.*there are 1"):
         lp.train(task(teacher), Finetune(distill=terms))
 
 
@@ -109,7 +109,7 @@ def test_the_original_teaches_after_compression() -> None:
     torch.manual_seed(0)
     net = lp.train(lp.Task(Net(8), train=shuffled(), loss=loss), Finetune(epochs=4, lr=0.01)).model
     given = lp.Task(net, train=[x for x, _ in shuffled()], calibrate=[samples().tensors[0][:16]])
-    steps = [lp.Prune("weights", 0.7), Finetune(epochs=6, lr=0.01, distill=(Response(temperature=1.0),)), lp.Quantize()]
+    steps = [lp.Prune("weights", 0.7), Finetune(epochs=6, lr=0.01, distill=(LogitKD(temperature=1.0),)), lp.Quantize()]
     without = lp.compress(given, lp.Recipe([steps[0], steps[2]]), target=QUICK)
     small = lp.compress(given, lp.Recipe(steps), target=QUICK)
     assert apart(small.model, net) < 0.5 * apart(without.model, net)
@@ -117,7 +117,7 @@ def test_the_original_teaches_after_compression() -> None:
 
 
 def test_saved_answers_train_the_same(teacher: nn.Module, tmp_path: Path) -> None:
-    terms = (Response(temperature=2.0), Decoupled())
+    terms = (LogitKD(temperature=2.0), DKD())
     live = lp.train(task(teacher), Finetune(epochs=3, lr=0.01, distill=terms))
     saved = lp.train(task(teacher), Finetune(epochs=3, lr=0.01, distill=terms, save_teacher=True), folder=tmp_path)
     for x, y in zip(live.model.parameters(), saved.model.parameters(), strict=True):
@@ -136,7 +136,7 @@ def test_saved_answers_train_the_same(teacher: nn.Module, tmp_path: Path) -> Non
 
 
 def test_stale_answers_are_refused(teacher: nn.Module, tmp_path: Path) -> None:
-    step = Finetune(distill=(Response(),), save_teacher=True)
+    step = Finetune(distill=(LogitKD(),), save_teacher=True)
     lp.train(task(teacher), step, folder=tmp_path)
     (answers,) = tmp_path.glob("*.teachers")
     other = Net(16)
@@ -144,12 +144,12 @@ def test_stale_answers_are_refused(teacher: nn.Module, tmp_path: Path) -> None:
     (new,) = set(tmp_path.glob("*.teachers")) - {answers}
     new.write_bytes(answers.read_bytes())
     with pytest.raises(FormatError, match=r"other teachers.*delete it"):
-        lp.train(task(other), Finetune(distill=(Response(),), save_teacher=True, lr=1e-3), folder=tmp_path)
+        lp.train(task(other), Finetune(distill=(LogitKD(),), save_teacher=True, lr=1e-3), folder=tmp_path)
 
 
 def test_samples_that_the_saved_epoch_left_out_are_asked(teacher: nn.Module) -> None:
     given = task(teacher, train=DataLoader(samples(), batch_size=36, shuffle=True, drop_last=True))
-    step = Finetune(epochs=4, optimizer="SGD", lr=0.1, distill=(Response(),))
+    step = Finetune(epochs=4, optimizer="SGD", lr=0.1, distill=(LogitKD(),))
     live, saved = lp.train(given, step), lp.train(given, replace(step, save_teacher=True))
     for x, y in zip(live.model.parameters(), saved.model.parameters(), strict=True):
         close(x, y, atol=1e-5)
@@ -164,9 +164,9 @@ class Noisy(DataLoader[Any]):
 
 def test_samples_that_change_have_no_saved_answers(teacher: nn.Module) -> None:
     given = task(teacher, train=Noisy(samples(), batch_size=16))
-    lp.train(given, Finetune(epochs=2, distill=(Response(),)))
+    lp.train(given, Finetune(epochs=2, distill=(LogitKD(),)))
     with pytest.raises(InputError, match=r"lack many samples.*save_teacher=False"):
-        lp.train(given, Finetune(epochs=2, distill=(Response(),), save_teacher=True))
+        lp.train(given, Finetune(epochs=2, distill=(LogitKD(),), save_teacher=True))
 
 
 class Ended(BaseException):
@@ -178,7 +178,7 @@ def test_ended_at_any_batch_it_goes_on_to_the_same_bits(
     moment: int, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lilliput.training.loop, "SAVE_S", 0.0)
-    step = Finetune(epochs=2, lr=0.01, distill=(Hint(("conv", "deep")), Response()))
+    step = Finetune(epochs=2, lr=0.01, distill=(FitNet(("conv", "deep")), LogitKD()))
     whole = lp.train(task(teacher), step)
 
     def end(stage: str, done: int, total: int) -> None:
@@ -194,8 +194,8 @@ def test_ended_at_any_batch_it_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
     ("term", "error", "hint"),
     [
-        (Hint("dep"), RecipeError, "Hint, student: there is no module 'dep'; did you mean 'deep'"),
-        (Hint("deep", teacher_layers="dep"), RecipeError, "Hint, teacher: there is no module 'dep'"),
+        (FitNet("dep"), RecipeError, "FitNet, student: there is no module 'dep'; did you mean 'deep'"),
+        (FitNet("deep", teacher_layers="dep"), RecipeError, "FitNet, teacher: there is no module 'dep'"),
     ],
 )
 def test_taps_that_are_not_there(term: Any, error: Any, hint: str, teacher: nn.Module) -> None:
@@ -206,15 +206,15 @@ def test_taps_that_are_not_there(term: Any, error: Any, hint: str, teacher: nn.M
 def test_outputs_that_do_not_fit(teacher: nn.Module) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
     with pytest.raises(InputError, match=r"\(16, 3\).*\(16, 5\)|\[16, 3\].*\[16, 5\]"):
-        lp.train(task(other), Finetune(distill=(Response(),)))
+        lp.train(task(other), Finetune(distill=(LogitKD(),)))
     with pytest.raises(InputError, match="looks inside the teacher"):
-        lp.train(task(teacher), Finetune(distill=(Hint("deep"),), save_teacher=True))
+        lp.train(task(teacher), Finetune(distill=(FitNet("deep"),), save_teacher=True))
 
 
 def test_a_loss_that_does_not_call_the_model(teacher: nn.Module) -> None:
     given = task(teacher, loss=lambda model, batch: torch.zeros((), requires_grad=True))
     with pytest.raises(InputError, match="the loss did not call the model"):
-        lp.train(given, Finetune(distill=(Response(),)))
+        lp.train(given, Finetune(distill=(LogitKD(),)))
 
 
 def test_terms_are_written_in_recipes() -> None:

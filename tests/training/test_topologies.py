@@ -27,10 +27,10 @@ from lilliput.model.carrier.encoded_tensor import EncodedTensor
 from lilliput.model.views.values import value_encodings
 from lilliput.progress import silent
 from lilliput.targets.kernels import exact_here
-from lilliput.techniques.distill import Hint, Response, Term
+from lilliput.techniques.distill import FitNet, LogitKD, Term
 from lilliput.techniques.finetune import Finetune
 
-QUICK = lp.OnnxRuntime(threads=1, seconds=1.0)
+QUICK = lp.targets.OnnxRuntime(threads=1, seconds=1.0)
 STEP = Finetune(epochs=12, lr=0.04)
 PRUNE = lp.Prune("weights", 0.5)
 COMPRESSIONS: dict[str, list[Any]] = {
@@ -109,17 +109,17 @@ class Lesson:
 
 
 LESSONS = {
-    "mlp": Lesson(vectors, classify, Response(temperature=2.0), "0"),
-    "cnn": Lesson(pictures, classify, Response(temperature=2.0), "stem"),
-    "lstm": Lesson(remembered, classify, Response(temperature=2.0), "embed"),
-    "gru": Lesson(remembered, classify, Response(temperature=2.0), "cell"),
-    "transformer": Lesson(following, classify, Response(temperature=2.0), "embed"),
-    "generator": Lesson(lambda: torch.randn(16, 8), deceiving(JUDGE), Response(by="mse"), "fc"),
-    "discriminator": Lesson(forged, unmask, Response(by="mse"), "down1"),
+    "mlp": Lesson(vectors, classify, LogitKD(temperature=2.0), "0"),
+    "cnn": Lesson(pictures, classify, LogitKD(temperature=2.0), "stem"),
+    "lstm": Lesson(remembered, classify, LogitKD(temperature=2.0), "embed"),
+    "gru": Lesson(remembered, classify, LogitKD(temperature=2.0), "cell"),
+    "transformer": Lesson(following, classify, LogitKD(temperature=2.0), "embed"),
+    "generator": Lesson(lambda: torch.randn(16, 8), deceiving(JUDGE), LogitKD(by="mse"), "fc"),
+    "discriminator": Lesson(forged, unmask, LogitKD(by="mse"), "down1"),
     "vae": Lesson(
-        lambda: torch.randn(16, 2) @ torch.linspace(-1, 1, 16).reshape(2, 8), rebuild, Hint("decode"), "mean"
+        lambda: torch.randn(16, 2) @ torch.linspace(-1, 1, 16).reshape(2, 8), rebuild, FitNet("decode"), "mean"
     ),
-    "graph": Lesson(nodes, classify, Response(temperature=2.0), "message"),
+    "graph": Lesson(nodes, classify, LogitKD(temperature=2.0), "message"),
 }
 assert LESSONS.keys() == networks.TOPOLOGIES.keys(), "a network that is never trained"
 
@@ -363,17 +363,17 @@ def test_only_what_is_not_frozen_is_trained(name: str) -> None:
     )
     still = {paths for paths in earlier if any(path.startswith(f"{part}.") for path in paths)}
     assert {paths for paths in earlier if torch.equal(earlier[paths], later[paths])} == still != set()
-    dense = lp.to_dense(trained)
+    dense = lp.formats.to_dense(trained)
     assert {paths for paths, x in tensors(dense).items() if not x.requires_grad} == still
 
 
 @pytest.mark.parametrize("how", ["pruned", "pruned, then both"])
 def test_parts_of_a_compressed_network_are_frozen_while_it_is_unfrozen(how: str) -> None:
     small = Small.made("mlp", how)
-    net = lp.unfreeze(copy.deepcopy(small.model))
+    net = lp.formats.unfreeze(copy.deepcopy(small.model))
     part = net.get_submodule("2").requires_grad_(False)
     held = outputs(part, [torch.eye(16)])
-    for model in (net, lp.freeze(copy.deepcopy(net))):
+    for model in (net, lp.formats.freeze(copy.deepcopy(net))):
         trained = lp.train(small.task(model), STEP).model
         assert torch.equal(outputs(trained.get_submodule("2"), [torch.eye(16)]), held)
         assert not torch.equal(outputs(trained, small.batches), outputs(net, small.batches))
@@ -381,7 +381,7 @@ def test_parts_of_a_compressed_network_are_frozen_while_it_is_unfrozen(how: str)
 
 
 def test_a_network_that_is_still_unfrozen_is_compressed_as_it_stands() -> None:
-    net = lp.unfreeze(copy.deepcopy(Small.made("mlp", "weights").model))
+    net = lp.formats.unfreeze(copy.deepcopy(Small.made("mlp", "weights").model))
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(0.7)
@@ -394,7 +394,7 @@ def test_with_a_frozen_part_it_is_another_training(tmp_path: Path) -> None:
     """What the folder remembers is the answer to one question."""
     small = Small.made("mlp", "weights")
     whole = lp.train(small.task(), STEP, folder=tmp_path).model
-    net = lp.unfreeze(copy.deepcopy(small.model))
+    net = lp.formats.unfreeze(copy.deepcopy(small.model))
     net.get_submodule("2").requires_grad_(False)
     part = lp.train(small.task(net), STEP, folder=tmp_path).model
     for name in ("2.bias", "2.weight_encoded.codes"):

@@ -1,14 +1,14 @@
 """How a tensor, or a value that flows, is represented: one file per representation."""
 
+from lilliput.encodings.blockwise import Blockwise
+from lilliput.encodings.codebook import Codebook
 from lilliput.encodings.encoding import Encoded, Encoding, tensor_digest
 from lilliput.encodings.fixed import Fixed
 from lilliput.encodings.floats import BFloat16, Exponent8, Float16
-from lilliput.encodings.grids import NF4, Log, MiniFloat, Signs, mxfp4
+from lilliput.encodings.grids import NF4, MiniFloat, PowerOfTwo, Signs, mxfp4
 from lilliput.encodings.integer import Int
-from lilliput.encodings.levels import Levels
 from lilliput.encodings.low_rank import LowRank
 from lilliput.encodings.sparse import Sparse
-from lilliput.encodings.tiles import Tiles
 
 ENCODINGS: dict[str, type[Encoding]] = {
     "Float16": Float16,
@@ -16,33 +16,35 @@ ENCODINGS: dict[str, type[Encoding]] = {
     "Exponent8": Exponent8,
     "Int": Int,
     "Fixed": Fixed,
-    "Levels": Levels,
-    "Log": Log,
+    "Codebook": Codebook,
+    "PowerOfTwo": PowerOfTwo,
     "Signs": Signs,
     "NF4": NF4,
     "MiniFloat": MiniFloat,
-    "Tiles": Tiles,
+    "Blockwise": Blockwise,
     "LowRank": LowRank,
     "Sparse": Sparse,
 }
+EARLIER: dict[str, type[Encoding]] = {"Levels": Codebook, "Log": PowerOfTwo, "Tiles": Blockwise}  # kinds of older files
 
 __all__ = [
+    "EARLIER",
     "ENCODINGS",
     "NF4",
     "BFloat16",
+    "Blockwise",
+    "Codebook",
     "Encoded",
     "Encoding",
     "Exponent8",
     "Fixed",
     "Float16",
     "Int",
-    "Levels",
-    "Log",
     "LowRank",
     "MiniFloat",
+    "PowerOfTwo",
     "Signs",
     "Sparse",
-    "Tiles",
     "mxfp4",
     "tensor_digest",
 ]

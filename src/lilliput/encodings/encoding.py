@@ -136,7 +136,7 @@ class Encoding(ABC):
 
     def for_value(self) -> Encoding:
         """This encoding with what it leaves open chosen for a value that flows; EncodingError where it is for none."""
-        raise EncodingError(f"values that flow as {self!r}", next="use Int(8), Fixed, a grid or Tiles")
+        raise EncodingError(f"values that flow as {self!r}", next="use Int(8), Fixed, a grid or Blockwise")
 
     def for_range(self, low: float) -> Encoding:
         """This encoding with what it leaves open chosen for values of which `low` is the least."""

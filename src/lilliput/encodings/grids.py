@@ -26,10 +26,10 @@ from lilliput.encodings.blocks import (
     spread,
     whole,
 )
+from lilliput.encodings.codebook import bits_for, nearest_of
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Exponent8, Scale
 from lilliput.encodings.flowing import ascending
-from lilliput.encodings.levels import bits_for, nearest_of
 from lilliput.encodings.scales import scale_of, scale_to_reach
 from lilliput.errors import EncodingError, nearest
 
@@ -197,7 +197,7 @@ class Grid(Blocked):
 
 
 @dataclass(frozen=True, repr=False)
-class Log(Grid):
+class PowerOfTwo(Grid):
     """Zero and powers of two of either sign: products become shifts.
 
     Source: Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016, arXiv
@@ -205,7 +205,7 @@ class Log(Grid):
     al., "Additive Powers-of-Two Quantization", 2019, arXiv 1909.13144). Without a sign there are twice as many, for
     values behind a ReLU.
 
-    >>> Log(3).table()
+    >>> PowerOfTwo(3).table()
     (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
     """
 
@@ -215,7 +215,7 @@ class Log(Grid):
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield from super().mistakes()
-        yield not whole(self.bits, 2, 8), f"Log of {self.bits!r} bits", "use 2 to 8 bits"
+        yield not whole(self.bits, 2, 8), f"PowerOfTwo of {self.bits!r} bits", "use 2 to 8 bits"
         yield not whole(self.terms, 1, 2), f"{self.terms!r} terms", "use 1 or 2"
         yield not isinstance(self.signed, bool | None), f"signed={self.signed!r}", "use True, False or None"
         yield self.terms == 2 and self.bits < 3, f"two powers in {self.bits} bits", "use at least 3 bits"
@@ -232,7 +232,7 @@ class Log(Grid):
     def name(self) -> str:
         return ("u" if self.signed is False else "") + (f"log{self.bits}" if self.terms == 1 else f"apot{self.bits}")
 
-    def for_range(self, low: float) -> Log:
+    def for_range(self, low: float) -> PowerOfTwo:
         return replace(self, signed=self.signed is not False and (self.signed is True or low < 0))
 
 

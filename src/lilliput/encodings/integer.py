@@ -294,7 +294,7 @@ class Int(Uniform):
     def for_value(self) -> Int:
         if self.group or self.per == "channel":
             raise EncodingError(
-                "activations with one scale a channel or group", next='use per="tensor", or Tiles for groups'
+                "activations with one scale a channel or group", next='use per="tensor", or Blockwise for groups'
             )
         return replace(self, symmetric=self.symmetric is True, per="tensor")
 

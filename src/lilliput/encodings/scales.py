@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lilliput.encodings.levels import places_of
+from lilliput.encodings.codebook import places_of
 
 _STARTS, _CUTS, _TURNS = 4, (0.8, 0.6, 0.4, 0.2), 4  # of the search for a scale
 

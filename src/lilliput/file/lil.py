@@ -62,11 +62,13 @@ def save(
     """
     for paths, tensor in encoded_tensors(model):
         if tensor.latent is not None:
-            raise EncodingError("is still being trained", where=paths[0], next="call lilliput.freeze(model) first")
+            raise EncodingError(
+                "is still being trained", where=paths[0], next="call lilliput.formats.freeze(model) first"
+            )
         check_readable(tensor.encoding, paths[0])
     for name, encoder in value_encodings(model).items():
         if learnt_parts(encoder):
-            raise EncodingError("is still being trained", where=name, next="call lilliput.freeze(model) first")
+            raise EncodingError("is still being trained", where=name, next="call lilliput.formats.freeze(model) first")
         check_readable(encoder.encoding, name)
     model = private_copy(model) if is_parametrized(model) else model  # `load` and the graph have its tensors folded
     named, described = _contents(model)
@@ -108,7 +110,7 @@ def check_readable(thing: Any, where: str) -> None:
             where=where,
             why="a file says by name what its tensors are encoded by, and nothing is imported to read it",
             next=f"lilliput.register({type(thing).__name__}) here and wherever the file is read, use one of "
-            f"{', '.join(ENCODINGS)}, or lilliput.to_dense(model) to save what it decodes to",
+            f"{', '.join(ENCODINGS)}, or lilliput.formats.to_dense(model) to save what it decodes to",
         )
     if isinstance(thing, list | tuple):
         for one in thing:

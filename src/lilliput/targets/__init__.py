@@ -3,6 +3,7 @@
 from typing import Any
 
 from lilliput.errors import InputError, nearest
+from lilliput.exporters.profiles import check
 from lilliput.targets.device import Device
 from lilliput.targets.eager import Eager
 from lilliput.targets.onnxruntime import OnnxRuntime
@@ -26,4 +27,4 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "Device", "Eager", "OnnxRuntime", "OpenVino", "Target", "target"]
+__all__ = ["TARGETS", "Device", "Eager", "OnnxRuntime", "OpenVino", "Target", "check", "target"]

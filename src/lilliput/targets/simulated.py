@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lilliput.encodings import Encoding, Tiles
+from lilliput.encodings import Blockwise, Encoding
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
 from lilliput.model.views.view import RECURRENT, Call, View
@@ -26,14 +26,14 @@ def operands(view: View, activations: Mapping[str, Encoding]) -> Placed:
     told: dict[str, str] = {}
     for call, paths in reading(view, activations):
         encoding = activations[paths[0]]
-        group = encoding.group if isinstance(encoding, Grid | Tiles) else None
+        group = encoding.group if isinstance(encoding, Grid | Blockwise) else None
         why = hidden(call) or ("how wide it is is not known before it runs" if group and call.op in RECURRENT else "")
         if why:
             left |= dict.fromkeys(paths, f"what it reads stays float: {why}")
             continue
         mine = encoding
         if group:
-            assert isinstance(encoding, Grid | Tiles)
+            assert isinstance(encoding, Grid | Blockwise)
             channels = _channels(call)
             near = divisor(channels, group) if channels % group else group
             mine = replace(encoding, axis=len(call.shape) + 1 - len(call.weight_shape), group=near)

@@ -32,9 +32,9 @@ class Equalize(Technique):
     What a layer or normalisation returns is divided by s, one number a channel, and the weights of all layers that
     read it are multiplied by s. `by` chooses s. `where` names the layers that are multiplied.
 
-    >>> from lilliput.techniques.scalings import Smooth
-    >>> Equalize(Smooth(alpha=0.7))
-    Equalize(by=Smooth(alpha=0.7))
+    >>> from lilliput.techniques.scalings import SmoothQuant
+    >>> Equalize(SmoothQuant(alpha=0.7))
+    Equalize(by=SmoothQuant(alpha=0.7))
     """
 
     by: Scaling
@@ -45,7 +45,7 @@ class Equalize(Technique):
 
     @property
     def needs(self) -> Mapping[str, str]:
-        remedy = "give calibrate=, or use Equalize(Ranges()), which looks at weights alone"
+        remedy = "give calibrate=, or use Equalize(CrossLayer()), which looks at weights alone"
         return {"calibrate": remedy} if self.by.needs_batches else {}
 
     def apply(self, run: Run) -> None:

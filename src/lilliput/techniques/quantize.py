@@ -10,7 +10,7 @@ from typing import Self
 
 from torch import Tensor
 
-from lilliput.encodings import Encoding, Int, Levels, Sparse
+from lilliput.encodings import Codebook, Encoding, Int, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import InputError, RecipeError
 from lilliput.model.carrier.parameters import encoding_of, read, shapes
@@ -48,7 +48,7 @@ from lilliput.techniques.where import check_where, chosen
 class Quantize(Technique):
     """Represent weights, and values that flow, by fewer bits, without training.
 
-    Weights alone: ``Quantize(weights=Int(8))``, or ``weights=Levels(16)``, by which they share few numbers. With
+    Weights alone: ``Quantize(weights=Int(8))``, or ``weights=Codebook(16)``, by which they share few numbers. With
     activations whose ranges come from calibration (static): ``activations=Int(8)``; with ranges found at each run
     (dynamic): ``activations=Int(8, dynamic=True)``. What flows into weights that an earlier step has encoded is encoded
     with the rest.
@@ -57,8 +57,8 @@ class Quantize(Technique):
     paths or an `Assignment`; None is float. In ``activations`` a path means what flows into that layer. The name of a
     value, ``"layer1.0:add#0"``, means that value alone, whatever the target would have encoded.
 
-    Activations as a grid of numbers, ``activations=Log(4)`` or ``Tiles(4)``, show what a network would lose by it: no
-    runtime computes so, and nothing gets faster. What formats and fits combine is in the guide.
+    Activations as a grid of numbers, ``activations=PowerOfTwo(4)`` or ``Blockwise(4)``, show what a network would lose
+    by it: no runtime computes so, and nothing gets faster. What formats and fits combine is in the guide.
 
     >>> Quantize(weights={"*": Int(8), "fc": Int(4)}, activations=Int(8))
     Quantize(weights={'*': Int(), 'fc': Int(bits=4)}, activations=Int())
@@ -69,7 +69,7 @@ class Quantize(Technique):
     fit: Range = MSE()  # how the scales, ranges or levels of weights are found
     rounding: Rounding | None = None  # by which numbers are chosen; None: the nearest
     calibration: Range = MSE()  # how those of activations are found
-    together: bool = False  # one list of numbers, Levels, for all tensors that `where` means
+    together: bool = False  # one list of numbers, `Codebook`, for all tensors that `where` means
     bias_correction: bool = True  # move each bias by the mean error that rounded weights cause, if there are batches
 
     def __post_init__(self) -> None:
@@ -83,10 +83,10 @@ class Quantize(Technique):
             check_rounding(one, self.rounding)
         for one in _each(self.activations):
             check(one, self.calibration, "values")
-        lists = isinstance(self.weights, Levels) and self.weights.one_block and self.rounding is None
+        lists = isinstance(self.weights, Codebook) and self.weights.one_block and self.rounding is None
         if self.together and not lists:
             what = f"one list for all tensors of {self.weights}"
-            raise RecipeError(what, next="give Levels(16) for each whole tensor, or drop together=")
+            raise RecipeError(what, next="give Codebook(16) for each whole tensor, or drop together=")
 
     @property
     def establishes(self) -> frozenset[str]:

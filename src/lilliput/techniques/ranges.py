@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lilliput.encodings import BFloat16, Encoding, Fixed, Float16, Int, Levels, LowRank, Sparse, Tiles
+from lilliput.encodings import BFloat16, Blockwise, Codebook, Encoding, Fixed, Float16, Int, LowRank, Sparse
 from lilliput.encodings.blocks import Blocked
+from lilliput.encodings.codebook import interval_levels, quantile_levels
 from lilliput.encodings.grids import Grid
-from lilliput.encodings.levels import interval_levels, quantile_levels
 from lilliput.errors import RecipeError
 from lilliput.plain import short_repr
 from lilliput.techniques.statistics import Statistics
@@ -58,7 +58,10 @@ class Range(ABC):
 class Ends(Range):
     """A range alone: of a grid, the scale at which the outermost numbers reach it."""
 
-    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Int, Grid, Tiles), "values": (Int, Grid)}
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {
+        "weights": (Int, Grid, Blockwise),
+        "values": (Int, Grid),
+    }
 
     @abstractmethod
     def find(self, points: Tensor, counts: Tensor | None, encoding: Blocked) -> tuple[Tensor, Tensor]:
@@ -67,9 +70,9 @@ class Ends(Range):
     def parameters(
         self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
     ) -> Mapping[str, Tensor]:
-        assert isinstance(encoding, Int | Grid | Tiles)
+        assert isinstance(encoding, Int | Grid | Blockwise)
         ends = self.find(points, counts, encoding)
-        if isinstance(encoding, Tiles):
+        if isinstance(encoding, Blockwise):
             return encoding.from_range(*ends, points, shape)
         return encoding.from_range(*ends, shape)
 
@@ -113,8 +116,8 @@ class MSE(Range):
     """
 
     takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {
-        "weights": (Int, Fixed, Levels, Grid, Tiles, Float16, BFloat16, LowRank),
-        "values": (Int, Fixed, Grid, Tiles),
+        "weights": (Int, Fixed, Codebook, Grid, Blockwise, Float16, BFloat16, LowRank),
+        "values": (Int, Fixed, Grid, Blockwise),
     }
 
     steps: int = 24  # ends tried between the smallest share and the whole
@@ -127,7 +130,7 @@ class MSE(Range):
             return encoding.from_range(*self.find(points, counts, encoding), shape)
         if isinstance(encoding, Grid):
             return encoding.least_squares(points, shape, counts)
-        assert isinstance(encoding, Levels | Tiles | Fixed) and counts is None
+        assert isinstance(encoding, Codebook | Blockwise | Fixed) and counts is None
         return encoding.least_squares(points, shape)
 
     def find(self, points: Tensor, counts: Tensor | None, encoding: Int) -> tuple[Tensor, Tensor]:
@@ -237,12 +240,12 @@ def _divergence(x: Tensor, counts: Tensor, encoding: Int, low: Tensor, high: Ten
 class Quantiles(Range):
     """Levels that equally many weights share: fine where weights are many, coarse for the few large ones."""
 
-    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Levels,), "values": ()}
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Codebook,), "values": ()}
 
     def parameters(
         self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
     ) -> Mapping[str, Tensor]:
-        assert isinstance(encoding, Levels)
+        assert isinstance(encoding, Codebook)
         return encoding.from_levels(quantile_levels(points, encoding.n, encoding.zero), shape)
 
 
@@ -253,14 +256,14 @@ class Intervals(Range):
     Lloyd's algorithm (`MSE`) starts from some of these, so its levels err less.
     """
 
-    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Levels,), "values": ()}
+    takes: ClassVar[Mapping[Use, tuple[type[Encoding], ...]]] = {"weights": (Codebook,), "values": ()}
     steps: int = 24  # ranges tried between the smallest share and the whole
     smallest: float = 0.2  # share of the full range
 
     def parameters(
         self, points: Tensor, counts: Tensor | None, encoding: Encoding, shape: tuple[int, ...]
     ) -> Mapping[str, Tensor]:
-        assert isinstance(encoding, Levels)
+        assert isinstance(encoding, Codebook)
         clips = torch.linspace(1.0, self.smallest, self.steps).tolist()
         return encoding.from_levels(interval_levels(points, encoding.n, encoding.zero, clips), shape)
 

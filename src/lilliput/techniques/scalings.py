@@ -61,7 +61,7 @@ class Scaling(ABC):
 
 
 @dataclass(frozen=True, repr=False)
-class Ranges(Scaling):
+class CrossLayer(Scaling):
     """The weights before and behind each channel get equal ranges: for weights with one scale a tensor, without data.
 
     Along chains of layers until nothing moves. Source: Nagel et al., "Data-Free Quantization Through Weight
@@ -69,7 +69,7 @@ class Ranges(Scaling):
     """
 
     def refuses(self, pair: Pair) -> str:
-        gains = "before it is a normalisation, whose gains are not quantized: Smooth() and AWQ() scale by them"
+        gains = "before it is a normalisation, whose gains are not quantized: SmoothQuant() and AWQ() scale by them"
         return gains if pair.normalises else ""
 
     @property
@@ -95,7 +95,7 @@ class Ranges(Scaling):
 
 
 @dataclass(frozen=True, repr=False)
-class Smooth(Scaling):
+class SmoothQuant(Scaling):
     """What is hard about activations goes over into the weights: for activations with one scale a tensor.
 
     Source: Xiao et al., "SmoothQuant", 2022, arXiv 2211.10438.
@@ -105,7 +105,7 @@ class Smooth(Scaling):
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise RecipeError(f"Smooth with alpha={self.alpha}", next="use 0 to 1, such as 0.5")
+            raise RecipeError(f"SmoothQuant with alpha={self.alpha}", next="use 0 to 1, such as 0.5")
 
     def refuses(self, pair: Pair) -> str:
         return _unseen(pair)
@@ -257,4 +257,4 @@ def _largest_weights(parts: Sequence[Part], weights: Mapping[str, Tensor]) -> Te
     return torch.stack([part.largest(weights[part.path]) for part in parts]).amax(0)
 
 
-SCALINGS: dict[str, type[Scaling]] = {"Ranges": Ranges, "Smooth": Smooth, "AWQ": AWQ}
+SCALINGS: dict[str, type[Scaling]] = {"CrossLayer": CrossLayer, "SmoothQuant": SmoothQuant, "AWQ": AWQ}

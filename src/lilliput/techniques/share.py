@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lilliput.encodings import Encoding, Levels
+from lilliput.encodings import Codebook, Encoding
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.ranges import MSE, Range
 from lilliput.techniques.run import Run
@@ -15,7 +15,7 @@ from lilliput.techniques.technique import Technique
 
 @dataclass(frozen=True, repr=False)
 class Share(Technique):
-    """Let weights share `levels` numbers, fitted to them: short for ``Quantize(weights=Levels(levels, …))``.
+    """Let weights share `levels` numbers, fitted to them: short for ``Quantize(weights=Codebook(levels, …))``.
 
     >>> Share(16, per="channel")
     Share(per='channel')
@@ -33,7 +33,7 @@ class Share(Technique):
 
     def quantize(self) -> Quantize:
         """The step that it is short for."""
-        weights = Levels(self.levels, self.group, self.per, held=self.held)
+        weights = Codebook(self.levels, self.group, self.per, held=self.held)
         return Quantize(weights=weights, fit=self.fit, together=self.together, where=self.where)
 
     @property

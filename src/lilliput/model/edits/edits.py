@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import ENCODINGS, Encoded, Encoding, tensor_digest
+from lilliput.encodings import EARLIER, ENCODINGS, Encoded, Encoding, tensor_digest
 from lilliput.errors import EncodingError, FormatError, nearest, reason
 from lilliput.model.carrier.carrier import VALUES, attach, encoded_names, encoded_tensors, owner_of
 from lilliput.model.carrier.carrier import tensors as tensors_of
@@ -146,7 +146,9 @@ _EDITS = (
     KeepEntries,
     LeaveOut,
 )
-EDITS: Mapping[str, type] = ChainMap[str, Any]({edit.__name__: edit for edit in _EDITS}, ENCODINGS)  # kinds in files
+EDITS: Mapping[str, type] = ChainMap[str, Any](  # kinds in files
+    {edit.__name__: edit for edit in _EDITS}, ENCODINGS, EARLIER
+)
 
 
 def edits_of(root: nn.Module) -> list[Edit]:

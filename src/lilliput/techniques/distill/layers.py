@@ -90,14 +90,14 @@ class LayerTerm(Term):
 
 
 @dataclass(frozen=True, repr=False)
-class Hint(LayerTerm):
+class FitNet(LayerTerm):
     """The student's layers hold what the teacher's hold, seen through a learned linear map where widths differ.
 
     Mean of (r(s) - t)²; r is a linear layer over the channels (on pictures: a 1×1 convolution), none where widths are
     equal. Where pictures differ in size, both are averaged down to the smaller. Source: Romero et al., "FitNets: Hints
     for Thin Deep Nets", 2014, arXiv 1412.6550; for transformers Jiao et al., 2019, arXiv 1909.10351.
 
-    >>> hint = Hint("body", teacher_layers="encoder")
+    >>> hint = FitNet("body", teacher_layers="encoder")
     >>> student = Seen(torch.zeros(2, 3), {"body": torch.ones(2, 8, 4, 4)})
     >>> teacher = Seen(torch.zeros(2, 3), {"encoder": torch.ones(2, 16, 8, 8)})
     >>> projection = hint.projection(student, teacher)
@@ -133,7 +133,7 @@ class Hint(LayerTerm):
 
 
 @dataclass(frozen=True, repr=False)
-class Relation(LayerTerm):
+class RelationalKD(LayerTerm):
     """The samples of a batch, or the channels of two layers, stand to each other as they do in the teacher.
 
     ``distances``: Huber loss of ‖xᵢ - xⱼ‖/μ, μ their mean, over pairs of samples. ``angles``: Huber loss of the cosine
@@ -145,7 +145,7 @@ class Relation(LayerTerm):
     A batch too small for a pair or triplet adds nothing.
 
     >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 0.0]])
-    >>> Relation("").loss(Seen(x), Seen(2 * x)).item() < 1e-6
+    >>> RelationalKD("").loss(Seen(x), Seen(2 * x)).item() < 1e-6
     True
     """
 
@@ -155,7 +155,7 @@ class Relation(LayerTerm):
         super().__post_init__()
         if self.by == "flow" and len(self.paths[0]) < 2:
             raise RecipeError(
-                "flow is between two layers", where="Relation.layers", next='name both: layers=("first", "second")'
+                "flow is between two layers", where="RelationalKD.layers", next='name both: layers=("first", "second")'
             )
 
     def compare(self, student: Seen, teacher: Seen, projection: nn.Module | None, labels: Tensor | None) -> Tensor:
@@ -183,7 +183,7 @@ class Relation(LayerTerm):
 
 
 @dataclass(frozen=True, repr=False)
-class Attention(LayerTerm):
+class AttentionTransfer(LayerTerm):
     """The student looks where the teacher looks.
 
     ``energy``: of what layers return, ‖Q(s)/‖Q(s)‖ - Q(t)/‖Q(t)‖‖², mean over samples, Q the sum of squares over the
@@ -195,7 +195,7 @@ class Attention(LayerTerm):
 
     >>> student = Seen(torch.zeros(1, 3), {"body": torch.ones(1, 8, 4, 4)})
     >>> teacher = Seen(torch.zeros(1, 3), {"body": torch.ones(1, 32, 8, 8)})
-    >>> Attention("body").loss(student, teacher).item() < 1e-6
+    >>> AttentionTransfer("body").loss(student, teacher).item() < 1e-6
     True
     """
 

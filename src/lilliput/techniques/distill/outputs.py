@@ -31,7 +31,10 @@ class OutputTerm(Term):
             raise unlike(s, t, where, "show both the same batch")
         if s.shape != t.shape:
             raise unlike(
-                s, t, where, "take a teacher of the same classes, or compare layers: Hint, Relation, Attention"
+                s,
+                t,
+                where,
+                "take a teacher of the same classes, or compare layers: FitNet, RelationalKD, AttentionTransfer",
             )
         if not -s.dim() < self.axis < s.dim() or self.axis == 0:
             raise InputError(
@@ -43,7 +46,7 @@ class OutputTerm(Term):
                 f"shape {tuple(student.output.shape)} has one class",
                 where=where,
                 why="its share is always 1",
-                next='use Response(by="mse")',
+                next='use LogitKD(by="mse")',
             )
         return s, t
 
@@ -54,7 +57,7 @@ class OutputTerm(Term):
 
 
 @dataclass(frozen=True, repr=False)
-class Response(OutputTerm):
+class LogitKD(OutputTerm):
     """The student answers as the teacher does.
 
     ``kl``: T² · KL(softmax(t/T) ‖ softmax(s/T)), mean over rows; T² keeps gradients as large at any T (Hinton et al.,
@@ -62,7 +65,7 @@ class Response(OutputTerm):
     "Do Deep Nets Really Need to be Deep?", 2013, arXiv 1312.6184).
 
     >>> student, teacher = Seen(torch.tensor([[0.0, 4.0]])), Seen(torch.tensor([[2.0, 4.0]]))
-    >>> round(Response().loss(student, teacher).item(), 3), Response(by="mse").loss(student, teacher).item()
+    >>> round(LogitKD().loss(student, teacher).item(), 3), LogitKD(by="mse").loss(student, teacher).item()
     (0.447, 2.0)
     """
 
@@ -82,7 +85,7 @@ class Response(OutputTerm):
 
 
 @dataclass(frozen=True, repr=False)
-class Decoupled(OutputTerm):
+class DKD(OutputTerm):
     """The student's trust in the right class, and apart from it how it shares out the rest.
 
     T² · (α · KL(b(t) ‖ b(s)) + β · KL(p(t) ‖ p(s))), mean over rows, where b = (share of the target, share of all
@@ -91,7 +94,7 @@ class Decoupled(OutputTerm):
     2203.08679; T² as in the authors' code.
 
     >>> student, teacher = Seen(torch.tensor([[0.0, 4.0, 0.0]])), Seen(torch.tensor([[2.0, 4.0, 0.0]]))
-    >>> round(Decoupled(beta=1).loss(student, teacher, labels=torch.tensor([1])).item(), 3)
+    >>> round(DKD(beta=1).loss(student, teacher, labels=torch.tensor([1])).item(), 3)
     0.642
     """
 
@@ -113,8 +116,8 @@ class Decoupled(OutputTerm):
         if labels.shape != shape or labels.is_floating_point():
             raise InputError(
                 f"{labels.dtype} labels of shape {tuple(labels.shape)} for an output of shape {tuple(output.shape)}",
-                where="Decoupled",
-                next=f"give integers of shape {tuple(shape)}, or use Response",
+                where="DKD",
+                next=f"give integers of shape {tuple(shape)}, or use LogitKD",
             )
         given = labels.flatten().to(t.device).long()
         known = given != NO_LABEL
@@ -122,14 +125,14 @@ class Decoupled(OutputTerm):
         if len(outside):
             raise InputError(
                 f"the label {outside[0].item()} is no class of an output of shape {tuple(output.shape)}",
-                where="Decoupled",
+                where="DKD",
                 next=f"number the classes from 0; {NO_LABEL} is a row without a label",
             )
         return torch.where(known, given, t.argmax(1))
 
 
 @dataclass(frozen=True, repr=False)
-class Correlation(OutputTerm):
+class DIST(OutputTerm):
     """The student ranks classes in each row, and rows in each class, as the teacher does, on a scale of its own.
 
     T² · (β · mean over rows (1 - ρ) + γ · mean over classes (1 - ρ)), ρ Pearson's correlation of softmax(·/T) between
@@ -137,7 +140,7 @@ class Correlation(OutputTerm):
     Teacher" (DIST), 2022, arXiv 2205.10536; T² as in the authors' code.
 
     >>> student, teacher = Seen(torch.tensor([[0.0, 2.0], [1.0, 0.0]])), Seen(torch.tensor([[0.0, 4.0], [2.0, 0.0]]))
-    >>> Correlation().loss(student, teacher).item() < 1e-6
+    >>> DIST().loss(student, teacher).item() < 1e-6
     True
     """
 

@@ -38,9 +38,9 @@ def attention_of(output: Any) -> Tensor | None:
 def check_taps(model: nn.Module, paths: Iterable[str], field: str) -> None:
     """Refuse module paths that the model has not.
 
-    >>> check_taps(nn.TransformerEncoderLayer(8, 2), ["self_atn"], "Hint, student")
+    >>> check_taps(nn.TransformerEncoderLayer(8, 2), ["self_atn"], "FitNet, student")
     Traceback (most recent call last):
-    lilliput.errors.RecipeError: Hint, student: there is no module 'self_atn'; did you mean 'self_attn'? (known: ...)
+    lilliput.errors.RecipeError: FitNet, student: there is no module 'self_atn'; did you mean 'self_attn'? (known: ...)
     """
     known = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     for path in paths:

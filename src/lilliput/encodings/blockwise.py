@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lilliput.encodings.blocks import Blocked, bracketed, gathered, held_bits, held_scale, spread, whole
+from lilliput.encodings.codebook import nearest_of, places_of
 from lilliput.encodings.encoding import Encoding, Part
 from lilliput.encodings.floats import Scale
-from lilliput.encodings.grids import Log
-from lilliput.encodings.levels import nearest_of, places_of
+from lilliput.encodings.grids import PowerOfTwo
 from lilliput.encodings.scales import scale_of, scale_to_reach
 from lilliput.errors import EncodingError
 
@@ -52,14 +52,14 @@ torch.library.register_autograd("lilliput::decode_tiles", _to_scale, setup_conte
 
 
 @dataclass(frozen=True, repr=False)
-class Tiles(Blocked):
+class Blockwise(Blocked):
     """Each tile of `channels` × `group` weights has a scale, and is linear or logarithmic, whichever errs less.
 
-    Both have 2^bits - 1 numbers, zero among them: evenly spaced, or those of `Log(bits)`. For values that flow, each
-    group along the channels finds its scale and its choice anew at each run.
+    Both have 2^bits - 1 numbers, zero among them: evenly spaced, or those of `PowerOfTwo(bits)`. For values that flow,
+    each group along the channels finds its scale and its choice anew at each run.
 
     >>> x = torch.tensor([[-3.0, -2.0, -1.0, 1.0], [-4.0, 2.0, -1.0, 0.0]])
-    >>> tiles = Tiles(3, group=None).represent(x)
+    >>> tiles = Blockwise(3, group=None).represent(x)
     >>> tiles.decode().equal(x), tiles.parts["choice"]
     (True, tensor([0, 1], dtype=torch.uint8))
     """
@@ -71,7 +71,7 @@ class Tiles(Blocked):
     scale: Encoding | None = None  # how the scales are held; None: float32
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
-        yield not whole(self.bits, 2, 8), f"Tiles of {self.bits!r} bits", "use 2 to 8 bits"
+        yield not whole(self.bits, 2, 8), f"Blockwise of {self.bits!r} bits", "use 2 to 8 bits"
         held = isinstance(self.scale, Scale | None)
         yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8() or None"
 
@@ -87,7 +87,7 @@ class Tiles(Blocked):
     def _numbers(self) -> tuple[float, ...]:
         """Both tables, one after the other."""
         top = 2 ** (self.bits - 1) - 1
-        return (*(i / top for i in range(-top, top + 1)), *Log(self.bits).table())
+        return (*(i / top for i in range(-top, top + 1)), *PowerOfTwo(self.bits).table())
 
     @property
     def places(self) -> int:
@@ -158,10 +158,10 @@ class Tiles(Blocked):
         if not isinstance(choice, Tensor) or choice.dtype != torch.uint8 or (choice.numel() and int(choice.max()) > 1):
             raise ValueError("a choice that is neither 0 nor 1")
 
-    def for_weight(self, axis: int | None = None) -> Tiles:
+    def for_weight(self, axis: int | None = None) -> Blockwise:
         return replace(self, axis=self.axis if axis is None else axis)
 
-    def for_value(self) -> Tiles:
+    def for_value(self) -> Blockwise:
         if self.channels > 1 or self.scale is not None:
             raise EncodingError(f"activations as {self!r}", next="use channels=1 and scale=None")
         return self

@@ -55,7 +55,7 @@ torch.library.register_autograd("lilliput::decode_levels", _to_levels, setup_con
 
 
 @dataclass(frozen=True, repr=False)
-class Levels(Blocked):
+class Codebook(Blocked):
     """Each element is one of `n` numbers that are fitted to the tensor: weights share them.
 
     Fitted by Lloyd's algorithm for the least squared error, from levels spread evenly over the whole range and over a
@@ -63,7 +63,7 @@ class Levels(Blocked):
     Han et al., "Deep Compression", 2015, arXiv 1510.00149). One list for the tensor unless `per` or `group`
     ask for more.
 
-    >>> Levels(3).represent(torch.tensor([[-2.0, -2.2, 0.0, 0.1, 5.0, 5.0]])).decode()
+    >>> Codebook(3).represent(torch.tensor([[-2.0, -2.2, 0.0, 0.1, 5.0, 5.0]])).decode()
     tensor([[-2.1000, -2.1000,  0.0000,  0.0000,  5.0000,  5.0000]])
     """
 
@@ -104,7 +104,7 @@ class Levels(Blocked):
     def nested(self) -> dict[str, Encoding]:
         return {} if self.held is None else {"levels": self.held}
 
-    def for_weight(self, axis: int | None = None) -> Levels:
+    def for_weight(self, axis: int | None = None) -> Codebook:
         return replace(self, axis=self.axis if axis is None else axis)
 
     def fit(self, x: Tensor) -> dict[str, Tensor]:
