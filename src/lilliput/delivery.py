@@ -41,7 +41,7 @@ from lilliput.report.costs import cost_figures
 from lilliput.report.layers import layers
 from lilliput.report.page import page
 from lilliput.report.speed import NO_SPEED_UP
-from lilliput.targets.operators import Share, slower_layers
+from lilliput.targets.operators import LayerTimes, slower_layers
 from lilliput.task import Batches, Task
 from lilliput.techniques.encode import prepare
 
@@ -174,7 +174,7 @@ def _weighed(original: Driver, driver: Driver, builds: tuple[Built, Built]) -> t
     return [before, plain], [after, stored]
 
 
-def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[Share]:
+def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> list[LayerTimes]:
     """The layers that take longer than before, where the whole is no faster."""
     if not taken.known or taken.ratio("before", "after").value >= NO_SPEED_UP:
         return []

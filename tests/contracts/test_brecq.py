@@ -27,7 +27,7 @@ from lilliput.model.views.capture import capture
 from lilliput.model.views.inputs import Inputs
 from lilliput.progress import silent
 from lilliput.targets import OnnxRuntime
-from lilliput.techniques.blocks import Block, Entry, blocks
+from lilliput.techniques.blocks import Block, BlockStop, blocks
 from lilliput.techniques.choice import JointChoice
 from lilliput.techniques.encode import encode_block, set_tensor
 from lilliput.techniques.rounding import BRECQ, Rounding
@@ -226,7 +226,7 @@ def test_batches_that_enter_a_block_in_one_walk_only_are_left_out(
         next(stops)
         set_tensor(driver, "first.weight", torch.diag(LAST - FIRST))
         entry = next(stops)
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, BlockStop)
         assert list(entry.batches) == left
         for correct in (True, False):
             assert list(entry.targets(correct)) == left

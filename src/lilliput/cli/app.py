@@ -113,7 +113,7 @@ def compress(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Asked(task, out, recipe, target, command, threads, seconds, json)
+        asked = commands.Options(task, out, recipe, target, command, threads, seconds, json)
         if not dry_run:
             return OUTCOMES[commands.compress(asked)]
         commands.dry_run(asked)

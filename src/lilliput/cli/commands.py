@@ -30,7 +30,7 @@ from lilliput.task import Task
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """What the user typed."""
 
     task: Path
@@ -54,7 +54,7 @@ class Asked:
         return Device(command=self.command, builds=runtime, **known)  # type: ignore[arg-type]
 
 
-def compress(asked: Asked) -> str:
+def compress(asked: Options) -> str:
     """Compress, print the result, and tell what came of it: ``done``, ``not met`` or ``harmed``."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever the task's code prints
@@ -70,7 +70,7 @@ def compress(asked: Asked) -> str:
     return str(result.data["outcome"])
 
 
-def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, worst: int) -> None:
+def diagnose(asked: Options, out: Path | None, folder: Path | None, samples: int, worst: int) -> None:
     """Diagnose, print what was found, and write it where `out` says."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     if out is not None:
@@ -88,7 +88,7 @@ def diagnose(asked: Asked, out: Path | None, folder: Path | None, samples: int, 
         table.show_diagnosis(found.to_json())
 
 
-def dry_run(asked: Asked) -> None:
+def dry_run(asked: Options) -> None:
     """Check and plan, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):

@@ -49,7 +49,7 @@ def diagnose_command(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Asked(task, folder or Path(), recipe, target, None, threads, None, json)
+        asked = commands.Options(task, folder or Path(), recipe, target, None, threads, None, json)
         commands.diagnose(asked, out, folder, samples, worst)
         return DONE
 

@@ -44,7 +44,7 @@ Runner = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Written:
+class AsWritten:
     """How far a file, as it is written, is from the module; of its outputs that which is furthest."""
 
     relative: float  # length of the error over that of the output
@@ -80,7 +80,7 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
             far = off[i][0] > max(RELATIVE, steps[i], blur, _SUMS * one)
             if far or (off[i][1] > max(LARGEST, _SUMS * two) and not (rounded and blur)):
                 _refuse(driver, model, off, i, rounded)
-    return asdict(Written(relative, largest, sum(map(batch_size, samples)), rounded))
+    return asdict(AsWritten(relative, largest, sum(map(batch_size, samples)), rounded))
 
 
 def _answer(driver: Driver, model: nn.Module) -> list[Tensor]:

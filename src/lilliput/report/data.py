@@ -21,7 +21,7 @@ from lilliput.report.likeness import agreement, doubts
 from lilliput.report.outcome import harm
 from lilliput.report.speed import NO_SPEED_UP, Speed, speed
 from lilliput.report.weights import counts, ratios
-from lilliput.targets.operators import Share
+from lilliput.targets.operators import LayerTimes
 from lilliput.targets.target import Target
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ def assemble(
     near: Closeness,
     judged: Judged | None,
     spent: Costs,
-    losing: Sequence[Share],
+    losing: Sequence[LayerTimes],
     rows: list[dict[str, Any]],
     conditions: Mapping[str, Any],
     environment: Mapping[str, Any],

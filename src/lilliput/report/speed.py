@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lilliput.measure import Latencies, Measurement
-from lilliput.targets.operators import Share
+from lilliput.targets.operators import LayerTimes
 
 NO_SPEED_UP = 1.05  # less than this many times faster counts as none, and less than this many times slower as no loss
 _NAMED = 3  # layers that take longer, worst first
@@ -58,7 +58,9 @@ def _inverse(x: float) -> float:
     return 1 / x if x > 0 else float("inf")
 
 
-def speed(taken: Latencies, rows: Sequence[Mapping[str, Any]], losing: Sequence[Share], untried: str = "") -> Speed:
+def speed(
+    taken: Latencies, rows: Sequence[Mapping[str, Any]], losing: Sequence[LayerTimes], untried: str = ""
+) -> Speed:
     """What is known about the speed of a result whose layers are `rows`; `losing` take longer than before.
 
     `untried`: why nobody looked whether float would have been faster, where it was to be looked at.
@@ -87,7 +89,7 @@ def _verdict(faster: Measurement) -> str:
     return f"about as fast, {faster.value:.2f}×" if faster.open else "no speed-up"
 
 
-def _why(verdict: str, rows: Sequence[Mapping[str, Any]], losing: Sequence[Share]) -> str:
+def _why(verdict: str, rows: Sequence[Mapping[str, Any]], losing: Sequence[LayerTimes]) -> str:
     """Why it is no faster: what was measured, or how the layers run."""
     integer = sum("int8 kernel" in row["runs_as"] for row in rows)
     named = ", ".join(map(_named, losing[:_NAMED]))
@@ -103,6 +105,6 @@ def _why(verdict: str, rows: Sequence[Mapping[str, Any]], losing: Sequence[Share
     return "no layer runs on integers"
 
 
-def _named(share: Share) -> str:
+def _named(share: LayerTimes) -> str:
     what = share.layer.removesuffix(".weight") or "what comes before the first layer"
     return f"{what} ({share.before_ms:.3g} → {share.after_ms:.3g} ms: {', '.join(share.kinds[:_NAMED])})"

@@ -136,7 +136,7 @@ def called(call: Callable[[], object], seconds: float) -> None:
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerTimes:
     """What a layer, with what comes after it up to the next, takes in two files, in ms, and the operators it is now."""
 
     layer: str
@@ -145,11 +145,13 @@ class Share:
     kinds: tuple[str, ...]
 
 
-def slower_layers(before: Sequence[Operator], after: Sequence[Operator]) -> list[Share]:
+def slower_layers(before: Sequence[Operator], after: Sequence[Operator]) -> list[LayerTimes]:
     """The layers that take longer now, those that lose most first."""
     was, now = by_layer(before), by_layer(after)
     shares = [
-        Share(layer, was.get(layer, 0.0), ms, tuple(dict.fromkeys(one.kind for one in after if one.layer == layer)))
+        LayerTimes(
+            layer, was.get(layer, 0.0), ms, tuple(dict.fromkeys(one.kind for one in after if one.layer == layer))
+        )
         for layer, ms in now.items()
         if ms > was.get(layer, 0.0)
     ]

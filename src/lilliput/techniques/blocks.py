@@ -27,7 +27,7 @@ class Block:
     biased: frozenset[str] = frozenset()
 
 
-class Entry(Waiting[Inputs]):
+class BlockStop(Waiting[Inputs]):
     """A block at whose entry the batches wait; it can be called alone, with other weights and biases."""
 
     def __init__(

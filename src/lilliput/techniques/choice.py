@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lilliput.encodings import Encoding
-from lilliput.techniques.blocks import Entry
+from lilliput.techniques.blocks import BlockStop
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.rounding import BRECQ, Rounding
 
@@ -54,7 +54,7 @@ class JointChoice:
 
     fit: Fit | None
     rounding: BRECQ
-    entry: Entry  # where `rounding` looks at what flows
+    entry: BlockStop  # where `rounding` looks at what flows
 
     def numbers(
         self,

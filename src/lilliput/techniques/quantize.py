@@ -18,7 +18,7 @@ from lilliput.model.surgery.depth import repeated
 from lilliput.model.views.values import value_encodings
 from lilliput.model.views.view import Call, View
 from lilliput.techniques.assignment import Assignment, assigned
-from lilliput.techniques.blocks import Block, Entry, blocks
+from lilliput.techniques.blocks import Block, BlockStop, blocks
 from lilliput.techniques.choice import Choice, JointChoice
 from lilliput.techniques.combinations import check, check_rounding
 from lilliput.techniques.encode import (
@@ -205,7 +205,7 @@ class Quantize(Technique):
             for path, calls in counted(run, "encoding", weights.items()):
                 if path in places:
                     stop = next(stops)
-                    if isinstance(stop, Entry):
+                    if isinstance(stop, BlockStop):
                         assert isinstance(self.rounding, BRECQ)
                         block = {path: encodings[path] for path in stop.block.calls}
                         encode_block(run, block, JointChoice(self.fit, self.rounding, stop))

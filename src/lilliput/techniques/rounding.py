@@ -18,7 +18,7 @@ from lilliput.encodings import Encoding, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.errors import EncodingError, InputError, RecipeError
 from lilliput.plain import short_repr
-from lilliput.techniques.blocks import Entry
+from lilliput.techniques.blocks import BlockStop
 from lilliput.techniques.inputs import Moments, Stop
 from lilliput.techniques.soft import UpOrDown, decide, reconstruct
 
@@ -54,7 +54,7 @@ class Rounding(ABC):
         gram, cross = (shrunk(x.double(), chance) for x in (seen.gram, seen.cross))
         exact = weights = x.detach().double().reshape(len(gram), -1, gram.shape[-1])
         kept = weights != 0 if isinstance(encoding, Sparse) else None
-        grid = Grid(inner, dict(parameters), tuple(x.shape), kept)
+        grid = Candidates(inner, dict(parameters), tuple(x.shape), kept)
         damped = with_damp(gram, self.damp, chatter(stop.moments))
         if self.correct:
             weights = weights + torch.linalg.solve(damped, weights @ (cross - gram), left=False)
@@ -73,7 +73,7 @@ class Rounding(ABC):
         return inner
 
     @abstractmethod
-    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def rows(self, grid: Candidates, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Numbers of `grid` for `weights`, [groups, rows, K], and the parameters; `gram` is [groups, K, K]."""
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class Rounding(ABC):
 
 
 @dataclass(frozen=True)
-class Grid:
+class Candidates:
     """The numbers that one tensor may become."""
 
     encoding: Blocked
@@ -127,7 +127,7 @@ class GPTQ(Rounding):
         if self.sweeps < 0:
             raise RecipeError(f"GPTQ with {self.sweeps} sweeps", next="use 0 or more")
 
-    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def rows(self, grid: Candidates, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         rounded = compensated(weights, gram, grid.nearest, self.ordered)
         parameters = grid.parameters
         for sweep in range(self.sweeps):
@@ -155,7 +155,7 @@ class AdaRound(Rounding):
         if self.steps < 1:
             raise RecipeError(f"{type(self).__name__} of {self.steps} steps", next="use 1 or more")
 
-    def rows(self, grid: Grid, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def rows(self, grid: Candidates, weights: Tensor, gram: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         below, above = grid.brackets(weights)
         exact, gram = weights.float(), gram.float()
         choice = UpOrDown(exact, below.float(), above.float())
@@ -184,14 +184,14 @@ class BRECQ(AdaRound):
         weights: Mapping[str, Tensor],
         encodings: Mapping[str, Encoding],
         parameters: Mapping[str, Mapping[str, Tensor]],
-        entry: Entry,
+        entry: BlockStop,
     ) -> dict[str, Tensor]:
         """The weights of a block, moved to numbers that their encodings offer, and its biases, by their paths."""
         calls, choices, biases = entry.block.calls, {}, {}
         for path, call in calls.items():
             x, encoding = weights[path].float(), encodings[path]
             kept = x != 0 if isinstance(encoding, Sparse) else None
-            grid = Grid(self.numbers(encoding), parameters[path], tuple(x.shape), kept)
+            grid = Candidates(self.numbers(encoding), parameters[path], tuple(x.shape), kept)
             choices[f"{call.value}@1"] = UpOrDown(x, *grid.brackets(x))
             if path in entry.block.biased and call.bias:
                 biases[f"{call.value}@2"] = entry.biases[call.bias], x.square().mean().sqrt()
@@ -289,7 +289,7 @@ def swept(weights: Tensor, rounded: Tensor, gram: Tensor, nearest: Nearest) -> T
     return rounded
 
 
-def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tuple[Grid, Tensor]:
+def rescaled(grid: Candidates, weights: Tensor, rounded: Tensor, gram: Tensor) -> tuple[Candidates, Tensor]:
     """Scales by which the numbers that were chosen do least damage, row by row, and those numbers by them."""
     scale = grid.parameters["scale"]
     rows, count = rounded.shape[1:]
@@ -311,7 +311,7 @@ def rescaled(grid: Grid, weights: Tensor, rounded: Tensor, gram: Tensor) -> tupl
     if held is not None:
         new = held.represent(new).decode()
         new = torch.where(new > 0, new, old.float())
-    changed = Grid(grid.encoding, {**grid.parameters, "scale": new.reshape(scale.shape)}, grid.shape, grid.kept)
+    changed = Candidates(grid.encoding, {**grid.parameters, "scale": new.reshape(scale.shape)}, grid.shape, grid.kept)
     return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
 
 

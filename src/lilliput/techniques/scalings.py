@@ -17,7 +17,7 @@ from torch import Tensor
 from lilliput.encodings import Encoding, Int
 from lilliput.errors import EncodingError, RecipeError
 from lilliput.model.carrier.parameters import read, shapes
-from lilliput.model.rescaling.pairs import Pair, Part
+from lilliput.model.rescaling.pairs import Pair, PairTensor
 from lilliput.plain import short_repr
 from lilliput.techniques.encode import remembered
 from lilliput.techniques.inputs import Stop
@@ -166,7 +166,7 @@ class AWQ(Scaling):
             next(stops, None)
         return [scales[int(found.argmin())] for scales, found in zip(tried, damages, strict=True)]
 
-    def _damages(self, weight: Tensor, part: Part, tried: Tensor, stop: Stop) -> Tensor:
+    def _damages(self, weight: Tensor, part: PairTensor, tried: Tensor, stop: Stop) -> Tensor:
         """Of a layer's weights scaled, rounded and scaled back, for each row of `tried`, [steps]."""
         encoding, gram = for_weight(self.weights, part.call, tuple(weight.shape)), stop.gram.double()
         assert encoding is not None, "refused before"
@@ -253,7 +253,7 @@ def _mean_inputs(pair: Pair, seen: Mapping[str, Statistics]) -> Tensor:
     return torch.stack([x.reshape(-1, part.each).mean(1) for part, x in each]).mean(0)
 
 
-def _largest_weights(parts: Sequence[Part], weights: Mapping[str, Tensor]) -> Tensor:
+def _largest_weights(parts: Sequence[PairTensor], weights: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([part.largest(weights[part.path]) for part in parts]).amax(0)
 
 

@@ -23,7 +23,7 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import Interception, value_encodings
 from lilliput.model.views.view import Call
 from lilliput.task import Batches, ask
-from lilliput.techniques.blocks import Block, Entry
+from lilliput.techniques.blocks import Block, BlockStop
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.observe import batches_of
 from lilliput.techniques.run import Run
@@ -105,7 +105,7 @@ def can_be_seen(call: Call) -> bool:
     return call.value is not None and (call.op == "linear" or call.window is not None)
 
 
-def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | Entry, None, None]:
+def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | BlockStop, None, None]:
     """The places in order, the calibration batches waiting at each; its weights may be encoded there.
 
     They wait in the model, and in a copy that stays as it is now.
@@ -113,11 +113,11 @@ def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | Entry, No
     model, batches = run.model, batches_of(run, f"what flows into {len(places)} layers or blocks")
     original = as_it_stands(model)
     with walking(model, batches, places) as now, walking(original, batches, places) as then:
-        before: Stop | Entry | None = None
+        before: Stop | BlockStop | None = None
         for i, place in enumerate(places):
             run.progress("looking at what flows", i, len(places))
             flowing = functools.partial(now.inputs, place), functools.partial(then.inputs, place)
-            stop: Stop | Entry
+            stop: Stop | BlockStop
             if isinstance(place, Block):
                 exact = torch.no_grad()(functools.partial(answers_alone, original, place.path, tensors={}))
                 biases = {
@@ -125,7 +125,7 @@ def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | Entry, No
                     for path, call in place.calls.items()
                     if path in place.biased and (bias := call.bias)
                 }
-                stop = Entry(place, *flowing, functools.partial(answers_alone, model, place.path), exact, biases)
+                stop = BlockStop(place, *flowing, functools.partial(answers_alone, model, place.path), exact, biases)
             else:
                 stop = Stop(place, *flowing, before)
             yield stop

@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Part:
+class PairTensor:
     """A tensor of a pair, and where in it the channels lie."""
 
     path: str
@@ -32,7 +32,7 @@ class Part:
 
         >>> import torch
         >>> call = Call("a", "linear", "a:linear#0", (), ())
-        >>> Part("a.weight", call, axis=1).spread(torch.tensor([1.0, 2.0]), (3, 2))
+        >>> PairTensor("a.weight", call, axis=1).spread(torch.tensor([1.0, 2.0]), (3, 2))
         tensor([[1., 2.]])
         """
         s = s.repeat_interleave(self.each)
@@ -56,8 +56,8 @@ class Pair:
 
     source: Call
     channels: int
-    divided: tuple[Part, ...]  # the weight first, then the bias
-    multiplied: tuple[Part, ...]  # in the order of their calls
+    divided: tuple[PairTensor, ...]  # the weight first, then the bias
+    multiplied: tuple[PairTensor, ...]  # in the order of their calls
 
     @property
     def paths(self) -> list[str]:
@@ -113,20 +113,20 @@ def _pair(view: View, source: Call, shapes: Shapes) -> Pair | None:
     return Pair(source, channels, divided, tuple(multiplied))
 
 
-def _divided(call: Call, shapes: Shapes) -> tuple[Part, ...]:
+def _divided(call: Call, shapes: Shapes) -> tuple[PairTensor, ...]:
     """The tensors that what `call` returns is proportional to, where it is a call that has such."""
     if multiplies(call) and call.weights:
         (weight,) = call.weights
         if "transpose" not in call.op:
-            return (Part(weight, call), *_bias(call, 2))
+            return (PairTensor(weight, call), *_bias(call, 2))
         outputs = call.shape[made(call).axes[0]]
         groups = outputs // call.weight_shape[1] if isinstance(outputs, int) else 1
-        return (Part(weight, call, axis=1, groups=groups), *_bias(call, 2))
+        return (PairTensor(weight, call, axis=1, groups=groups), *_bias(call, 2))
     gains = [place for place in _gains(call) if len(shapes.get(_tensor(call, place), ())) == 1]
     if len(gains) != 1 or call.shape[made(call).axes[0]] != shapes[_tensor(call, gains[0])][0]:
         return ()
     biased = call.op in NORMS and call.op != "rms_norm"
-    return (Part(_tensor(call, gains[0]), call), *(_bias(call, gains[0] + 1) if biased else ()))
+    return (PairTensor(_tensor(call, gains[0]), call), *(_bias(call, gains[0] + 1) if biased else ()))
 
 
 def _gains(call: Call) -> tuple[int, ...]:
@@ -136,12 +136,12 @@ def _gains(call: Call) -> tuple[int, ...]:
     return (0, 1) if call.op == "mul" and len(call.reads) == 2 and call.shape else ()
 
 
-def _bias(call: Call, place: int) -> tuple[Part, ...]:
+def _bias(call: Call, place: int) -> tuple[PairTensor, ...]:
     if len(call.reads) <= place or call.reads[place] is None:
         return ()
     if not _tensor(call, place):
         raise Apart(f"the bias of {named(call)} is computed")
-    return (Part(_tensor(call, place), call),)
+    return (PairTensor(_tensor(call, place), call),)
 
 
 def _tensor(call: Call, place: int) -> str:
@@ -150,7 +150,7 @@ def _tensor(call: Call, place: int) -> str:
     return source.removeprefix("tensor ") if source.startswith("tensor ") else ""
 
 
-def _reached(view: View, source: Call, at: Channels) -> Iterator[Part]:
+def _reached(view: View, source: Call, at: Channels) -> Iterator[PairTensor]:
     """The weights that multiply what `source` returns, wherever it flows."""
     found, frontier = {source.id}, [(source, at)]
     while frontier:
@@ -169,12 +169,12 @@ def _reached(view: View, source: Call, at: Channels) -> Iterator[Part]:
                 frontier.append((reader, passed_on(reader, call, at)))
 
 
-def _multiplied(reader: Call, source: Call, at: Channels) -> Part:
+def _multiplied(reader: Call, source: Call, at: Channels) -> PairTensor:
     if not reader.weights or reader.reads.index(source.id) != 0:
         raise Apart(f"{named(reader)} multiplies by weights that are computed")
     each = taken(reader, source.shape, at)
     axis = 0 if "transpose" in reader.op else 1
-    return Part(reader.weights[0], reader, axis, reader.window.groups if reader.window else 1, each)
+    return PairTensor(reader.weights[0], reader, axis, reader.window.groups if reader.window else 1, each)
 
 
 def _why(view: View, call: Call, apart: Mapping[str, str]) -> str:

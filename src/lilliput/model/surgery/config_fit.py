@@ -100,7 +100,7 @@ def lists(config: Any, length: int, at: Leaf = ()) -> Iterator[Leaf]:
 
 
 @dataclass
-class Fit:
+class ConfigFit:
     """One module, `old` before it shrank and `new` afterwards, made by a config."""
 
     old: nn.Module

@@ -13,7 +13,7 @@ from lilliput.model.carrier.config import is_config
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.edits.held import passing_buffers
 from lilliput.model.edits.structure import KeepChildren, KeepEntries, SetFactor, SetNumber
-from lilliput.model.surgery.config_fit import Fit, Leaf, Unmade, Untold, leaves, made, shapes_of
+from lilliput.model.surgery.config_fit import ConfigFit, Leaf, Unmade, Untold, leaves, made, shapes_of
 from lilliput.model.surgery.trial import Change, answers, changed
 from lilliput.model.views.inputs import Inputs
 from lilliput.modes import exact_products
@@ -61,7 +61,7 @@ def _told(
     kept = {edit.container: edit.kept for edit, _ in changes if isinstance(edit, KeepChildren)}
     found: list[Change] = []
     for path in _owners(before, after):
-        fit = Fit(before.get_submodule(path), after.get_submodule(path), _inside(read, path), _inside(kept, path))
+        fit = ConfigFit(before.get_submodule(path), after.get_submodule(path), _inside(read, path), _inside(kept, path))
         config, entries = fit.found()
         found += _of_config(path, fit.config, config, entries)
         found += _of_modules(path, changed(after, found), made(type(fit.old), config, "meta"), entries)
