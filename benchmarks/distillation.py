@@ -44,7 +44,7 @@ PLAIN = lp.Finetune(
 
 
 def taught(*terms: Any, labels: float = 1.0, saved: bool = False) -> lp.Finetune:
-    return replace(PLAIN, distill=terms, labels=labels, save_teacher=saved)
+    return replace(PLAIN, distill=terms, task_loss=labels, save_teacher=saved)
 
 
 METHODS = {
@@ -121,7 +121,7 @@ def row_of(student: str, name: str, step: lp.Finetune) -> dict[str, Any]:
         "student": student,
         "method": name,
         "distill": " ".join(map(str, step.distill)),
-        "labels": step.labels,
+        "labels": step.task_loss,
         "epochs": EPOCHS[student],
         "seeds": len(done),
         "accuracy_percent": statistics.mean(accuracies),

@@ -189,7 +189,15 @@ class Ended(BaseException):
 
 
 EVERYTHING = Finetune(
-    epochs=3, lr=0.01, schedule="cosine", warmup=0.1, accumulate=2, ema=0.9, patience=2, clip=1.0, reestimate=True
+    epochs=3,
+    lr=0.01,
+    schedule="cosine",
+    warmup=0.1,
+    accumulate=2,
+    ema=0.9,
+    patience=2,
+    clip=1.0,
+    recalibrate_norms=True,
 )
 
 
@@ -342,7 +350,7 @@ def test_want_of_memory_suggests_smaller_batches() -> None:
 
 def test_statistics_are_estimated_anew() -> None:
     given = task(train=list(DataLoader(samples(), batch_size=16)))
-    trained = lp.train(given, Finetune(lr=0.01, reestimate=True)).model
+    trained = lp.train(given, Finetune(lr=0.01, recalibrate_norms=True)).model
     plain = lp.train(given, Finetune(lr=0.01)).model
     with torch.no_grad():
         means = [plain.conv(x).mean((0, 2, 3)) for x, _ in given.train or ()]  # type: ignore[operator]
@@ -427,7 +435,7 @@ def test_a_step_survives_toml() -> None:
 def test_every_stage_is_told() -> None:
     given = task(Net(), validate=DataLoader(samples(48, seed=1), batch_size=16))
     told: list[tuple[str, int, int]] = []
-    lp.train(given, Finetune(epochs=2, reestimate=True), progress=lambda *report: told.append(report))
+    lp.train(given, Finetune(epochs=2, recalibrate_norms=True), progress=lambda *report: told.append(report))
     assert told == [
         *(("reading train", i, 6) for i in (0, 1, 2, 3, 4, 5, 5, 6)),
         *(("reading validate", i, 3) for i in (0, 1, 2, 2, 3)),

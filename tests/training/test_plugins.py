@@ -219,7 +219,7 @@ def test_what_cannot_work_is_refused_before_any_step(plugin: Plugin, said: str) 
 def test_labels_weigh_the_loss_beside_teachers_alone() -> None:
     """A plug-in makes no difference to that."""
     whole, half = (
-        lp.train(task(), replace(STEP, labels=labels, plugins=(lp.plugins.Gradual(),))) for labels in (1.0, 0.5)
+        lp.train(task(), replace(STEP, task_loss=weight, plugins=(lp.plugins.Gradual(),))) for weight in (1.0, 0.5)
     )
     assert whole.history == half.history
 

@@ -42,9 +42,9 @@ class Finetune(Technique):
     precision: Precision = "no"  # autocast; fp16 with loss scaling
     ema: float | None = None  # decay of the moving average that is kept instead of the last weights, such as 0.999
     patience: int | None = None  # epochs without a better validation loss before it stops; the best epoch is kept
-    reestimate: bool = False  # the statistics of batch normalisations over the training batches, at the end
+    recalibrate_norms: bool = False  # the statistics of batch normalisations over the training batches, at the end
     learn_encodings: bool = False  # scales, offsets and levels too, of weights and values that flow (LSQ)
-    labels: float = 1.0  # weight of the task's loss beside `distill`; 0 leaves it out
+    task_loss: float = 1.0  # weight of the task's loss beside `distill`; 0 leaves it out
     distill: tuple[Term, ...] = ()
     plugins: tuple[Plugin, ...] = ()  # what is done beside: GroupLasso, Gradual, a class of yours
     save_teacher: bool = False  # ask the teachers once, and read their outputs afterwards; not with random changes
@@ -62,7 +62,7 @@ class Finetune(Technique):
             (self.patience is not None and self.patience < 1, f"a patience of {self.patience}", "give at least one"),
             (self.learn_encodings and self.shard, "encodings learnt in shards", "leave one of both out"),
             (bool(self.plugins) and self.shard, "plug-ins over shards", "leave one of both out"),
-            (self.labels == 0 and not self.distill, "no loss at all", "give distill= or labels=1"),
+            (self.task_loss == 0 and not self.distill, "no loss at all", "give distill= or task_loss=1"),
         ):
             if wrong:
                 raise RecipeError(f"Finetune with {what}", next=remedy)

@@ -288,7 +288,7 @@ class Trainer:
             if own is not None and not self.hooks:
                 return _finite(own, where)
         with together(self.accelerator):  # apart, for processes that share what hooks learn gather it in here
-            parts = [] if own is None else [self.step.labels * own if self.step.distill else own]
+            parts = [] if own is None else [self.step.task_loss * own if self.step.distill else own]
             parts += [found for hook in self.hooks if (found := hook.loss(batch, where)) is not None]
             return _finite(functools.reduce(torch.add, parts), where)
 
@@ -345,8 +345,8 @@ class Trainer:
             self.average.give(self.model)
         for hook in self.hooks:
             hook.end()
-        if self.step.reestimate:
-            self._reestimate()
+        if self.step.recalibrate_norms:
+            self._recalibrate_norms()
         agree(self.model, self.accelerator)
         self._give_back()
 
@@ -358,7 +358,7 @@ class Trainer:
         self.original.load_state_dict({name: x.cpu() for name, x in whole.items()})
         freeze(self.original)
 
-    def _reestimate(self) -> None:
+    def _recalibrate_norms(self) -> None:
         """Means and variances of batch normalisations as plain averages over one epoch of training batches."""
         feed = self.material.train
         with averaging(self.model) as any_norms:
