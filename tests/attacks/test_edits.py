@@ -156,6 +156,17 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "signs of no number": (other(UP, encoding={"kind": "Signs", "n": 1 << 40}), "cannot be read"),
     "a float of no format": (other(UP, encoding={"kind": "MiniFloat", "format": ["e4m3"]}), "cannot be read"),
     "scales within scales": (encoding(UP, scale={"kind": "Int", "scale": {"kind": "Int"}}), "give group= as well"),
+    "minima that no part holds": (encoding(UP, symmetric=False, minimum={"kind": "Float16"}), "do not fit together"),
+    "minima of powers of two": (encoding(UP, symmetric=False, minimum={"kind": "Exponent8"}), "minima as Exponent8"),
+    "minima around zero": (encoding(UP, minimum={"kind": "Float16"}), "a minimum where the codes"),
+    "minima over minima": (
+        encoding(UP, symmetric=False, minimum={"kind": "Int", "symmetric": False, "minimum": {"kind": "Float16"}}),
+        "minima as Int",
+    ),
+    "a minimum that is no one's": (
+        lambda header: header["edits"][UP]["tensors"].update(minimum="gain"),
+        "do not fit together|lacks",
+    ),
     "scales that are sparse": (encoding(UP, scale={"kind": "Sparse"}), "scales as Sparse"),
     "an encoding of itself": (encoding(THIN, values={"kind": "Sparse"}), "cannot be read"),
     "a range at run time for a weight": (

@@ -50,6 +50,15 @@ INTEGERS = [
         range(2, 9), (True, False), ("channel", "tensor", "group"), (0, 1), (None, Float16())
     )
 ]
+K = Int(6, group=2, symmetric=False)  # as K-quants hold scales and minima: those of some groups by one of theirs
+MINIMA = [
+    Int(1, symmetric=False, per="tensor", minimum=Float16()),
+    Int(4, symmetric=False, minimum=BFloat16()),
+    Int(8, symmetric=False, axis=1, scale=Float16(), minimum=Float16()),
+    Int(4, group=4, symmetric=False, scale=Exponent8(), minimum=Float16()),
+    Int(4, group=2, symmetric=False, scale=K, minimum=K),
+    Int(3, group=4, symmetric=False, axis=1, minimum=Int(6, group=1, symmetric=True)),
+]
 SPREADS: list[dict[str, Any]] = [
     {"per": "channel"},
     {"per": "tensor", "axis": 1},
@@ -98,6 +107,7 @@ ALL = [
     Sparse(),
     Sparse(Float16()),
     *INTEGERS,
+    *MINIMA,
     *(Sparse(encoding) for encoding in INTEGERS[::17]),
     *LEVELS,
     *GRIDS,
@@ -163,7 +173,8 @@ def reference(encoded: Encoded) -> Tensor:
         elif isinstance(encoding, Blockwise):
             out[index] = tile_numbers(encoding, parts, block)[code]
         else:
-            out[index] = (code - offset) * parts["scale"][block].double()
+            minimum = parts["minimum"][block].double() if "minimum" in parts else 0.0
+            out[index] = (code - offset) * parts["scale"][block].double() + minimum
     return out
 
 
@@ -180,8 +191,12 @@ def integer_of(encoding: Encoding) -> Int | None:
 
 
 def held_in(encoding: Encoding | None, numbers: int) -> int:
-    """Bits of a parameter of this many numbers."""
-    return (16 if encoding == Float16() else 8 if encoding == Exponent8() else 32) * numbers
+    """Bits of a parameter of this many numbers, [channels, groups] of the tensors here."""
+    if isinstance(encoding, Int):
+        assert encoding.group is not None
+        shared = 32 if encoding.symmetric else 32 + encoding.bits
+        return numbers * encoding.bits + numbers // encoding.group * shared
+    return {Float16(): 16, BFloat16(): 16, Exponent8(): 8}.get(encoding, 32) * numbers  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoding", ALL, ids=repr)
@@ -189,6 +204,7 @@ def test_decoding_equals_the_reference(encoding: Encoding) -> None:
     for shape in SHAPES:
         encoded = encoding.represent(sample(shape))
         sums = 1e-6 * float(encoded.decode().abs().max()) if isinstance(encoding, LowRank) else 0
+        sums += 1e-6 * float(encoded.decoded_parts().get("minimum", torch.zeros(1)).abs().max())
         close(encoded.decode().double(), reference(encoded), rtol=1e-6, atol=sums)
 
 
@@ -271,7 +287,7 @@ def test_an_element_lies_between_the_numbers_around_it(encoding: Blocked) -> Non
     close(encoding.nearest(above, blocks), above, rtol=1e-5)
 
 
-@pytest.mark.parametrize("encoding", [*INTEGERS[::5], *LEVELS[::3], *GRIDS[::7], *FIXED, *TILES], ids=repr)
+@pytest.mark.parametrize("encoding", [*INTEGERS[::5], *MINIMA, *LEVELS[::3], *GRIDS[::7], *FIXED, *TILES], ids=repr)
 def test_parameters_of_a_column_are_those_of_its_elements(encoding: Blocked) -> None:
     torch.manual_seed(6)
     x = sample((8, 8))
@@ -355,6 +371,8 @@ def bits_by_hand(encoding: Encoding, shape: tuple[int, ...]) -> int:
         return encoding.bits * whole + held_in(encoding.scale, blocks) + blocks
     assert isinstance(encoding, Int)
     offsets = 0 if encoding.symmetric else encoding.bits * blocks
+    if encoding.minimum is not None:
+        offsets = held_in(encoding.minimum, blocks)
     return encoding.bits * whole + held_in(encoding.scale, blocks) + offsets
 
 
@@ -368,6 +386,9 @@ def test_size_is_exact(encoding: Encoding) -> None:
         narrow = {f"{before}codes": few, f"{before}offset": min(few or 8, 8), f"{before}choice": 1}
         if isinstance(encoding, LowRank) and encoding.factors is not None:
             narrow = {f"{factor}.codes": encoding.factors.code_bits for factor in ("left", "right")}
+        if isinstance(inner, Int):
+            nested = {name: held for name, held in inner.nested().items() if isinstance(held, Int)}
+            narrow |= {f"{name}.{part}": held.bits for name, held in nested.items() for part in ("codes", "offset")}
         for name, x in held.items():
             if narrow.get(name):
                 assert int(x.max()) - min(0, int(x.min())) < 2 ** narrow[name]
@@ -476,6 +497,17 @@ def test_groups_that_do_not_divide_are_refused_with_one_that_does(group: int, fi
         (lambda: Int(4, group=4, scale=Codebook(8)), "Exponent8"),
         (lambda: Int(4, group=4, scale=Int(8, dynamic=True)), "Exponent8"),
         (lambda: Int(4, scale=Int(8)), "group="),
+        (lambda: Int(4, symmetric=False, minimum=Int(8)), "group="),
+        (lambda: Int(4, minimum=Float16()), "symmetric=False"),
+        (lambda: Int(4, symmetric=True, minimum=Float16()), "symmetric=False"),
+        (lambda: Int(4, symmetric=False, minimum=Float16(), dynamic=True), "minimum=None"),
+        (lambda: Int(4, symmetric=False, minimum=Exponent8()), "BFloat16()"),
+        (lambda: Int(4, symmetric=False, minimum="x"), "BFloat16()"),  # type: ignore[arg-type]
+        (lambda: Int(4, group=2, symmetric=False, minimum=MINIMA[4]), "BFloat16()"),
+        (lambda: Int(4, group=2, scale=MINIMA[4]), "Exponent8()"),
+        (lambda: MINIMA[0].for_value(), "whole offsets"),
+        (lambda: Sparse(MINIMA[0]), "Int(8)"),
+        (lambda: Int(4, symmetric=False, minimum=Float16()).represent(torch.full((2, 2), 1e6)), "BFloat16"),
         (lambda: PowerOfTwo(4, group=4, scale=Int(8)), "Exponent8"),
         (lambda: Blockwise(4, group=4, scale=PowerOfTwo(4)), "Exponent8"),
         (lambda: LowRank(0), "1 or more"),
@@ -554,6 +586,9 @@ def test_gradients_pass_straight_through_a_projection(encoding: Encoding) -> Non
     [
         (Int(8), {"codes": torch.zeros(8, 4, dtype=torch.int8)}, "for a tensor of"),
         (Int(8), {"scale": torch.zeros(3)}, "for 4 blocks"),
+        (Int(8, symmetric=False), {"minimum": torch.zeros(4)}, "the parts codes, minimum, offset, scale"),
+        (MINIMA[1], {"minimum": Float16().represent(torch.zeros(3))}, "for 4 blocks"),
+        (MINIMA[1], {"offset": torch.zeros(4, dtype=torch.uint8)}, "the parts codes, minimum, offset, scale"),
         (Codebook(4), {"codes": torch.full((4, 8), 9, dtype=torch.uint8)}, "the code 9 of 4"),
         (Codebook(4), {"codes": torch.full((4, 8), -1, dtype=torch.int8)}, "codes of torch.int8"),
         (Codebook(4, group=4), {"levels": torch.zeros(4)}, "for 8 blocks"),
@@ -588,3 +623,45 @@ def test_no_scale_vanishes_among_others() -> None:
     others = torch.ones(32, dtype=torch.bool).index_fill(0, torch.arange(8, 16), False)
     assert float(errors[1][:, others].norm()) < 1.3 * float(errors[0][:, others].norm())
     assert float(errors[1][:, ~others].max()) <= 0.5 * float(x.abs().max()) / 7 / 63 * 1.01
+
+
+def test_a_group_of_zeros_spoils_no_scales_beside_it() -> None:
+    """Its scale, which may be anything above zero, is the least that there is."""
+    x = 0.02 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    x[:, 8:16] = 0
+    errors = [
+        float((Int(4, group=8, scale=scale).represent(x).decode() - x).norm())
+        for scale in (None, Int(6, group=4, symmetric=False))
+    ]
+    assert errors[1] < 1.3 * errors[0]
+
+
+def test_a_minimum_needs_no_zero_in_the_range() -> None:
+    """Rows far from zero: their ends are numbers of theirs, and steps are as small as their width allows."""
+    x = 100 + torch.rand(8, 16, generator=torch.Generator().manual_seed(1))
+    found = Int(4, symmetric=False, minimum=Float16()).represent(x)
+    parts = found.decoded_parts()
+    close(parts["minimum"], x.amin(1).half().float(), rtol=0)
+    close(parts["scale"], (x.amax(1) - parts["minimum"]) / 15, rtol=1e-6)
+    assert float((found.decode() - x).abs().max()) <= 0.5 * float(parts["scale"].max()) + 0.04  # a half at 100: 1/16
+    whole = Int(4, symmetric=False).represent(x).decode()
+    assert float((whole - x).abs().max()) > 10 * float((found.decode() - x).abs().max())
+
+
+def test_a_row_of_one_number_is_that_number() -> None:
+    x = torch.tensor([[1.5] * 4, [-0.25] * 4, [0.0] * 4])
+    assert torch.equal(Int(4, symmetric=False, minimum=Float16()).represent(x).decode(), x)
+
+
+def test_scales_and_minima_of_groups_are_those_of_k_quants() -> None:
+    """``d · s · code - d_min · m`` of Q4_K: 6 bits for each scale and each minimum, and one number for all eight."""
+    x = torch.randn(2, 256, generator=torch.Generator().manual_seed(2))
+    six = Int(6, group=8, symmetric=False)
+    found = Int(4, group=32, symmetric=False, scale=six, minimum=six).represent(x)
+    held = found.tensors()
+    d, least = held["scale.scale"].double(), held["minimum.scale"].double()
+    s, m = held["scale.codes"].double(), held["minimum.offset"].double() - held["minimum.codes"].double()
+    assert s.shape == (2, 8) and d.shape == (2, 1) and bool((held["scale.offset"] == 0).all()) and bool((m >= 0).all())
+    codes = held["codes"].double().reshape(2, 8, 32)
+    close(found.decode().double().reshape(2, 8, 32), (d * s)[..., None] * codes - (least * m)[..., None], atol=1e-6)
+    assert float((found.decode() - x).norm() / x.norm()) < 0.085

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from compared import close
@@ -34,6 +35,8 @@ ENCODINGS: tuple[Encoding, ...] = (
     Int(3, symmetric=False, group=32),
     Int(4, symmetric=False, per="tensor", scale=Float16()),
     Int(4, axis=1),
+    Int(3, symmetric=False, group=32, minimum=Float16()),
+    Int(2, symmetric=False, axis=1, scale=Float16(), minimum=BFloat16()),
     PowerOfTwo(4),
     PowerOfTwo(5, terms=2, group=32, scale=BFloat16()),
     Signs(2),
@@ -132,3 +135,33 @@ def test_a_step_takes_it() -> None:
     found = small.model.get_submodule("0").weight
     wanted = Int(4, group=32).represent(exact, HQQ().fit(exact, Int(4, group=32))).decode()
     close(found, wanted, rtol=0, atol=0)
+
+
+def test_minima_are_the_offsets_of_any_value() -> None:
+    """The line of least squares through what the codes are to mean, against NumPy's."""
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)) + 0.3
+    encoding = Int(3, symmetric=False, minimum=BFloat16())
+    codes = (x - x.amin(1, keepdim=True)).round().clamp(0, 7)
+    start = {"scale": torch.ones(6), "minimum": x.amin(1)}
+    rounded = codes + start["minimum"][:, None]
+    found = least_squares(x, rounded, start, encoding)
+    for row in range(6):
+        slope, above = np.polyfit(codes[row].double().numpy(), x[row].double().numpy(), 1)
+        assert float(found["scale"][row]) == pytest.approx(slope, rel=1e-5)
+        assert float(found["minimum"][row]) == pytest.approx(above, rel=2**-8, abs=1e-6)
+
+
+def test_what_is_held_together_is_never_worse_than_by_squared_error() -> None:
+    x, six = weights((16, 256)), Int(6, group=8, symmetric=False)
+    for encoding in (
+        Int(3, group=32, symmetric=False, scale=six, minimum=six),
+        Int(3, group=32, scale=six),
+        Int(3, group=32, symmetric=False, scale=six),
+    ):
+        found, squares = HQQ().fit(x, encoding), MSE().fit(x, encoding)
+        assert off(x, encoding, found, 0.7) <= off(x, encoding, squares, 0.7) * (1 + 1e-6)
+        assert {name: part.shape for name, part in found.items()} == {
+            name: part.shape for name, part in squares.items()
+        }
+    free = Int(3, group=32, symmetric=False, minimum=Float16())
+    assert off(x, free, HQQ().fit(x, free), 0.7) < 0.99 * off(x, free, MSE().fit(x, free), 0.7)

@@ -40,6 +40,8 @@ FORMATS: tuple[Encoding, ...] = (
     Int(4, group=8),
     Int(4, group=8, scale=Float16()),
     Int(2, per="tensor"),
+    Int(4, group=8, symmetric=False, minimum=Float16()),
+    Int(3, group=8, symmetric=False, scale=Int(6, group=4), minimum=Int(6, group=4)),
     Codebook(6),
     Codebook(4, per="channel"),
     NF4(group=16),

@@ -36,6 +36,10 @@ ENCODINGS: list[Encoding] = [
         lp.formats.Signs(3),
         lp.Int(8, group=32),
     ),
+    *(
+        lp.Int(4, symmetric=False, minimum=lp.formats.Float16()),
+        lp.Int(4, group=8, symmetric=False, minimum=lp.formats.BFloat16()),
+    ),
 ]
 
 

@@ -186,6 +186,9 @@ def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
         close(ours, theirs.detach(), atol=1e-6, rtol=0)
 
 
+SIX = lp.Int(6, group=2, symmetric=False)  # as K-quants hold scales and minima
+
+
 @pytest.mark.parametrize(
     ("weights", "dtype"),
     [
@@ -194,6 +197,9 @@ def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
         (lp.Int(4), onnx.TensorProto.INT4),
         (lp.Int(3, group=16), onnx.TensorProto.INT4),
         (lp.Int(4, group=16, symmetric=False, scale=lp.formats.Float16()), onnx.TensorProto.UINT4),
+        (lp.Int(4, group=16, symmetric=False, minimum=lp.formats.Float16()), onnx.TensorProto.UINT4),
+        (lp.Int(4, group=4, symmetric=False, scale=SIX, minimum=SIX), onnx.TensorProto.UINT4),
+        (lp.Int(8, symmetric=False, minimum=lp.formats.Float16()), onnx.TensorProto.UINT8),
         (lp.Int(8, per="tensor"), onnx.TensorProto.INT8),
         (lp.formats.Float16(), onnx.TensorProto.FLOAT16),
         (lp.formats.BFloat16(), onnx.TensorProto.BFLOAT16),
@@ -333,6 +339,8 @@ WEIGHTS = [
     lp.formats.Fixed(1, 5),
     lp.formats.Fixed(2, 9),
     lp.Int(1, symmetric=False),
+    lp.Int(2, symmetric=False, per="tensor", minimum=lp.formats.Float16()),
+    lp.Int(4, group=4, symmetric=False, minimum=lp.formats.BFloat16()),
     lp.formats.Codebook(5),
     lp.formats.Codebook(16, per="channel"),
     lp.formats.PowerOfTwo(4),

@@ -17,12 +17,15 @@ from lilliput.model.carrier.carrier import encoded_tensors, freeze, unfreeze
 from lilliput.model.views.values import attach_value, value_encodings
 
 ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
+PARAMETERS = ("scale", "levels", "offset", "minimum")
 WEIGHTS: list[Encoding] = [
     lp.Int(3, per="channel", symmetric=True),
     lp.Int(4, group=8, symmetric=True),
     lp.Int(4, group=8, symmetric=False),
     lp.Int(2, per="tensor", symmetric=True, scale=lp.formats.Float16()),
     lp.Int(4, group=4, scale=lp.Int(6, group=2), symmetric=True),
+    lp.Int(4, group=4, symmetric=False, minimum=lp.formats.Float16()),
+    lp.Int(4, group=4, scale=lp.Int(6, group=2), symmetric=False, minimum=lp.Int(6, group=2)),
     lp.formats.Codebook(6),
     lp.formats.Codebook(4, per="channel", zero=False),
     lp.formats.Codebook(5, group=8, held=lp.formats.Float16()),
@@ -103,7 +106,7 @@ def test_each_level_has_the_sum_of_the_gradients_of_its_weights() -> None:
 def test_decoding_has_a_gradient(encoding: Encoding) -> None:
     """A training loop of the user's own may learn through it."""
     parts = encoding.represent(weight()).decoded_parts()
-    learnt = {name: p.double().requires_grad_() for name, p in parts.items() if name in ("scale", "levels", "offset")}
+    learnt = {name: p.double().requires_grad_() for name, p in parts.items() if name in PARAMETERS}
 
     def decoded(*given: Tensor) -> Tensor:
         return encoding.decode({**parts, **dict(zip(learnt, given, strict=True))})
@@ -203,5 +206,5 @@ def test_shards_are_refused() -> None:
 
 def test_every_encoding_says_what_it_learns() -> None:
     told = {name: kind.learnable for name, kind in ENCODINGS.items() if name != "Sparse"}
-    assert told["Int"] == ("scale", "offset") and told["Codebook"] == ("levels",) and told["Fixed"] == ()
+    assert told["Int"] == ("scale", "offset", "minimum") and told["Codebook"] == ("levels",) and told["Fixed"] == ()
     assert all(isinstance(one, tuple) for one in told.values())

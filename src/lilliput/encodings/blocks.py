@@ -129,7 +129,7 @@ class Blocked(Encoding):
     def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
         super().check_parts(shape, parts)
         blocks = len(self.blocks(torch.empty(shape, device="meta")))
-        for name in ("scale", "offset", "levels", "choice"):
+        for name in ("scale", "offset", "minimum", "levels", "choice"):
             if name in parts and tuple(parts[name].shape) != self.part_shape(name, shape):
                 raise ValueError(f"{name} of shape {tuple(parts[name].shape)} for {blocks} blocks")
         codes = parts.get("codes")

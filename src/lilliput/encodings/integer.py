@@ -1,4 +1,4 @@
-"""Uniform integers: codes, a scale and, where zero is not the middle, an offset."""
+"""Uniform integers: codes, a scale and, where zero is not the middle, an offset or a minimum."""
 
 from __future__ import annotations
 
@@ -23,42 +23,49 @@ from lilliput.encodings.blocks import (
     whole,
 )
 from lilliput.encodings.encoding import Encoding, Part
-from lilliput.encodings.floats import Scale
+from lilliput.encodings.floats import BFloat16, Float16, Scale
 from lilliput.errors import EncodingError
 
 
 @torch.library.custom_op("lilliput::decode_int", mutates_args=())
-def decode_int(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, group: int) -> Tensor:
-    """``(codes - offset) * scale``; scale and offset are [] | [channels] | [channels, groups]."""
+def decode_int(
+    codes: Tensor, scale: Tensor, offset: Tensor | None, minimum: Tensor | None, axis: int, group: int
+) -> Tensor:
+    """``(codes - offset) * scale + minimum``; scale, offset and minimum are [] | [channels] | [channels, groups]."""
     shape = tuple(codes.shape)
     centred = codes.to(scale.dtype)
     if offset is not None:
         centred = centred - spread(offset.to(scale.dtype), shape, axis, group)
-    return (centred * spread(scale, shape, axis, group)).contiguous()
+    steps = centred * spread(scale, shape, axis, group)
+    if minimum is not None:
+        steps = steps + spread(minimum.to(scale.dtype), shape, axis, group)
+    return steps.contiguous()
 
 
 @decode_int.register_fake
-def _(codes: Tensor, scale: Tensor, offset: Tensor | None, axis: int, group: int) -> Tensor:
+def _(codes: Tensor, scale: Tensor, offset: Tensor | None, minimum: Tensor | None, axis: int, group: int) -> Tensor:
     return codes.new_empty(codes.shape, dtype=scale.dtype)
 
 
 def _remember_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    codes, scale, offset, axis, group = inputs
-    ctx.save_for_backward(codes, scale, offset)
+    codes, scale, offset, minimum, axis, group = inputs
+    ctx.save_for_backward(codes, scale, offset, minimum)
     ctx.where = axis, group
 
 
 def _to_parameters(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    codes, scale, offset = ctx.saved_tensors
+    codes, scale, offset, minimum = ctx.saved_tensors
     shape, centred = tuple(codes.shape), codes.to(scale.dtype)
-    of_scale = of_offset = None
+    of_scale = of_offset = of_minimum = None
     if offset is not None:
         centred = centred - spread(offset.to(scale.dtype), shape, *ctx.where)
     if ctx.needs_input_grad[1]:
         of_scale = gathered(grad * centred, scale, *ctx.where)
     if ctx.needs_input_grad[2]:
         of_offset = -gathered(grad * spread(scale, shape, *ctx.where), offset, *ctx.where).to(offset.dtype)
-    return None, of_scale, of_offset, None, None
+    if ctx.needs_input_grad[3]:
+        of_minimum = gathered(grad, minimum, *ctx.where).to(minimum.dtype)
+    return None, of_scale, of_offset, of_minimum, None, None
 
 
 torch.library.register_autograd("lilliput::decode_int", _to_parameters, setup_context=_remember_codes)
@@ -118,10 +125,11 @@ torch.library.register_autograd("lilliput::project_int_dynamic", _pass_on, setup
 
 
 class Uniform(Blocked):
-    """Steps of one size: ``x ≈ (codes - offset) * scale``."""
+    """Steps of one size: ``x ≈ (codes - offset) * scale``, or ``codes * scale + minimum``."""
 
     bits: int
     scale: Encoding | None  # how the scales are held; None: float32
+    minimum: Encoding | None = None  # how the minima are held; None: there are none, but offsets
 
     @property
     @abstractmethod
@@ -138,18 +146,23 @@ class Uniform(Blocked):
         return self.bits
 
     def brackets(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scale, offset = _columns(parameters)
-        place = rows / scale + offset
-        return tuple((end.clamp(*self.limits) - offset) * scale for end in (place.floor(), place.ceil()))  # type: ignore[return-value]
+        scale, offset, minimum = _columns(parameters)
+        place = (rows - minimum) / scale + offset
+        ends = (end.clamp(*self.limits) for end in (place.floor(), place.ceil()))
+        return tuple((end - offset) * scale + minimum for end in ends)  # type: ignore[return-value]
 
     def nearest(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        scale, offset = _columns(parameters)
-        return ((torch.round(rows / scale) + offset).clamp(*self.limits) - offset) * scale
+        scale, offset, minimum = _columns(parameters)
+        codes = (torch.round((rows - minimum) / scale) + offset).clamp(*self.limits)
+        return (codes - offset) * scale + minimum
 
     def codes(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Integer codes of `x`, in its shape."""
         shape, group = tuple(x.shape), self.group or 0
-        codes = torch.round(x.float() / spread(parameters["scale"].float(), shape, self.axis, group))
+        above = x.float()
+        if "minimum" in parameters:
+            above = above - spread(parameters["minimum"].float(), shape, self.axis, group)
+        codes = torch.round(above / spread(parameters["scale"].float(), shape, self.axis, group))
         if "offset" in parameters:
             codes = codes + spread(parameters["offset"].float(), shape, self.axis, group)
         return codes.clamp(*self.limits).to(self.stored)
@@ -157,13 +170,13 @@ class Uniform(Blocked):
     def encode(self, x: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Part]:
         self.blocks(x)  # refuses groups that do not divide
         parts: dict[str, Part] = {"codes": self.codes(x.detach(), parameters), **parameters}
-        if self.scale is not None:
-            parts["scale"] = self.scale.represent(parameters["scale"])
+        for name, held in self.nested().items():
+            parts[name] = held.represent(parameters[name])
         return parts
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        scale, offset = parts["scale"], parts.get("offset")
-        return torch.ops.lilliput.decode_int(parts["codes"], scale, offset, self.axis, self.group or 0)  # type: ignore[no-any-return]
+        given = (parts.get(name) for name in ("codes", "scale", "offset", "minimum"))
+        return torch.ops.lilliput.decode_int(*given, self.axis, self.group or 0)  # type: ignore[no-any-return]
 
     @property
     def reach(self) -> float:
@@ -175,13 +188,16 @@ class Uniform(Blocked):
             given["scale"] = settled_scale(given["scale"], self.scale)
         if "offset" in given:
             given["offset"] = as_if(given["offset"].round().clamp(*self.limits), given["offset"])
+        if "minimum" in given and self.minimum is not None:
+            given["minimum"] = as_if(self.minimum.represent(given["minimum"].detach()).decode(), given["minimum"])
         return given
 
     def way(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         shape, where = tuple(x.shape), (self.axis, self.group or 0)
         scale = spread(parts["scale"], shape, *where)
         offset = spread(parts["offset"].to(scale.dtype), shape, *where) if "offset" in parts else 0.0
-        return (x / scale + offset).clamp(*self.limits) * scale.detach()
+        above = x - spread(parts["minimum"].to(scale.dtype), shape, *where) if "minimum" in parts else x
+        return (above / scale + offset).clamp(*self.limits) * scale.detach()
 
     def project_value(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         offset = parts["offset"] if "offset" in parts else torch.zeros((), dtype=torch.int8)
@@ -192,26 +208,35 @@ class Uniform(Blocked):
         return ((x / parts["scale"] + offset).clamp(*self.limits) - offset) * parts["scale"]
 
 
-def _columns(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-    """Scale and offset of blocks, each [blocks, 1]."""
-    offset = parameters.get("offset")
-    return parameters["scale"].float()[:, None], 0.0 if offset is None else offset.float()[:, None]
+def _columns(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """Scale, offset and minimum of blocks, each [blocks, 1], or 0 where there is none."""
+    offset, minimum = (
+        parameters[name].float()[:, None] if name in parameters else 0.0 for name in ("offset", "minimum")
+    )
+    return parameters["scale"].float()[:, None], offset, minimum
 
 
 @dataclass(frozen=True, repr=False)
 class Int(Uniform):
-    """Uniform integers: ``x ≈ (codes - offset) * scale``.
+    """Uniform integers: ``x ≈ (codes - offset) * scale``, or ``codes * scale + minimum``.
 
     Symmetric codes run from ``-(2**(bits-1) - 1)`` to ``2**(bits-1) - 1`` without an offset; asymmetric ones from 0 to
     ``2**bits - 1``. Zero is always representable exactly. `symmetric` and `per` left at None are chosen by use: weights
     symmetric with one scale a channel, values that flow asymmetric with one scale. One bit is asymmetric: zero and one
     step above it or below it, for what has one sign; `Signs(2)` are the two numbers around zero.
 
+    With `minimum`, asymmetric weights have in place of whole offsets the number that the code 0 means, of any value:
+    their range need not hold zero, and zero need not be one of their numbers. With ``k = Int(6, group=8,
+    symmetric=False)``, ``Int(4, group=32, symmetric=False, scale=k, minimum=k)`` is Q4_K of GGUF, with single
+    precision in place of half for the scales of scales.
+
     >>> Int(4).represent(torch.tensor([[-7.0, 3.2, 7.0]])).decode()
     tensor([[-7.,  3.,  7.]])
+    >>> Int(2, symmetric=False, minimum=Float16()).represent(torch.tensor([[5.0, 5.5, 6.5]])).decode()
+    tensor([[5.0000, 5.5000, 6.5000]])
     """
 
-    learnable: ClassVar[tuple[str, ...]] = ("scale", "offset")
+    learnable: ClassVar[tuple[str, ...]] = ("scale", "offset", "minimum")
 
     bits: int = 8  # 1 … 8
     group: int | None = None  # inputs that share a scale; None: a whole channel
@@ -219,17 +244,26 @@ class Int(Uniform):
     per: Literal["channel", "tensor"] | None = None  # None: "channel" for weights, "tensor" for values
     axis: int = 0  # the channel axis
     scale: Encoding | None = None  # how the scales are held; None: float32
+    minimum: Encoding | None = None  # asymmetric weights: what holds their minima; None: whole offsets instead
     dynamic: bool = False  # values only: the range is found anew at each run
 
     def mistakes(self) -> Iterator[tuple[bool, str, str]]:
         yield not whole(self.bits, 1, 8), f"Int of {self.bits!r} bits", "use 2 to 8 bits, or Signs(2) for one"
-        held = isinstance(self.scale, Scale | None) or (isinstance(self.scale, Int) and not self.scale.dynamic)
+        held = isinstance(self.scale, Scale | None) or _holds(self.scale)
         yield not held, f"scales as {self.scale!r}", "use Float16(), BFloat16(), Exponent8(), Int(6, group=8) or None"
+        held = isinstance(self.minimum, Float16 | BFloat16 | None) or _holds(self.minimum)
+        yield not held, f"minima as {self.minimum!r}", "use Float16(), BFloat16(), Int(6, group=8) or None"
         yield (
-            isinstance(self.scale, Int) and self.group is None,
-            f"one scale a channel as {self.scale!r}",
-            "give group= as well: a channel's scales then share one of theirs",
+            self.minimum is not None and (self.symmetric is not False or self.dynamic is not False),
+            "a minimum where the codes lie around zero, or of a range found at run time",
+            "give symmetric=False, for weights, or minimum=None",
         )
+        for name in ("scale", "minimum"):
+            yield (
+                isinstance(getattr(self, name), Int) and self.group is None,
+                f"one {name} a channel as {getattr(self, name)!r}",
+                f"give group= as well: those of a channel then share one {name} of theirs",
+            )
         yield not isinstance(self.symmetric, bool | None), f"symmetric={self.symmetric!r}", "use True, False or None"
         yield not isinstance(self.dynamic, bool), f"dynamic={self.dynamic!r}", "use True or False"
         yield (
@@ -247,15 +281,21 @@ class Int(Uniform):
     def stored(self) -> torch.dtype:
         return torch.uint8 if self.symmetric is False else torch.int8
 
+    @property
+    def holds_zero(self) -> bool:
+        return self.minimum is None
+
     def nested(self) -> dict[str, Encoding]:
-        return {} if self.scale is None else {"scale": self.scale}
+        held = {"scale": self.scale, "minimum": self.minimum}
+        return {name: encoding for name, encoding in held.items() if encoding is not None}
 
     def dividing(self, shape: tuple[int, ...]) -> Int | None:
         found = super().dividing(shape)
-        if not isinstance(found, Int) or not isinstance(found.scale, Int):
-            return found if isinstance(found, Int) else None
-        scales = found.scale.dividing(found.parameter_shape(shape))
-        return None if scales is None else replace(found, scale=scales)
+        if not isinstance(found, Int):
+            return None
+        shaped = found.parameter_shape(shape)
+        held = {name: encoding.dividing(shaped) for name, encoding in found.nested().items()}
+        return None if None in held.values() else replace(found, **held)  # type: ignore[arg-type]
 
     def above_zero(self, x: Tensor) -> Tensor:
         step = spread(self.fit(x)["scale"].float(), tuple(x.shape), self.axis, self.group or 0)
@@ -270,11 +310,14 @@ class Int(Uniform):
     def from_range(self, low: Tensor, high: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Scale (and offset) for a tensor of `shape` whose blocks range over low … high, each [blocks]."""
         first, last = self.limits
+        shaped = self.parameter_shape(shape)
+        if self.minimum is not None:
+            minimum = self.minimum.represent(low.float().reshape(shaped)).decode()
+            scale = ((high.float().reshape(shaped) - minimum) / (last - first)).clamp(min=0)
+            return {"scale": held_scale(_filled(scale, self.scale), self.scale), "minimum": minimum}
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
         width, steps = (high - low, last - first) if self.symmetric is False else (torch.maximum(-low, high), last)
-        scale = width / steps
-        shaped = self.parameter_shape(shape)
-        scale = held_scale(torch.where(scale > 0, scale, torch.ones_like(scale)).reshape(shaped), self.scale)
+        scale = held_scale(_filled((width / steps).reshape(shaped), self.scale), self.scale)
         if self.symmetric is not False:
             return {"scale": scale}
         offset = torch.round(first - low / scale.reshape(low.shape)).clamp(first, last).to(torch.uint8)
@@ -292,6 +335,8 @@ class Int(Uniform):
         return replace(self, symmetric=self.symmetric is not False, per=per, axis=self.axis if axis is None else axis)
 
     def for_value(self) -> Int:
+        if self.minimum is not None:
+            raise EncodingError("activations with a minimum", next="leave minimum= out: whole offsets serve them")
         if self.group or self.per == "channel":
             raise EncodingError(
                 "activations with one scale a channel or group", next='use per="tensor", or Blockwise for groups'
@@ -301,6 +346,11 @@ class Int(Uniform):
     @property
     def calibrated(self) -> bool:
         return not self.dynamic
+
+    def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
+        super().check_parts(shape, parts)
+        if ("minimum" in parts) is not (self.minimum is not None) or parts.keys() >= {"minimum", "offset"}:
+            raise ValueError(f"the parts {', '.join(sorted(parts))}")
 
     def check_value(self, parts: Mapping[str, Tensor]) -> None:
         wanted = set() if self.dynamic else {"scale"} | ({"offset"} & parts.keys())
@@ -320,9 +370,24 @@ class Int(Uniform):
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         shaped = self.parameter_shape(shape)
-        offsets = self.bits * prod(shaped) if self.symmetric is False else 0
-        return self.bits * prod(shape) + held_bits(self.scale, shaped) + offsets
+        below = 0 if self.symmetric is not False else self.bits * prod(shaped)
+        if self.minimum is not None:
+            below = self.minimum.size_bits(shaped)
+        return self.bits * prod(shape) + held_bits(self.scale, shaped) + below
 
     def label(self) -> str:
         kind = "uint" if self.symmetric is False else "int"
-        return f"{kind}{self.bits} {'at run time' if self.dynamic else self.where()}"
+        where = "at run time" if self.dynamic else self.where()
+        return f"{kind}{self.bits} {where}{'' if self.minimum is None else ' over a minimum'}"
+
+
+def _holds(encoding: Encoding | None) -> bool:
+    """Whether these are integers that may hold parameters of others."""
+    return isinstance(encoding, Int) and not encoding.dynamic and encoding.minimum is None
+
+
+def _filled(scale: Tensor, encoding: Encoding | None) -> Tensor:
+    """Scales of blocks without a width are anything above zero; among integers they would spoil others if they were
+    large, and take the least step (`above_zero`).
+    """
+    return scale if isinstance(encoding, Int) else torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -70,7 +70,7 @@ class _Lowering:
             activation = reader.inputs[0] if reader is not None else None
             source = activation.producer() if activation is not None else None
             kind = source.op_type if source is not None and source.domain == DOMAIN else ""
-            whole = nodes.scaled_by_output(node) and nodes.offset(node) is None
+            whole = nodes.scaled_by_output(node) and not nodes.shifted(node)
             if multiply is not None and source is not None and kind == "ProjectInt" and whole:
                 self._static(node, user, position, multiply, source)
             elif multiply is not None and source is not None and nodes.takes_dynamic(multiply, source) and whole:
@@ -98,11 +98,12 @@ class _Lowering:
         picked = self._new("Gather", [self._whole_bytes(node.inputs[0], gather), rows], before=gather, axis=0)
         decoded = self._looked_up(node, picked, gather)
         if node.op_type in ("DecodeInt", "DecodeGrid"):
-            offset = None if nodes.offset(node) is None else nodes.array(nodes.offset(node)).astype(np.float32)
+            parts = (nodes.offset(node), nodes.minimum(node) if node.op_type == "DecodeInt" else None)
+            offset, minimum = (None if part is None else nodes.array(part).astype(np.float32) for part in parts)
             group = nodes.attribute(node, "group") if scale.ndim > 1 else 0
             if group:
                 decoded = self._reshape(decoded, (-1, group), gather)
-            for op, table in (("Sub", offset), ("Mul", scale)):
+            for op, table in (("Sub", offset), ("Mul", scale), ("Add", minimum)):
                 if table is not None:
                     decoded = self._new(op, [decoded, self._rows(table, rows, gather)], before=gather)
             if group:
@@ -141,8 +142,8 @@ class _Lowering:
         return self.unpacked[packed]
 
     def _scaled(self, node: ir.Node, before: ir.Node) -> ir.Value:
-        """The whole tensor as ``(codes - offset) · scale`` or ``levels[codes] · scale``, folded by the runtime when it
-        loads.
+        """The whole tensor as ``(codes - offset) · scale + minimum`` or ``levels[codes] · scale``, folded by the
+        runtime when it loads.
         """
         codes = node.inputs[0]
         if node.op_type == "DecodeLowRank":
@@ -173,8 +174,11 @@ class _Lowering:
             return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
 
         if node.op_type == "DecodeInt":
-            offset = None if nodes.offset(node) is None else laid(nodes.array(nodes.offset(node)))
+            parts = (nodes.offset(node), nodes.minimum(node))
+            offset, minimum = (None if part is None else laid(nodes.array(part)) for part in parts)
             x = self._affine(x, laid(nodes.array(node.inputs[1])), offset, before)
+            if minimum is not None:
+                x = self._new("Add", [x, self._constant(minimum)], before=before)
         elif node.op_type == "DecodeGrid":
             table = np.array(node.attributes["table"].as_floats(), np.float32)
             x = self._new("Gather", [self._constant(table), x], before=before, axis=0)

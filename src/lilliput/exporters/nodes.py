@@ -15,7 +15,7 @@ _MULTIPLIES = ("Conv", "Gemm", "MatMul")
 def integers(value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
     """Codes, and scale ([] | [outputs]), of a tensor that integer kernels take beside ranges found at run time."""
     node = value.producer()
-    if node is None or node.domain != DOMAIN or not scaled_by_output(node) or offset(node) is not None:
+    if node is None or node.domain != DOMAIN or not scaled_by_output(node) or shifted(node):
         return None
     assert node.inputs[0] is not None
     return node.inputs[0], array(node.inputs[1]).astype(np.float32)
@@ -83,11 +83,9 @@ def array(value: ir.Value | None) -> np.ndarray:
     if maker is not None and maker.op_type == "DecodeExponent":
         return np.exp2(array(maker.inputs[0]).astype(np.float32) - 127)
     if maker is not None and maker.op_type == "DecodeInt":
-        held = [None if part is None else torch.from_numpy(array(part).copy()) for part in maker.inputs[:3]]
-        codes, scale, zero = (*held, None)[:3]
-        decoded: np.ndarray = decode_int(
-            codes, scale, zero, attribute(maker, "axis"), attribute(maker, "group")
-        ).numpy()
+        held = [None if part is None else torch.from_numpy(array(part).copy()) for part in maker.inputs]
+        parts = (*held, None, None)[:4]
+        decoded: np.ndarray = decode_int(*parts, attribute(maker, "axis"), attribute(maker, "group")).numpy()
         return decoded
     assert value.const_value is not None, "a part of an encoding must be a constant"
     return value.const_value.numpy()
@@ -101,6 +99,16 @@ def shape(value: ir.Value | None) -> tuple[int, ...]:
 
 def offset(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def minimum(node: ir.Node) -> ir.Value | None:
+    """Of a `DecodeInt`, what is added to the scaled codes."""
+    return node.inputs[3] if len(node.inputs) > 3 else None
+
+
+def shifted(node: ir.Node) -> bool:
+    """Whether the code 0 means something else than zero."""
+    return offset(node) is not None or (node.op_type == "DecodeInt" and minimum(node) is not None)
 
 
 def attribute(node: ir.Node, name: str) -> int:

@@ -34,7 +34,7 @@ from lilliput.model.views.program import program, quiet
 
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
-    "decode_int": ("DecodeInt", ("codes", "scale", "offset"), ("axis", "group")),
+    "decode_int": ("DecodeInt", ("codes", "scale", "offset", "minimum"), ("axis", "group")),
     "decode_float": ("DecodeFloat", ("codes",), ()),
     "decode_exponent": ("DecodeExponent", ("codes",), ()),
     "decode_levels": ("DecodeLevels", ("codes", "levels"), ("axis", "group")),
@@ -91,7 +91,7 @@ def _recurrent(name: str, outputs: int) -> Any:
 
 def _translation(name: str, inputs: tuple[str, ...], attributes: tuple[str, ...]) -> Any:
     schema = onnx.defs.OpSchema
-    optional = {"offset": schema.FormalParameterOption.Optional}
+    optional = dict.fromkeys(("offset", "minimum"), schema.FormalParameterOption.Optional)
     onnx.defs.register_schema(
         schema(
             name,

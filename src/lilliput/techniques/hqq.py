@@ -24,9 +24,9 @@ class HQQ(Range):
 
     By turns, the largest errors are set aside by shrinkage, and the parameters become the least squares of the rest.
     Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023. There, scales stay
-    and offsets of any value are fitted. Here scales are fitted too, the offsets of asymmetric integers stay whole
-    numbers, and `bound` keeps scales from shrinking until many weights are clipped. Never worse in its sum than `MSE`,
-    its first start. For integers and fixed grids of numbers.
+    and offsets of any value are fitted, which are the minima of ``Int(symmetric=False, minimum=Float16())``; without
+    `minimum` offsets stay whole numbers. Here scales are fitted too, and `bound` keeps them from shrinking until many
+    weights are clipped. Never worse in its sum than `MSE`, its first start. For integers and fixed grids of numbers.
 
     >>> w = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     >>> found, squares = (Int(4).represent(w, fit.fit(w, Int(4))).decode() for fit in (HQQ(), MSE()))
@@ -60,7 +60,9 @@ class HQQ(Range):
         x, rows = encoding.unblocked(points, shape), points
         shaped = encoding.parameter_shape(shape)
         own = {name: part.reshape(-1) for name, part in encoding.fit(x).items()}
-        halved = {**own, "scale": held_scale(own["scale"] / 2, encoding.scale)}
+        halved = {**own, "scale": _scales(own["scale"] / 2, encoding)}
+        if "minimum" in own:  # the middle stays where it is
+            halved["minimum"] = _minima(own["minimum"] + halved["scale"] * encoding.limits[1] / 2, encoding)  # type: ignore[union-attr]
         least_squared = {name: part.reshape(-1) for name, part in MSE().fit(x, encoding).items()}
         allowed = self.bound * (rows - encoding.nearest(rows, least_squared)).double().square().sum(1)
         best, least = half_quadratic(rows, least_squared, encoding, self, allowed)
@@ -68,7 +70,26 @@ class HQQ(Range):
             found, reached = half_quadratic(rows, start, encoding, self, allowed)
             best = {name: torch.where(reached < least, found[name], part) for name, part in best.items()}
             least = torch.minimum(reached, least)
-        return {name: part.reshape(shaped) for name, part in best.items()}
+        return self._held({name: part.reshape(shaped) for name, part in best.items()}, least_squared, rows, encoding)
+
+    def _held(
+        self, found: Parameters, least_squared: Parameters, rows: Tensor, encoding: Int | Grid
+    ) -> Mapping[str, Tensor]:
+        """What was found as it will be held; where many are held together, what that costs may be more than was won."""
+        if not _together(encoding):
+            return found
+        assert isinstance(encoding, Int)
+        shaped = found["scale"].shape
+        held = {**found, "scale": held_scale(found["scale"], encoding.scale)}
+        if encoding.minimum is not None:
+            held["minimum"] = encoding.minimum.represent(found["minimum"]).decode()
+        others = {name: part.reshape(shaped) for name, part in least_squared.items()}
+
+        def error(given: Parameters) -> float:
+            flat = {name: part.reshape(-1) for name, part in given.items()}
+            return float((rows - encoding.nearest(rows, flat)).abs().double().pow(self.p).sum())
+
+        return min(held, others, key=error)
 
 
 def half_quadratic(
@@ -103,19 +124,43 @@ def least_squares(wanted: Tensor, rounded: Tensor, parameters: Parameters, encod
     """Parameters by which the numbers chosen in `rounded` come nearest to `wanted`, block by block."""
     scale = parameters["scale"].float()[:, None]
     numbers = rounded / scale
+    if "minimum" in parameters:
+        codes = (rounded - parameters["minimum"].float()[:, None]) / scale
+        found = _scales(_slope(wanted, codes, scale)[:, 0], encoding)
+        return {"scale": found, "minimum": _minima(wanted.mean(1) - found * codes.mean(1), encoding)}
     if "offset" not in parameters:
         return {"scale": _fitted(wanted, numbers, scale, encoding)}
-    codes = numbers + parameters["offset"].float()[:, None]
-    away, mean = codes - codes.mean(1, keepdim=True), wanted.mean(1, keepdim=True)
-    slope = (away * wanted).sum(1, keepdim=True) / away.square().sum(1, keepdim=True).clamp(min=1e-30)
-    slope = torch.where(slope > 0, slope, scale)
+    codes, mean = numbers + parameters["offset"].float()[:, None], wanted.mean(1, keepdim=True)
+    slope = _slope(wanted, codes, scale)
     offset = torch.round(codes.mean(1, keepdim=True) - mean / slope).clamp(*encoding.limits)  # type: ignore[union-attr]
     fitted = _fitted(wanted, codes - offset, scale, encoding)
     return {"scale": fitted, "offset": offset[:, 0].to(parameters["offset"].dtype)}
+
+
+def _slope(wanted: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The scale of least squares where what is added is free, [blocks, 1]; those of blocks without one stay."""
+    away = codes - codes.mean(1, keepdim=True)
+    found = (away * wanted).sum(1, keepdim=True) / away.square().sum(1, keepdim=True).clamp(min=1e-30)
+    return torch.where(found > 0, found, scale)
 
 
 def _fitted(wanted: Tensor, numbers: Tensor, scale: Tensor, encoding: Int | Grid) -> Tensor:
     """Scales as they will be held, [blocks]; those of blocks that have none keep theirs."""
     squares = numbers.square().sum(1, keepdim=True)
     found = (numbers * wanted).sum(1, keepdim=True) / squares.clamp(min=1e-30)
-    return held_scale(torch.where((squares > 0) & (found > 0), found, scale)[:, 0], encoding.scale)
+    return _scales(torch.where((squares > 0) & (found > 0), found, scale)[:, 0], encoding)
+
+
+def _scales(scale: Tensor, encoding: Int | Grid) -> Tensor:
+    """Scales of blocks as they will be held; where many are held together, as they are until all are known."""
+    return scale if _together(encoding) else held_scale(scale, encoding.scale)
+
+
+def _minima(minimum: Tensor, encoding: Int | Grid) -> Tensor:
+    held = encoding.minimum if isinstance(encoding, Int) else None
+    return minimum if held is None or _together(encoding) else held.represent(minimum).decode()
+
+
+def _together(encoding: Int | Grid) -> bool:
+    """Whether some parameters are held as integers that share parameters of their own."""
+    return any(isinstance(held, Int) for held in encoding.nested().values())

@@ -138,6 +138,11 @@ class MSE(Range):
         blocks = max(1, _AT_ONCE // points.shape[1])
         parts = points.split(blocks)
         weights = [None] * len(parts) if counts is None else counts.expand(points.shape).split(blocks)
+        if encoding.minimum is not None:  # whose range need not hold zero: its ends shrink towards what lies between
+            middles = [x.mean(1, keepdim=True) for x in parts]
+            ends = [self._ends(x - at, None, encoding) for x, at in zip(parts, middles, strict=True)]
+            low, high = (torch.cat([pair[i] for pair in ends]) for i in (0, 1))
+            return low + torch.cat(middles)[:, 0], high + torch.cat(middles)[:, 0]
         found = [self._ends(x, n, encoding) for x, n in zip(parts, weights, strict=True)]
         return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
@@ -165,7 +170,10 @@ def _squared_error(points: Tensor, counts: Tensor | None, encoding: Int, low: Te
     first, last = encoding.limits
     if encoding.symmetric is False:
         scale = ((high - low) / (last - first)).clamp(min=1e-30)[..., None]
-        offset = torch.round(first - low[..., None] / scale).clamp(first, last)
+        if encoding.minimum is None:
+            offset: Tensor | float = torch.round(first - low[..., None] / scale).clamp(first, last)
+        else:
+            points, offset = points - low[..., None], 0.0
         grid = (points / scale).round_().add_(offset).clamp_(first, last).sub_(offset).mul_(scale)
     else:
         scale = (torch.maximum(-low, high) / last).clamp(min=1e-30)[..., None]

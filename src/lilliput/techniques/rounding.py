@@ -297,13 +297,15 @@ def rescaled(grid: Candidates, weights: Tensor, rounded: Tensor, gram: Tensor) -
         return grid, rounded
     old = scale.double().reshape(rows, -1)
     groups = old.shape[1]
-    numbers = rounded[0].reshape(rows, groups, -1) / old[..., None]
+    least = grid.parameters.get("minimum", torch.zeros_like(scale)).double().reshape(rows, groups, 1)
+    numbers = (rounded[0].reshape(rows, groups, -1) - least) / old[..., None]
+    wanted = (weights[0].reshape(rows, groups, -1) - least).reshape(rows, 1, count)
     spread = torch.zeros(rows, groups, count, dtype=torch.float64)
     for g, part in enumerate(torch.arange(count).chunk(groups)):
         spread[:, g, part] = numbers[:, g]
     products = spread @ gram[0]  # [rows, groups, K]
     left = products @ spread.transpose(1, 2)
-    right = (products * weights[0][:, None]).sum(2)
+    right = (products * wanted).sum(2)
     ridge = torch.diag_embed(left.diagonal(dim1=1, dim2=2) * 1e-6 + 1e-30)
     found = torch.linalg.solve(left + ridge, right)
     new = torch.where((found > 0.5 * old) & (found < 2 * old), found, old).float()
@@ -312,7 +314,7 @@ def rescaled(grid: Candidates, weights: Tensor, rounded: Tensor, gram: Tensor) -
         new = held.represent(new).decode()
         new = torch.where(new > 0, new, old.float())
     changed = Candidates(grid.encoding, {**grid.parameters, "scale": new.reshape(scale.shape)}, grid.shape, grid.kept)
-    return changed, (numbers * new.double()[..., None]).reshape(rounded.shape)
+    return changed, (numbers * new.double()[..., None] + least).reshape(rounded.shape)
 
 
 ROUNDINGS: dict[str, type[Rounding]] = {"GPTQ": GPTQ, "AdaRound": AdaRound, "BRECQ": BRECQ}
