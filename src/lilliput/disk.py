@@ -22,6 +22,20 @@ _FOLDER, _LOCK = "folder", "lock"  # in the name of an unfinished folder; the fi
 _PART = re.compile(r"\.(.+)\.[0-9a-f]+\.part", re.DOTALL)
 
 
+def origins_of(built: Path) -> Path:
+    """The file beside a built one that says which tensors its constants come from.
+
+    >>> origins_of(Path("net.onnx")).name
+    'net.onnx.origins'
+    """
+    return built.with_name(f"{built.name}.origins")
+
+
+def parts_of(built: Path) -> list[Path]:
+    """A built file, and all that lies beside it and belongs to it."""
+    return [built, *(part for part in (origins_of(built),) if part.exists())]
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete: written beside, synced, renamed.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lilliput.disk import parts_of
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.fidelity import check_precise, check_written, told_of_kernels
 from lilliput.engine.run import Driver
@@ -55,12 +56,12 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     def compute() -> Answer:
         driver.progress(f"building {path.name}", 0, 1)
         target.build(path, model, driver.example, driver.dynamic)
-        return Answer(_file_digest(path))
+        return Answer(_digest(path))
 
     built = driver.store.answer(question, compute).data
-    if not path.exists() or _file_digest(path) != built:
+    if not path.exists() or _digest(path) != built:
         target.build(path, model, driver.example, driver.dynamic)
-        built = _file_digest(path)  # what is compared and timed is this file, whatever an earlier one was
+        built = _digest(path)  # what is compared and timed is this file, whatever an earlier one was
     driver.progress(f"building {path.name}", 1, 1)
     with torch.no_grad():
         expected = driver.example.call(model)
@@ -127,9 +128,13 @@ def _may_overflow(model: nn.Module) -> bool:
     return cpu().may_saturate and any(isinstance(x, Uniform) and x.bits == 8 for x in flowing)
 
 
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path) -> str:
+    """Of all that was built: the file, and what lies beside it."""
+    whole = hashlib.sha256()
+    for part in parts_of(path):
+        with open(part, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from lilliput.exporters import nodes
 from lilliput.exporters.nodes import DOMAIN
+from lilliput.exporters.origins import Origin, note, origin, product, quotient, transposed
 
 PACKED_OPSET = 21  # the first with tensors of 4-bit integers
 _LARGEST_BIAS = 2**31 - 2**28  # of the 32 bits that hold a sum; the rest is left to the products
@@ -98,14 +99,15 @@ class _Lowering:
         picked = self._new("Gather", [self._whole_bytes(node.inputs[0], gather), rows], before=gather, axis=0)
         decoded = self._looked_up(node, picked, gather)
         if node.op_type in ("DecodeInt", "DecodeGrid"):
-            parts = (nodes.offset(node), nodes.minimum(node) if node.op_type == "DecodeInt" else None)
-            offset, minimum = (None if part is None else nodes.array(part).astype(np.float32) for part in parts)
+            held = (nodes.offset(node), nodes.minimum(node) if node.op_type == "DecodeInt" else None)
+            offset, minimum = (None if part is None else nodes.array(part).astype(np.float32) for part in held)
+            tables = (("Sub", offset, held[0]), ("Mul", scale, node.inputs[1]), ("Add", minimum, held[1]))
             group = nodes.attribute(node, "group") if scale.ndim > 1 else 0
             if group:
                 decoded = self._reshape(decoded, (-1, group), gather)
-            for op, table in (("Sub", offset), ("Mul", scale), ("Add", minimum)):
+            for op, table, part in tables:
                 if table is not None:
-                    decoded = self._new(op, [decoded, self._rows(table, rows, gather)], before=gather)
+                    decoded = self._new(op, [decoded, self._rows(table, rows, gather, origin(part))], before=gather)
             if group:
                 decoded = self._new("Reshape", [decoded, self._new("Shape", [picked], before=gather)], before=gather)
         _give_way(gather.outputs[0], decoded)
@@ -117,14 +119,15 @@ class _Lowering:
         grid = node.op_type == "DecodeGrid"
         table = node.attributes["table"].as_floats() if grid else nodes.array(node.inputs[1])
         place = self._new("Cast", [codes], before=before, to=ir.DataType.INT32)
-        return self._new("Gather", [self._constant(np.array(table, np.float32)), place], before=before, axis=0)
+        held = self._constant(np.array(table, np.float32), None if grid else origin(node.inputs[1]))
+        return self._new("Gather", [held, place], before=before, axis=0)
 
-    def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node) -> ir.Value:
+    def _rows(self, table: np.ndarray, rows: ir.Value, before: ir.Node, of: Origin | None) -> ir.Value:
         """Scales or offsets of some rows: one each, or one for each of their groups, then below one another."""
         if table.ndim == 0:
-            return self._constant(table)
+            return self._constant(table, of)
         held = _halved(table if table.ndim > 1 else table[:, None])
-        picked = self._new("Gather", [self._constant(held), rows], before=before, axis=0)
+        picked = self._new("Gather", [self._constant(held, of), rows], before=before, axis=0)
         if held.dtype == np.float16:
             picked = self._new("Cast", [picked], before=before, to=ir.DataType.FLOAT)
         return self._reshape(picked, (-1, 1), before) if table.ndim > 1 else picked
@@ -176,26 +179,28 @@ class _Lowering:
         if node.op_type == "DecodeInt":
             parts = (nodes.offset(node), nodes.minimum(node))
             offset, minimum = (None if part is None else laid(nodes.array(part)) for part in parts)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), offset, before)
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), offset, before, node)
             if minimum is not None:
-                x = self._new("Add", [x, self._constant(minimum)], before=before)
+                x = self._new("Add", [x, self._constant(minimum, origin(parts[1]))], before=before)
         elif node.op_type == "DecodeGrid":
             table = np.array(node.attributes["table"].as_floats(), np.float32)
             x = self._new("Gather", [self._constant(table), x], before=before, axis=0)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before)
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before, node)
         elif node.op_type == "DecodeTiles":
             tables = np.array(node.attributes["tables"].as_floats(), np.float32)
-            choice = self._new("Cast", [self._constant(laid(nodes.array(node.inputs[2])))], before=before, to=kind)
+            held = self._constant(laid(nodes.array(node.inputs[2])), origin(node.inputs[2]))
+            choice = self._new("Cast", [held], before=before, to=kind)
             half = self._constant(np.array(len(tables) // 2, np.int32))
             x = self._new("Add", [x, self._new("Mul", [choice, half], before=before)], before=before)
             x = self._new("Gather", [self._constant(tables), x], before=before, axis=0)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before)
+            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before, node)
         else:
             levels = nodes.array(node.inputs[1])
             if levels.ndim > 1:
                 starts = np.arange(0, levels.size, levels.shape[-1], dtype=np.int32).reshape(levels.shape[:-1])
                 x = self._new("Add", [x, self._constant(laid(starts))], before=before)
-            x = self._new("Gather", [self._constant(levels.reshape(-1).astype(np.float32)), x], before=before, axis=0)
+            flat = self._constant(levels.reshape(-1).astype(np.float32), origin(node.inputs[1]))
+            x = self._new("Gather", [flat, x], before=before, axis=0)
         if group or channels > 1:
             x = self._reshape(x, tuple(shape[i] for i in order), before)
             if axis:
@@ -217,7 +222,7 @@ class _Lowering:
         if whole.size == 0 or whole.min() < held.min or whole.max() > held.max:
             return codes
         if codes not in self.packed:
-            self.packed[codes] = self._constant(whole.astype(kind))
+            self.packed[codes] = self._constant(whole.astype(kind), origin(codes))
         return self.packed[codes]
 
     def _bytes(self, codes: ir.Value | None, before: ir.Node) -> ir.Value | None:
@@ -228,11 +233,14 @@ class _Lowering:
         packed = self._four_bits(codes)
         return codes if packed is codes else self._new("Cast", [packed], before=before, to=ir.DataType.INT8)
 
-    def _affine(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node) -> ir.Value:
+    def _affine(
+        self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node, node: ir.Node
+    ) -> ir.Value:
         if offset is not None:
-            x = self._new("Sub", [x, self._constant(offset.astype(np.float32))], before=before)
+            shift = self._constant(offset.astype(np.float32), origin(nodes.offset(node)))
+            x = self._new("Sub", [x, shift], before=before)
         held = _halved(scale) if scale.ndim else scale
-        factor = self._constant(held)
+        factor = self._constant(held, origin(node.inputs[1]))
         if held.dtype == np.float16:
             factor = self._new("Cast", [factor], before=before, to=ir.DataType.FLOAT)
         return self._new("Mul", [x, factor], before=before)
@@ -243,24 +251,31 @@ class _Lowering:
     # weights beside activations of integers
 
     def _static(self, node: ir.Node, user: ir.Node, position: int, multiply: ir.Node, source: ir.Node) -> None:
-        axis, scale = nodes.attribute(node, "axis"), nodes.array(node.inputs[1])
+        axis, scale, of_scale = nodes.attribute(node, "axis"), nodes.array(node.inputs[1]), origin(node.inputs[1])
         bias_user, bias_position = nodes.bias(multiply)
         if bias_user is not None and self.integer_bias:
-            bias, step = nodes.array(bias_user.inputs[bias_position]), nodes.array(source.inputs[1]).astype(np.float32)
+            held = bias_user.inputs[bias_position]
+            bias, step = nodes.array(held), nodes.array(source.inputs[1]).astype(np.float32)
             least = _least_scale(bias, step, scale.ndim)
             if np.all(scale >= least):
-                product = (step * scale).astype(np.float32)
-                whole = self._constant(np.round(bias.astype(np.float64) / product).astype(np.int32))
-                decoded = self._dequantized(whole, product, 0 if product.ndim else None, bias_user)
+                steps = (step * scale).astype(np.float32)
+                of_steps = product(origin(source.inputs[1]), of_scale)
+                whole = self._constant(
+                    np.round(bias.astype(np.float64) / steps).astype(np.int32), quotient(origin(held), of_steps)
+                )
+                decoded = self._dequantized(whole, (steps, of_steps), 0 if steps.ndim else None, bias_user)
                 bias_user.replace_input_with(bias_position, decoded)
             if nodes.negative_is_zero(bias_user):
                 least = _least_scale(bias.clip(0), step, scale.ndim)  # a bias far under zero may be cut
             scale = np.maximum(scale, least)  # one that stays a float the runtime rounds itself
-        user.replace_input_with(position, self._dequantized(node.inputs[0], scale, axis, user))
+        user.replace_input_with(position, self._dequantized(node.inputs[0], (scale, of_scale), axis, user))
 
-    def _dequantized(self, codes: ir.Value | None, scale: np.ndarray, axis: int | None, before: ir.Node) -> ir.Value:
+    def _dequantized(
+        self, codes: ir.Value | None, held: tuple[np.ndarray, Origin | None], axis: int | None, before: ir.Node
+    ) -> ir.Value:
+        scale, of = held
         zero = np.zeros(scale.shape, nodes.array(codes).dtype)  # without a zero point the runtime fuses no Gemm
-        inputs = [self._bytes(codes, before), self._constant(scale), self._constant(zero)]
+        inputs = [self._bytes(codes, before), self._constant(scale, of), self._constant(zero)]
         attributes = {} if axis is None or scale.ndim == 0 else {"axis": axis}
         return self._new("DequantizeLinear", inputs, before=before, **attributes)
 
@@ -275,12 +290,12 @@ class _Lowering:
             lone = len(node.outputs[0].uses()) <= 1
             whole = nodes.array(codes)
             codes = (
-                self._constant(np.ascontiguousarray(whole.T))
+                self._constant(np.ascontiguousarray(whole.T), transposed(origin(codes)))
                 if lone
                 else self._new("Transpose", [codes], before=multiply, perm=[1, 0])
             )
         product = self._new("MatMulInteger", [codes_q, self._bytes(codes, multiply), x_zero], before=multiply)
-        factor = self._new("Mul", [x_scale, self._constant(scale)], before=multiply)
+        factor = self._new("Mul", [x_scale, self._constant(scale, origin(node.inputs[1]))], before=multiply)
         cast = self._new("Cast", [product], before=multiply, to=ir.DataType.FLOAT)
         out = self._new("Mul", [cast, factor], before=multiply)
         if multiply.op_type == "Gemm" and len(multiply.inputs) > 2 and multiply.inputs[2] is not None:
@@ -363,14 +378,16 @@ class _Lowering:
         self._name(made.outputs[0])
         return made.outputs[0]
 
-    def _constant(self, array: np.ndarray) -> ir.Value:
+    def _constant(self, array: np.ndarray, of: Origin | None = None) -> ir.Value:
         key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= _SHARED else None
         if key in self.constants:
+            note(self.constants[key], of)
             return self.constants[key]
         self.made += 1
         name = f"constant_{self.made}"
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
+        note(value, of)
         self.graph.register_initializer(value)
         if key is not None:
             self.constants[key] = value

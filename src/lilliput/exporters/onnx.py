@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
+from lilliput.exporters import origins
 from lilliput.exporters.decomposed import decomposed_where_needed
 from lilliput.exporters.low_rank import expand as expand_low_rank
 from lilliput.exporters.lower import PACKED_OPSET, lower
@@ -165,6 +166,7 @@ def export(
             )
             assert exported is not None
             graph = exported.model
+            origins.begin(graph, model)
             simplify(graph)
     except ExportError:
         raise
@@ -189,6 +191,7 @@ def export(
         raise ExportError("an ONNX file of over 2 GB", where=str(path), next="keep the .lil file")
     with whole_file(path) as file:
         file.write(data)
+    origins.write(graph, path)
 
 
 def _refuse_wrong(captured: ExportedProgram) -> None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from lilliput.errors import ExportError
 from lilliput.exporters.nodes import DOMAIN, integers
+from lilliput.exporters.origins import note, scale_origin
 
 RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # torch's, in the order of ONNX
@@ -127,14 +128,18 @@ class _Layer:
             held = [pair for pair in map(integers, weights) if pair]
             ordered = [self._ordered(codes, matrix=True) for codes, _ in held]
             matrices.append(self._joined([self._op("Transpose", [x], perm=[0, 2, 1]) for x in ordered]))
-            quantization += self._scales([scale for _, scale in held])
+            quantization += self._scales([scale for _, scale in held], weights)
         return matrices, quantization
 
-    def _scales(self, scales: Sequence[np.ndarray]) -> list[ir.Value]:
+    def _scales(self, scales: Sequence[np.ndarray], weights: Sequence[ir.Value]) -> list[ir.Value]:
         """Scales, and zero points that are 0, of a matrix in each direction: [directions] or [directions, rows]."""
         if all(scale.ndim == 0 for scale in scales):
             return [self._constant(np.stack(scales)), self._constant(np.zeros(len(scales), np.int8))]
-        rows = [self._ordered(self._constant(np.broadcast_to(scale, self.rows))) for scale in scales]
+        rows = []
+        for scale, weight in zip(scales, weights, strict=True):
+            row = self._constant(np.broadcast_to(scale, self.rows))
+            note(row, scale_origin(weight))
+            rows.append(self._ordered(row))
         return [self._joined(rows), self._constant(np.zeros((len(scales), self.rows), np.int8))]
 
     def _hidden(self, cell: _Cell) -> ir.Value:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from onnx_ir.passes.common import InlinePass
 
+from lilliput.exporters import origins
 from lilliput.exporters.nodes import DOMAIN
 
 _LARGE = 4096  # bytes of a computed constant; smaller ones cost no more than the operators that make them
@@ -28,7 +29,9 @@ def simplify(model: ir.Model) -> None:
     norms = [node for node in model.graph if node.domain == "" and node.op_type == "BatchNormalization"]
     for norm in norms:
         norm.domain = DOMAIN  # which no rule of the optimizer knows
+    known = origins.followed(model)
     onnxscript.optimizer.optimize_ir(model, should_fold=_should_fold)
+    origins.keep(model, known)
     for norm in norms:
         norm.domain = ""
         gemm = norm.inputs[0].producer() if norm.inputs[0] is not None else None

@@ -1,14 +1,14 @@
 """The ONNX graph of a module inside its `.lil`: without its tensors, which it takes from the file's own.
 
-An initializer becomes a reference where some tensor of the file gives the same elements: as it is, converted,
-transposed, as a product of scales, or as a bias divided by one. Each is found by trying and comparing, so it does not
-matter how the graph came about. What has no such origin is stored with the graph.
+An initializer becomes a reference where a tensor of the file gives the same elements: as it is, converted, transposed,
+as a product of scales, or as a bias divided by one. Which that is, the exporter tells; a reference is only written
+where it gives the same bytes. What has no such origin is stored with the graph.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lilliput.disk import origins_of
 from lilliput.entropy import Array
 from lilliput.errors import FormatError, reason
 from lilliput.file.container import Reader, most
@@ -59,26 +60,19 @@ def stripped(graph: Graph, tensors: Arrays) -> tuple[dict[str, Any], dict[str, A
     """What the header says of a graph, and the tensors to store for it besides `tensors`, those of the module."""
     model = onnx.load(graph.path)
     check(model, str(graph.path))
-    origins, references, more = _Origins(tensors), {}, {}
-    products: dict[str, Reference] = {}
-    given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    scale_of = _scales(model)
+    told, references, more = _told(graph.path), dict[str, Reference](), dict[str, Array]()
     for tensor in model.graph.initializer:
-        x = given[tensor.name]
+        x = numpy_helper.to_array(tensor)
         if x.nbytes <= _INLINE:
             continue
-        found = origins.of(x) or origins.product(x)
-        if found and "product" in found:
-            products[tensor.name] = found
-        if not found and x.dtype == np.int32:
-            scale = scale_of.get(tensor.name, "")
-            found = origins.quotient(x, products.get(scale) or origins.product(given.get(scale)))
-        if not found and x.nbytes > _SMALL:
+        found = told.get(tensor.name, {"tensor": tensor.name})
+        if not _gives(found, tensors, tensor, x):
+            if x.nbytes <= _SMALL:
+                continue
             name = f"{GRAPH}:{tensor.name}"
             more[name], found = _plain(x), {"tensor": name}
-        if found:
-            references[tensor.name] = found
-            _empty(tensor)
+        references[tensor.name] = found
+        _empty(tensor)
     described = {
         "format": "onnx",
         "target": graph.target,
@@ -128,7 +122,7 @@ def _fill(model: onnx.ModelProto, references: dict[str, Any], reader: Reader) ->
         reference = references.pop(tensor.name, None)
         if reference is not None:
             x = _resolved(reference, reader.read)
-            tensor.raw_data = _raw(x, tensor)
+            tensor.raw_data = numpy_helper.from_array(_elements(x, tensor)).raw_data
     if references:
         raise FormatError(f"no initializer {min(references)!r}", where=reader.where)
 
@@ -170,15 +164,31 @@ def _quotient(x: Array, by: Array) -> Array:
         return np.round(x.astype(np.float64) / by)
 
 
-def _raw(x: Array, tensor: onnx.TensorProto) -> bytes:
+def _elements(x: Array, tensor: onnx.TensorProto) -> Array:
     """The elements of `x` as an initializer of this type and shape has them."""
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    whole = np.ascontiguousarray(x).reshape(shape)
-    converted = whole.astype(kind)
+    whole = np.ascontiguousarray(x).reshape(tuple(tensor.dims))
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted: Array = whole.astype(kind)
     if not np.array_equal(converted.astype(whole.dtype), whole) and not np.isnan(whole.astype(np.float64)).any():
         raise FormatError("an initializer that cannot hold its tensor", where=tensor.name)
-    return bytes(numpy_helper.from_array(converted).raw_data)
+    return converted
+
+
+def _gives(reference: Reference, tensors: Arrays, tensor: onnx.TensorProto, x: Array) -> bool:
+    """Whether a reference gives the elements `x` of an initializer, bit for bit."""
+    try:
+        found = _elements(_resolved(reference, tensors.__getitem__), tensor)
+    except (FormatError, KeyError, ValueError):  # of another size, or none of the file's
+        return False
+    return np.array_equal(found.view(np.uint8), np.ascontiguousarray(x).view(np.uint8))
+
+
+def _told(path: Path) -> dict[str, Reference]:
+    """Where the exporter says that initializers come from; what it does not tell is a tensor of its own name."""
+    beside = origins_of(path)
+    told: dict[str, Reference] = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    return told
 
 
 def _plain(x: Array) -> Array:
@@ -190,79 +200,6 @@ def _empty(tensor: onnx.TensorProto) -> None:
     tensor.Clear()
     tensor.name, tensor.data_type = kept[:2]
     tensor.dims.extend(kept[2])
-
-
-def _scales(model: onnx.ModelProto) -> dict[str, str]:
-    """For each value that is dequantized, the name of its scale."""
-    return {node.input[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-
-
-class _Origins:
-    """The tensors of a file, to be found by what they hold."""
-
-    def __init__(self, tensors: Arrays) -> None:
-        self.tensors = tensors
-        self.by_content: dict[bytes, str] = {}
-        for name, x in tensors.items():
-            self.by_content.setdefault(_key(x), name)
-        floats = {name: x for name, x in tensors.items() if x.dtype == np.float32}
-        self.numbers = {name: x.reshape(()) for name, x in floats.items() if x.size == 1}
-        self.rows: dict[int, list[str]] = {}
-        for name, x in floats.items():
-            if x.ndim == 1:
-                self.rows.setdefault(x.size, []).append(name)
-
-    def of(self, x: Array) -> Reference | None:
-        """The tensor whose elements `x` has, converted or transposed perhaps."""
-        for like in _likenesses(x):
-            name = self.by_content.get(_key(like))
-            if name is not None:
-                return {"tensor": name}
-        name = self.by_content.get(_key(_plain(x).T)) if x.ndim == 2 else None
-        return {"transposed": name} if name is not None else None
-
-    def product(self, x: Array | None) -> Reference | None:
-        """The two tensors whose product `x` is: one of them a single number."""
-        if x is None or x.dtype != np.float32:
-            return None
-        names = list(self.numbers)
-        factors = np.array([self.numbers[name] for name in names], np.float32)
-        rows = [(name, self.tensors[name]) for name in self.rows.get(x.size, [])] if x.ndim == 1 else []
-        rows += self.numbers.items() if x.size == 1 else []
-        flat = x.reshape(-1)
-        for row_name, row in rows:
-            row = row.reshape(-1)
-            for i in np.flatnonzero(factors * row[0] == flat[0]) if flat.size else ():
-                if np.array_equal(factors[i] * row, flat):
-                    return {"product": [names[i], row_name]}
-        return None
-
-    def quotient(self, x: Array, product: Reference | None) -> Reference | None:
-        """The tensor that divided by `product` gives `x`."""
-        if product is None:
-            return None
-        by = _product(*(self.tensors[name] for name in product["product"]))
-        for name in self.rows.get(x.size, ()):
-            if np.array_equal(_quotient(self.tensors[name], by), x.reshape(-1)):
-                return {"quotient": [name, *product["product"]]}
-        return None
-
-
-def _likenesses(x: Array) -> Iterator[Array]:
-    """`x`, and in other types what has the same values."""
-    yield _plain(x)
-    for kind in (np.float16, ml_dtypes.bfloat16, np.float32) if x.dtype in (np.float32, np.float16) else ():
-        with np.errstate(over="ignore"):
-            other = x.astype(kind)
-        if other.dtype != x.dtype and np.array_equal(other.astype(x.dtype), x):
-            yield other
-
-
-def _key(x: Array) -> bytes:
-    """Type and elements; the shape is left to the initializer."""
-    whole = hashlib.sha256(f"{x.dtype}".encode())
-    whole.update(memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
-    return whole.digest()
 
 
 def check(model: onnx.ModelProto, where: str) -> None:

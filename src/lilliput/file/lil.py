@@ -23,7 +23,7 @@ from lilliput.file.assets import asset_parts
 from lilliput.file.base import against
 from lilliput.file.container import Part, Reader, write
 from lilliput.file.graph import Graph, stripped
-from lilliput.file.names import ATTRIBUTE, apart
+from lilliput.file.names import apart
 from lilliput.file.parallel import read_all
 from lilliput.model.carrier.arrays import to_array, to_tensor
 from lilliput.model.carrier.carrier import encoded_tensors, plain_class
@@ -32,7 +32,8 @@ from lilliput.model.carrier.parametrized import fold_parametrizations, is_parame
 from lilliput.model.edits.copies import private_copy
 from lilliput.model.edits.edit import SAME, Edit
 from lilliput.model.edits.edits import EDITS, edits_of
-from lilliput.model.edits.held import attributes, give_attribute, give_buffer, passing_buffers
+from lilliput.model.edits.held import attributes, give_attribute, give_buffer, named, passing_buffers
+from lilliput.model.names import attribute_name
 from lilliput.model.views.values import value_encodings
 from lilliput.plain import check_types, from_plain, to_plain
 
@@ -71,9 +72,9 @@ def save(
             raise EncodingError("is still being trained", where=name, next="call lilliput.formats.freeze(model) first")
         check_readable(encoder.encoding, name)
     model = private_copy(model) if is_parametrized(model) else model  # `load` and the graph have its tensors folded
-    named, described = _contents(model)
-    first, aliases = _once(named)
-    arrays = {name: to_array(named[name]) for name in first}
+    tensors, described = _contents(model)
+    first, aliases = _once(tensors)
+    arrays = {name: to_array(tensors[name]) for name in first}
     bits = _code_bits(model)
     parts = [Part.of(name, x, bits.get(name)) for name, x in arrays.items()]
     if base is not None:
@@ -91,7 +92,7 @@ def save(
     header = {
         "kind": "module",
         "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
-        "edits": [{"edit": to_plain(edit), "tensors": edit.stored(named)} for edit in edits_of(model)],
+        "edits": [{"edit": to_plain(edit), "tensors": edit.stored(tensors)} for edit in edits_of(model)],
         "aliases": aliases,
         "assets": listed,
         "provenance": provenance or {},
@@ -122,22 +123,18 @@ def check_readable(thing: Any, where: str) -> None:
 
 def lossless_bytes(model: nn.Module) -> int:
     """What the tensors of `model` come to by coding alone, to tell apart what a recipe gains and what coding does."""
-    named, _ = _contents(model)
-    return math.ceil(sum(bound(np.ascontiguousarray(to_array(named[name])).reshape(-1)) for name in _once(named)[0]))
+    tensors, _ = _contents(model)
+    flat = (np.ascontiguousarray(to_array(tensors[name])).reshape(-1) for name in _once(tensors)[0])
+    return math.ceil(sum(map(bound, flat)))
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Every tensor of the module by name, and what the header says of those that no `state_dict` has."""
-    state = model.state_dict()
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise FormatError(f"extra state of type {type(tensor).__name__}", where=name, next="hold it in a buffer")
-    buffers = passing_buffers(model)
-    found = attributes(model)
-    places = {":".join((ATTRIBUTE, *map(str, place))): place for place in found}
-    plain = {name: found[place].detach() for name, place in places.items()}
-    described = {"buffers": list(buffers), "attributes": {name: list(place) for name, place in places.items()}}
-    return {**state, **buffers, **plain}, described
+    places = {attribute_name(place): list(place) for place in attributes(model)}
+    return named(model), {"buffers": list(passing_buffers(model)), "attributes": places}
 
 
 def _once(named: Mapping[str, Tensor]) -> tuple[list[str], dict[str, str]]:

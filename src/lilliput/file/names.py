@@ -5,7 +5,6 @@ from __future__ import annotations
 GRAPH = ":graph"  # the graph itself; and after a colon, what belongs to it alone
 ASSET = ":asset:"  # files that travel along
 HEAD = ":head:"  # the first bytes of safetensors files
-ATTRIBUTE = ":attribute"  # attributes of a module, which no `state_dict` lists
 
 
 def apart(name: str) -> bool:

@@ -24,7 +24,8 @@ from lilliput import entropy
 from lilliput.errors import FormatError, InputError
 from lilliput.file.container import Reader
 from lilliput.file.index import no_number, once
-from lilliput.file.names import ATTRIBUTE, apart
+from lilliput.file.names import apart
+from lilliput.model.names import ATTRIBUTE
 
 SAFETENSORS = ".safetensors"
 _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it

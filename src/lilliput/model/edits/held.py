@@ -14,11 +14,23 @@ from torch import Tensor, nn
 from lilliput.errors import FormatError
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
 from lilliput.model.edits.edit import SAME
+from lilliput.model.names import attribute_name
 from lilliput.model.views.values import ValueEncoder, ValueEncodings
 
 _LONGEST = 256  # characters of an attribute's name
 
 Place = tuple[str | int, ...]  # of an attribute: module path, attribute, then indices and keys within it
+
+
+def named(root: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a module by the name that a file gives it, however many names one has.
+
+    >>> list(named(nn.Linear(4, 2)))
+    ['weight', 'bias']
+    """
+    state = {name: x for name, x in root.state_dict().items() if isinstance(x, Tensor)}
+    plain = {attribute_name(place): x.detach() for place, x in attributes(root).items()}
+    return {**state, **passing_buffers(root), **plain}
 
 
 def passing_buffers(root: nn.Module) -> dict[str, Tensor]:
