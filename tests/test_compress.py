@@ -80,7 +80,7 @@ def test_a_result_is_saved_by_either_coder(result: lp.results.Result, tmp_path: 
     assert 1 < fast.stat().st_size / dense.stat().st_size < 1.1
     a, b = (lp.load(path, into=net()).state_dict() for path in (dense, fast))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(lp.LilliputError, match="a coder called 'quick'"):
+    with pytest.raises(lp.errors.LilliputError, match="a coder called 'quick'"):
         result.save(tmp_path / "no.lil", "quick")  # type: ignore[arg-type]
     assert not (tmp_path / "no.lil").exists()
 
@@ -88,13 +88,15 @@ def test_a_result_is_saved_by_either_coder(result: lp.results.Result, tmp_path: 
 def test_a_result_that_was_trained_on_is_not_written_as_it_was(tmp_path: Path) -> None:
     small = lp.compress(net(), lp.Recipe([lp.Quantize()]), calibrate=[torch.randn(4, 3, 8, 8)], target=QUICK)
     lp.formats.unfreeze(small.model)
-    with pytest.raises(lp.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"):
+    with pytest.raises(
+        lp.errors.LilliputError, match=r"result.model: the model was changed.*lilliput.save\(path, result"
+    ):
         small.save(tmp_path / "a.lil")
     lp.formats.freeze(small.model)
     small.save(tmp_path / "a.lil")
     with torch.no_grad():
         next(iter(small.model.parameters())).add_(1.0)
-    with pytest.raises(lp.LilliputError, match=r"lilliput.export\(path, result.model, example"):
+    with pytest.raises(lp.errors.LilliputError, match=r"lilliput.export\(path, result.model, example"):
         small.export(tmp_path / "a.onnx")
     x = torch.randn(4, 3, 8, 8)
     lp.save(tmp_path / "b.lil", small.model, example=x[:1])
@@ -163,7 +165,7 @@ def test_module_file_and_export_agree(result: lp.results.Result, tmp_path: Path)
 def test_reports_are_written_where_asked(result: lp.results.Result, tmp_path: Path) -> None:
     assert "<html" in result.report(tmp_path / "r.html").read_text()
     assert json.loads(result.report(tmp_path / "r.json").read_text())["name"] == "small"
-    with pytest.raises(lp.LilliputError, match=r"\.html or \.json"):
+    with pytest.raises(lp.errors.LilliputError, match=r"\.html or \.json"):
         result.report(tmp_path / "r.pdf")
 
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput import techniques as techniques
     from lilliput.encodings import Encoding as Encoding
     from lilliput.encodings import Int as Int
-    from lilliput.errors import LilliputError as LilliputError
     from lilliput.file.lil import load as load
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
+    from lilliput.streaming.stream import stream as stream
     from lilliput.targets import Target as Target
     from lilliput.task import Task as Task
     from lilliput.techniques import Finetune as Finetune
@@ -52,7 +52,6 @@ _PLACES = {
     "export": "verbs",
     "Finetune": "techniques",
     "Int": "encodings",
-    "LilliputError": "errors",
     "load": "file.lil",
     "open": "verbs",
     "Prune": "techniques",
@@ -60,6 +59,7 @@ _PLACES = {
     "Recipe": "recipe",
     "register": "registry",
     "save": "verbs",
+    "stream": "streaming.stream",
     "Target": "targets",
     "Task": "task",
     "Technique": "techniques",

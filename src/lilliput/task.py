@@ -91,6 +91,11 @@ class Batches:
             raise _unsteady(field)
         return cls(source, field, whole.hexdigest(), samples)
 
+    @property
+    def original(self) -> Batches:
+        """The same batches, for the network as it was before anything was encoded."""
+        return self
+
     def __iter__(self) -> Iterator[Inputs]:
         """The batches again; other ones than the first time are an error, for results would not be repeatable."""
         whole = hashlib.sha256()

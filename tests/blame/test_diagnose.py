@@ -274,7 +274,7 @@ def test_it_is_shown_and_written(full: tuple[lp.results.Diagnosis, Path], tmp_pa
     assert json.loads(found.save(tmp_path / "a.json").read_text())["rows"][0]["name"] == "stem.weight"
     page = found.save(tmp_path / "a.html").read_text()
     assert "Where it loses" in page and "outlier channel" in page and "<script" not in page
-    with pytest.raises(lp.LilliputError, match=r"as \.txt; write \.html or \.json"):
+    with pytest.raises(lp.errors.LilliputError, match=r"as \.txt; write \.html or \.json"):
         found.save(tmp_path / "a.txt")
 
 
@@ -304,7 +304,7 @@ def test_a_model_with_one_layer() -> None:
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(lp.LilliputError, match=message):
+    with pytest.raises(lp.errors.LilliputError, match=message):
         lp.diagnose(plain(tokens()), target=TARGET, **arguments)
 
 

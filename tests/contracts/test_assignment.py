@@ -193,7 +193,7 @@ def test_a_tied_tensor_takes_what_one_of_its_paths_is_told() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: Any, said: str) -> None:
-    with pytest.raises(lp.LilliputError, match=f"(?s){said}"):
+    with pytest.raises(lp.errors.LilliputError, match=f"(?s){said}"):
         applied(lp.Quantize(weights=given))
 
 

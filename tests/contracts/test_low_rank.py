@@ -266,7 +266,7 @@ def test_the_nearest_for_inputs_leaves_the_least_that_can_be() -> None:
 
 def test_by_inputs_wants_batches() -> None:
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
-    with pytest.raises(lp.LilliputError, match='by="weights"'):
+    with pytest.raises(lp.errors.LilliputError, match='by="weights"'):
         lp.apply(lp.Task(net, example=torch.randn(2, 64)), lp.Recipe([lp.techniques.Factorize(8, by="inputs")]))
-    with pytest.raises(lp.LilliputError, match="did you mean 'inputs'"):
+    with pytest.raises(lp.errors.LilliputError, match="did you mean 'inputs'"):
         lp.techniques.Factorize(8, by="input")  # type: ignore[arg-type]

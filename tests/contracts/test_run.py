@@ -160,7 +160,7 @@ def test_apply_takes_a_model_that_no_graph_holds_whole() -> None:
     small = lp.apply(lp.Task(model, example=X), lp.Recipe([lp.Quantize(weights=lp.Int(8), bias_correction=False)]))
     assert all(encoding_of(small, f"{name}.weight") is not None for name in ("first", "second"))
     close(small(X), model(X), share=0.05)
-    with pytest.raises(lp.LilliputError, match="captured only by"):
+    with pytest.raises(lp.errors.LilliputError, match="captured only by"):
         lp.compress(lp.Task(model, example=X), target=OnnxRuntime(seconds=0))
 
 

@@ -201,7 +201,7 @@ def test_no_reason_is_made_up() -> None:
 def real_targets() -> list[Any]:
     try:
         return [lp.targets.OnnxRuntime(threads=1, seconds=0.1), lp.targets.OpenVino(threads=1, seconds=0.1)]
-    except lp.LilliputError:
+    except lp.errors.LilliputError:
         return [lp.targets.OnnxRuntime(threads=1, seconds=0.1)]
 
 

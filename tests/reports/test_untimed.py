@@ -83,7 +83,7 @@ def test_one_figure_of_a_device_has_no_interval(tmp_path: Path) -> None:
 
 
 def refused(run: Callable[[], object]) -> str:
-    with pytest.raises(lp.LilliputError) as told:
+    with pytest.raises(lp.errors.LilliputError) as told:
         run()
     return str(told.value)
 
@@ -126,5 +126,5 @@ def test_without_measuring_nothing_is_timed_and_no_memory_told() -> None:
     for side in ("before", "after"):
         assert small.data[side]["loading"] is None and measured.data[side]["loading"]["seconds"] > 0
     assert measured.digest == small.digest
-    with pytest.raises(lp.LilliputError, match="measure: is 3"):
+    with pytest.raises(lp.errors.LilliputError, match="measure: is 3"):
         lp.compress(net(), INT8, calibrate=batches(), measure=3)  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def test_the_task_says_what_an_answer_is(said: str | Mapping[str, str], kinds: d
 def test_what_no_output_is_is_refused_before_any_work(said: Any, told: str) -> None:
     steps: list[str] = []
     task = lp.Task(Boxes().eval(), calibrate=batches(), output=said)
-    with pytest.raises(lp.LilliputError, match=told):
+    with pytest.raises(lp.errors.LilliputError, match=told):
         lp.compress(task, target=T, progress=lambda what, done, of: steps.append(what))
     assert not any("encod" in step or "calib" in step for step in steps)
 
@@ -138,7 +138,7 @@ def test_nan_in_one_output_of_many_is_named() -> None:
         level = net.body(held[0])[:, 0]
     worse = held[0][level.argmin()][None]
     recipe = lp.Recipe([lp.Quantize(weights=lp.Int(2, per="tensor"))])
-    with pytest.raises(lp.LilliputError, match="NaN or infinity in different places") as caught:
+    with pytest.raises(lp.errors.LilliputError, match="NaN or infinity in different places") as caught:
         lp.compress(lp.Task(net, example=worse, evaluate=[held[0]], output={"logits": "classes"}), recipe, target=T)
     assert "output boxes" in caught.value.where and "evaluate[0]" in caught.value.where
 
@@ -164,7 +164,7 @@ class Cut(lp.targets.OnnxRuntime):
 def test_a_target_that_answers_otherwise_is_refused(kind: type[lp.targets.OnnxRuntime], sizes: tuple[int, int]) -> None:
     net = Boxes()
     net.box, net.score = nn.Linear(64, sizes[0]), nn.Linear(64, sizes[1])
-    with pytest.raises(lp.LilliputError) as caught:
+    with pytest.raises(lp.errors.LilliputError) as caught:
         lp.compress(lp.Task(net.eval(), calibrate=batches()), target=kind(threads=1, seconds=0))
     told = "shapes" if kind is Cut or sizes[0] != sizes[1] else "computes something else than the module"
     assert told in str(caught.value) and caught.value.next

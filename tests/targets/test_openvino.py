@@ -173,7 +173,7 @@ batches = [torch.ones(1, 4)]
 for made in (lp.targets.OpenVino, lambda: lp.compress(torch.nn.Linear(4, 4), calibrate=batches, target="openvino")):
     try:
         made()
-    except lp.LilliputError as error:
+    except lp.errors.LilliputError as error:
         print(error)
 """
 

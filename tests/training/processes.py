@@ -80,7 +80,7 @@ def stopped(kind: str, step: Finetune, out: Path) -> None:
     given = replace(task("plain"), loss=Spoilt(kind == "failing"))
     try:
         lp.train(given, step, folder=out / f"kept{rank}")
-    except lp.LilliputError as error:
+    except lp.errors.LilliputError as error:
         (out / f"{rank}.txt").write_text(str(error))
 
 

@@ -88,44 +88,56 @@ class Written:
 
 def write(
     path: str | Path,
-    header: Mapping[str, Any],
+    header: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     parts: Iterable[Part],
     coder: entropy.Coder = "dense",
     progress: Progress = lambda done, total: None,
 ) -> Written:
-    """Write a file whole or not at all; a chunk is in memory at a time."""
+    """Write a file whole or not at all; a chunk is in memory at a time.
+
+    A header that is a function is asked for once all parts are written, which are then taken one by one: what they are
+    need not be known before. It has no `deltas`.
+    """
     if coder not in entropy.CODERS:
         raise InputError(f"a coder called {coder!r}", where=str(path), next=nearest(str(coder), entropy.CODERS))
-    listed = list(parts)
-    unfolded = [Entry(part.name, part.dtype, part.shape, part.bits_held, (), b"", 0) for part in listed]
-    total = sum(entry.unfolded_bytes for entry in unfolded)
+    parts = parts if callable(header) else list(parts)
+    total = 0 if callable(header) else sum(_unfolded(part).unfolded_bytes for part in parts)
     with whole_file(path) as file:
-        start = START.pack(HEAD, version_of(header), 0)
+        start = START.pack(HEAD, version_of({} if callable(header) else header), 0)
         file.write(start)
         entries: list[Entry] = []
         digest, done = hashlib.sha256(), 0
-        for part in listed:
+        for part in parts:
             entry = _write_part(file, part, coder, digest, lambda more, done=done: progress(done + more, total))  # type: ignore[misc]
             entries.append(entry)
             done += entry.unfolded_bytes
-        index = {"header": header, "tensors": [entry.plain() for entry in entries], "digest": digest.hexdigest()}
-        text = canonical(index)
-        data = zstandard.ZstdCompressor(level=_LEVEL).compress(text)
-        if len(text) > most_index(len(data)):
-            raise FormatError(
-                f"an index of {len(text):,} bytes, more than readers will unfold",
-                where=str(path),
-                next="store fewer tensors, or under shorter names",
-            )
-        file.write(data + END.pack(len(data), hashlib.sha256(start + data).digest(), TAIL))
+        told = header() if callable(header) else header
+        file.write(_index(path, start, told, entries, digest.hexdigest()))
         size = file.tell()
-        if total > most(size):
+        if done > most(size):
             raise FormatError(
-                f"{total:,} bytes of tensors in a file of {size:,}, more than readers will unfold",
+                f"{done:,} bytes of tensors in a file of {size:,}, more than readers will unfold",
                 where=str(path),
                 next="leave out tensors that hold one value throughout",
             )
     return Written(tuple(entries), digest.hexdigest(), size)
+
+
+def _unfolded(part: Part) -> Entry:
+    return Entry(part.name, part.dtype, part.shape, part.bits_held, (), b"", 0)
+
+
+def _index(path: str | Path, start: bytes, header: Mapping[str, Any], entries: Iterable[Entry], digest: str) -> bytes:
+    """The end of the file: the index, and what tells where it begins and whether it is as it was written."""
+    text = canonical({"header": header, "tensors": [entry.plain() for entry in entries], "digest": digest})
+    data = zstandard.ZstdCompressor(level=_LEVEL).compress(text)
+    if len(text) > most_index(len(data)):
+        raise FormatError(
+            f"an index of {len(text):,} bytes, more than readers will unfold",
+            where=str(path),
+            next="store fewer tensors, or under shorter names",
+        )
+    return data + END.pack(len(data), hashlib.sha256(start + data).digest(), TAIL)
 
 
 def _write_part(

@@ -7,8 +7,8 @@ stored once however many names it has. `docs/format.md` is the specification.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,11 +72,10 @@ def save(
             raise EncodingError("is still being trained", where=name, next="call lilliput.formats.freeze(model) first")
         check_readable(encoder.encoding, name)
     model = private_copy(model) if is_parametrized(model) else model  # `load` and the graph have its tensors folded
-    tensors, described = _contents(model)
-    first, aliases = _once(tensors)
-    arrays = {name: to_array(tensors[name]) for name in first}
-    bits = _code_bits(model)
-    parts = [Part.of(name, x, bits.get(name)) for name, x in arrays.items()]
+    held = contents(model)
+    arrays = {name: to_array(x) for name, x in held.tensors.items()}
+    described = dict(held.described)
+    parts = [Part.of(name, x, held.bits.get(name)) for name, x in arrays.items()]
     if base is not None:
         if Path(base).resolve() == Path(path).resolve():
             what = "would take the place of its own base"
@@ -88,19 +87,46 @@ def save(
         parts += [Part.of(name, x) for name, x in more.items()]
     else:
         described |= {"graph": None, "no_graph": graph}
-    listed, held = asset_parts(assets or {})
-    header = {
-        "kind": "module",
-        "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
-        "edits": [{"edit": to_plain(edit), "tensors": edit.stored(tensors)} for edit in edits_of(model)],
-        "aliases": aliases,
-        "assets": listed,
-        "provenance": provenance or {},
-        **described,
-    }
-    written = write(path, header, [*parts, *held], coder)
+    listed, files = asset_parts(assets or {})
+    header = header_of(model, held.edits, held.aliases, {"assets": listed, "provenance": provenance or {}, **described})
+    written = write(path, header, [*parts, *files], coder)
     sizes = {entry.name: entry.stored_bytes for entry in written.entries}
     return {**sizes, "": written.bytes - sum(sizes.values())}
+
+
+def header_of(
+    model: nn.Module,
+    edits: Sequence[Mapping[str, Any]],
+    aliases: Mapping[str, str],
+    described: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The header of a file of `model`, with what else is `described`."""
+    return {
+        "kind": "module",
+        "model": f"{plain_class(model).__module__}.{plain_class(model).__qualname__}",
+        "edits": edits,
+        "aliases": aliases,
+        **described,
+    }
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file says of a module: its tensors, each once, and what of the header follows from it."""
+
+    tensors: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    bits: Mapping[str, int]  # of each code that count, by the names of packed tensors
+    edits: Sequence[Mapping[str, Any]]
+    described: Mapping[str, Any]  # of tensors that no `state_dict` has
+
+
+def contents(model: nn.Module) -> Contents:
+    """What a file of `model`, which is not being trained, holds."""
+    tensors, described = _contents(model)
+    first, aliases = _once(tensors)
+    edits = [{"edit": to_plain(edit), "tensors": edit.stored(tensors)} for edit in edits_of(model)]
+    return Contents({name: tensors[name] for name in first}, aliases, _code_bits(model), edits, described)
 
 
 def check_readable(thing: Any, where: str) -> None:
@@ -123,9 +149,8 @@ def check_readable(thing: Any, where: str) -> None:
 
 def lossless_bytes(model: nn.Module) -> int:
     """What the tensors of `model` come to by coding alone, to tell apart what a recipe gains and what coding does."""
-    tensors, _ = _contents(model)
-    flat = (np.ascontiguousarray(to_array(tensors[name])).reshape(-1) for name in _once(tensors)[0])
-    return math.ceil(sum(map(bound, flat)))
+    held = contents(model).tensors.values()
+    return math.ceil(sum(bound(np.ascontiguousarray(to_array(x)).reshape(-1)) for x in held))
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,10 @@ class Assignment(Mapping[str, Encoding | None]):
     def activations(self) -> Assignment:
         """The part that names values that flow, for ``Quantize(activations=…)``."""
         return Assignment({name: one for name, one in self.items() if _VALUE.search(name)})
+
+    def within(self, paths: Collection[str]) -> Assignment:
+        """What of it means any of the tensors at `paths`."""
+        return Assignment({name: one for name, one in self.items() if any(_means(name, path) for path in paths)})
 
     def of_path(self, path: str) -> Encoding | None:
         """What a weight gets; None for float.

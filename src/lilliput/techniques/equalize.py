@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from lilliput.encodings import Sparse, tensor_digest
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.carrier.parameters import encoding_of, read, rescaled, shapes, write
 from lilliput.model.rescaling.pairs import Pair, find_pairs
+from lilliput.model.views.view import MULTIPLIES, Call
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
 from lilliput.task import ask, fingerprint
@@ -47,6 +49,15 @@ class Equalize(Technique):
     def needs(self) -> Mapping[str, str]:
         remedy = "give calibrate=, or use Equalize(CrossLayer()), which looks at weights alone"
         return {"calibrate": remedy} if self.by.needs_batches else {}
+
+    @property
+    def needs_whole(self) -> str:
+        return ""  # of pairs between parts nothing is seen, and they stay as they are
+
+    def within(self, weights: Mapping[str, Sequence[Call]]) -> Self | None:
+        return super().within(
+            {path: calls for path, calls in weights.items() if not calls or calls[0].op in MULTIPLIES}
+        )
 
     def apply(self, run: Run) -> None:
         prepare(run)

@@ -83,6 +83,10 @@ class Factorize(Technique):
     def needs(self) -> Mapping[str, str]:
         return {"calibrate": 'give calibrate=, or by="weights"'} if self.by == "inputs" else {}
 
+    @property
+    def needs_whole(self) -> str:
+        return ""
+
     def apply(self, run: Run) -> None:
         prepare(run)
         ranks = self._ranks(run)

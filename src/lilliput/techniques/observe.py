@@ -30,7 +30,7 @@ def statistics(run: Run, wanted: Mapping[str, Observe]) -> dict[str, Statistics]
     questions = {name: ("statistics", name, observe) for name, observe in wanted.items()}
     found = {name: answer for name, question in questions.items() if (answer := floats.known(question)) is not None}
     new = {name: observe for name, observe in wanted.items() if name not in found}
-    seen = observed(floats.model, floats.view(), new, batches, run.example, run.progress) if new else {}
+    seen = observed(floats.model, floats.view(), new, batches.original, run.example, run.progress) if new else {}
     for name, one in seen.items():
         found[name] = floats.ask(questions[name], partial(Answer, tensors=one.pack()))
     return {name: Statistics.unpack(observe, found[name].tensors) for name, observe in wanted.items()}

@@ -266,6 +266,25 @@ class Quantize(Technique):
         left = {path: "what it reads is left in float by activations=" for path in encodings if path not in asked}
         return replace(placed, values=[one for one in values.values() if one], told={**left, **placed.told})
 
+    @property
+    def needs_whole(self) -> str:
+        if self.activations is not None:
+            return "values that flow between parts are seen in the whole network alone"
+        if self.together:
+            return "one list of numbers is fitted to all tensors at once"
+        return "its blocks are found in the whole network" if isinstance(self.rounding, BRECQ) else ""
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        super().check_paths(paths)
+        assigned(self.weights).check("weights", paths)
+
+    def within(self, weights: Mapping[str, Sequence[Call]]) -> Self | None:
+        paths = [path for path in weights if chosen(path, self.where)]
+        rule = assigned(self.weights).within(paths)
+        if not any(rule.of_path(path) for path in paths):
+            return None
+        return replace(self, weights=rule) if isinstance(self.weights, Mapping) else self
+
     def reading_floats(self, paths: Collection[str], layers: Collection[str]) -> Self:
         some = any(chosen(path, self.where) and path not in paths for path in layers)
         rule = {**assigned(self.activations), **dict.fromkeys(map(glob.escape, sorted(paths)))}

@@ -44,5 +44,9 @@ class Share(Technique):
     def needs(self) -> Mapping[str, str]:
         return self.quantize().needs
 
+    @property
+    def needs_whole(self) -> str:
+        return self.quantize().needs_whole
+
     def apply(self, run: Run) -> None:
         self.quantize().apply(run)

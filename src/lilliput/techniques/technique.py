@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,7 +11,7 @@ from lilliput.model.carrier.parameters import shapes
 from lilliput.model.views.view import MULTIPLIES, Call, View
 from lilliput.plain import short_repr
 from lilliput.techniques.run import Run
-from lilliput.techniques.where import Where
+from lilliput.techniques.where import Where, check_where, chosen
 
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"})
 _SUMS = frozenset({"addmm", "baddbmm"})  # whose first operand is added
@@ -54,6 +54,22 @@ class Technique(ABC):
     def times(self) -> bool:
         """Whether it goes by what networks take on the target."""
         return False
+
+    @property
+    def needs_whole(self) -> str:
+        """Why parts of a network, one at a time, do not tell what it does to the whole; empty where they do."""
+        return "it looks at the whole network"
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse names of layers that the network, whose weights lie at `paths`, has not."""
+        check_where(self.where, paths)
+
+    def within(self, weights: Mapping[str, Sequence[Call]]) -> Self | None:
+        """The same step, of a part of the network with these weights; None where it means none of them.
+
+        Each with its calls, or with none where they are not known yet.
+        """
+        return self if any(chosen(path, self.where) for path in weights) else None
 
     def rehearse(self, run: Run) -> None:
         """Try on little what would fail late; done before any step of a recipe."""

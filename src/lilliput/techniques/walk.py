@@ -112,7 +112,7 @@ def walk(run: Run, places: Sequence[Call | Block]) -> Generator[Stop | BlockStop
     """
     model, batches = run.model, batches_of(run, f"what flows into {len(places)} layers or blocks")
     original = as_it_stands(model)
-    with walking(model, batches, places) as now, walking(original, batches, places) as then:
+    with walking(model, batches, places) as now, walking(original, batches.original, places) as then:
         before: Stop | BlockStop | None = None
         for i, place in enumerate(places):
             run.progress("looking at what flows", i, len(places))

@@ -1,0 +1,1 @@
+"""Networks that do not fit in memory: a section at a time is read, fitted, written, and let go of."""
