@@ -79,6 +79,23 @@ def test_without_data(tied: bool, tmp_path: Path) -> None:
     assert (streamed.head.weight_encoded is streamed.embed.weight_encoded) == tied
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_comes_back_on_the_meta_device(tied: bool, tmp_path: Path) -> None:
+    """Whoever streams has no module but a hollow one: it gets numbers, and its ties stay ties."""
+
+    def make() -> nn.Module:
+        return Decoder(tied=tied)
+
+    for name, recipe in {"all": [lp.Quantize(weights=INT4)], "blocks": STEPS["nearest"]}.items():
+        path = tmp_path / f"{name}.lil"
+        lp.stream(path, hollow(make), made(make), lp.Recipe(recipe))
+        found = lp.load(path, into=hollow(make))
+        same(found, lp.load(path, into=made(make, seed=7)))
+        assert (found.head.weight.data_ptr() == found.embed.weight.data_ptr()) == tied or name == "all"
+        with torch.no_grad():
+            close(found(words()[0]), lp.load(path, into=make())(words()[0]))
+
+
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     sizes = []
     for tied in (False, True):

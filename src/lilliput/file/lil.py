@@ -186,7 +186,8 @@ def _code_bits(model: nn.Module) -> dict[str, int]:
 def load(path: str | Path, into: Module, *, base: str | Path | None = None) -> Module:
     """Give `into`, made by the constructor of the saved model, the saved tensors; bit for bit what was saved.
 
-    Nothing in the file is executed. A file that does not fit the module is refused, and the module then unusable. A
+    A module on the meta device gets the tensors themselves, so that none is in memory twice. Nothing in the file is
+    executed. A file that does not fit the module is refused, and the module then unusable. A
     file that holds only what differs from another needs that one as `base`.
 
     >>> import tempfile
@@ -287,6 +288,7 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
     for name in sorted(set(wanted) ^ set(named)):
         side = "the file lacks" if name in wanted else "the module lacks"
         raise FormatError(f"{side} {name!r}", where=where, next=SAME)
+    given: set[int] = set()
     for name, tensor in named.items():
         held = wanted[name]
         if held.is_floating_point() != tensor.is_floating_point():
@@ -298,6 +300,11 @@ def _fill(into: nn.Module, named: Mapping[str, Tensor], where: str) -> None:
             )
         if name.endswith(EXTRA):  # what is asked for is made anew each time
             into.get_submodule(name[: -len(EXTRA) - 1]).set_extra_state(tensor.to(held.device, copy=True))
+        elif held.is_meta:
+            taken = tensor if tensor.data_ptr() not in given else tensor.clone()
+            given.add(taken.data_ptr())
+            made = nn.Parameter(taken, held.requires_grad) if isinstance(held, nn.Parameter) else taken
+            torch.utils.swap_tensors(held, made)  # under all names that it has
         elif held.data_ptr() != tensor.data_ptr() or not held.numel():
             _give(held, tensor.to(held.device, copy=True))
 

@@ -85,7 +85,7 @@ def give_buffer(root: nn.Module, path: str, x: Tensor) -> None:
         raise FormatError(f"{type(owner).__name__} has no such buffer", where=path, next="give the constructor used")
     held = owner._buffers[name]
     _check_shape(held, x, path)
-    owner._buffers[name] = x if held is None else x.to(held.device)
+    owner._buffers[name] = x if held is None or held.is_meta else x.to(held.device)
 
 
 def give_attribute(root: nn.Module, place: Sequence[Any], x: Tensor) -> None:
@@ -109,7 +109,7 @@ def _exchanged(value: Any, place: Sequence[Any], x: Tensor, where: str) -> Any:
         if value is not None and not isinstance(value, Tensor):
             raise FormatError(f"a {type(value).__name__} where the file has a tensor", where=where)
         _check_shape(value, x, where)
-        return x if value is None else x.to(value.device)
+        return x if value is None or value.is_meta else x.to(value.device)
     key, *rest = place
     known = isinstance(value, Mapping) and key in value
     if not known and not (type(value) in (list, tuple) and type(key) is int and 0 <= key < len(value)):
