@@ -21,6 +21,7 @@ from lilliput.delivery import Result, copied, finished, graph_of
 from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import Built, build
+from lilliput.engine.halves import given_back, in_float32
 from lilliput.engine.paying import paying
 from lilliput.engine.resume import RECORD, check_same, conditions
 from lilliput.engine.run import Driver
@@ -106,7 +107,8 @@ def apply(
     """The model with a recipe followed, and no more: nothing is built, timed, judged or written.
 
     The model is copied and never changed. `target` says what it wants encoded. A model that cannot be captured whole
-    may have its weights pruned or quantized alone. With a `folder`, a killed run goes on there when it is begun again.
+    may have its weights pruned or quantized alone. One in float16 or bfloat16 is computed in float32, as are its inputs
+    in those, and comes back as it came. With a `folder`, a killed run goes on there when it is begun again.
 
     Raises LilliputError as `compress` does.
 
@@ -121,10 +123,10 @@ def apply(
         raise InputError("nothing to apply", where="recipe", next="give lp.Recipe([…]); compress finds one by itself")
     task = _checked(task, recipe, calibrate, "apply")
     store = Store(None if folder is None else Path(folder))
-    driver, _ = begin(task, target_called(target), store, progress, recipe, builds=False)
+    driver, _ = begin(in_float32(task), target_called(target), store, progress, recipe, builds=False)
     follow(recipe, driver)
     driver.settle()
-    return driver.model
+    return given_back(driver.model, task.model)
 
 
 @ordinary_modes()

@@ -1,5 +1,7 @@
 """Models and inputs in other floats than float32: refused before any work, with a remedy that works when followed.
 
+`apply` takes models in half precision: it computes in float32, and gives them back as they came. Files hold them too.
+
 Found in use: a model in half precision was refused with `model.float()` as the remedy, which helps neither where the
 inputs are half too, nor where the model's own code converts. Right is: the message names the model, the inputs and the
 fields that give them; each remedy told is followed here, and what comes of it answers as the module does in float32.
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
@@ -138,3 +141,51 @@ def test_buffers_in_half_are_the_models_own_affair() -> None:
     net = Net()
     net.shift = net.shift.half()
     right(compress(net, batches()), net, batches())
+
+
+HALVES = [torch.float16, torch.bfloat16]
+STEPS: dict[str, Any] = {
+    "weights": lp.Quantize(weights=lp.Int(4)),
+    "by what flows": lp.Quantize(weights=lp.Int(4), rounding=lp.rounding.GPTQ()),
+    "what flows too": lp.Quantize(weights=lp.Int(8), activations=lp.Int(8)),
+    "zeros": lp.Prune("weights", 0.5),
+    "channels": lp.Prune("channels", 0.5, multiple=1),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("step", STEPS)
+def test_apply_computes_in_float32(step: str, dtype: torch.dtype) -> None:
+    """What is stored is what the float32 network of the same numbers becomes; what comes back is in half."""
+    net, recipe = Net().to(dtype).eval(), lp.Recipe([STEPS[step]])
+    found = lp.apply(net, recipe, calibrate=batches(dtype), target="eager")
+    given = [x.to(dtype).float() for x in batches()]
+    right = lp.apply(copy.deepcopy(net).float(), recipe, calibrate=given, target="eager")
+    assert {x.dtype for x in found.parameters()} | {found.first.weight.dtype, found.shift.dtype} == {dtype}
+    stored = {name: x for name, x in right.state_dict().items() if "_encoded" in name}
+    held = found.state_dict()
+    assert held.keys() == right.state_dict().keys() and (stored or step == "channels")
+    assert [name for name, x in stored.items() if not torch.equal(held[name], x)] == []
+    with torch.no_grad():
+        close(copy.deepcopy(found).float()(given[0]), right(given[0]), share=0.02)
+        close(found(batches(dtype)[0]).float(), right(given[0]), share=0.02)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_files_of_what_apply_gives(dtype: torch.dtype, tmp_path: Any) -> None:
+    net = lp.apply(Plain().to(dtype).eval(), WEIGHTS, calibrate=batches(dtype))
+    lp.save(tmp_path / "net.lil", net)
+    found = lp.load(tmp_path / "net.lil", into=Plain().to(dtype))
+    for name, x in net.state_dict().items():
+        assert torch.equal(found.state_dict()[name], x) and found.state_dict()[name].dtype == x.dtype
+    with torch.no_grad():
+        assert torch.equal(found(batches(dtype)[0]), net(batches(dtype)[0]))
+
+
+def test_parts_in_half_stay_so() -> None:
+    net = half(Net(), torch.bfloat16).eval()
+    found = lp.apply(net, WEIGHTS, calibrate=batches())
+    assert (found.first.weight.dtype, found.first.bias.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (found.last.weight.dtype, found.shift.dtype) == (torch.float32, torch.float32)
+    with torch.no_grad():
+        close(found(batches()[0]), net(batches()[0]), share=0.02)
