@@ -665,3 +665,16 @@ def test_scales_and_minima_of_groups_are_those_of_k_quants() -> None:
     codes = held["codes"].double().reshape(2, 8, 32)
     close(found.decode().double().reshape(2, 8, 32), (d * s)[..., None] * codes - (least * m)[..., None], atol=1e-6)
     assert float((found.decode() - x).norm() / x.norm()) < 0.085
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 6, 8])
+def test_parameters_held_among_integers_are_held_again_as_they_are(bits: int, symmetric: bool) -> None:
+    """Whatever is loaded, trained on and frozen holds its scales and minima anew: they must not creep."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 8, generator=draw) * torch.rand(400, 1, generator=draw)
+    encoding = Int(bits, symmetric=symmetric)
+    once = encoding.hold(x).decode()
+    assert torch.equal(encoding.hold(once).decode(), once)
+    plain = encoding.represent(x)
+    assert float((once - plain.decode()).abs().max()) <= 1.001 * float(plain.decoded_parts()["scale"].max())

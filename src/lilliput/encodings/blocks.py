@@ -180,7 +180,7 @@ def held_bits(encoding: Encoding | None, shape: tuple[int, ...]) -> int:
 
 def held_scale(scale: Tensor, encoding: Encoding | None) -> Tensor:
     """Scales as they will be held; blocks whose steps vanish there are next to nothing, unless all do."""
-    held = scale if encoding is None else encoding.represent(encoding.above_zero(scale)).decode()
+    held = scale if encoding is None else encoding.hold(encoding.above_zero(scale)).decode()
     if held.numel() and not bool((held > 0).any()):
         raise EncodingError(
             f"steps of {scale.max().item():.3g} vanish in {encoding}", next="use scale=BFloat16() or scale=None"

@@ -173,6 +173,10 @@ class Encoding(ABC):
         parameters = self.fit(x) if parameters is None else parameters
         return Encoded(self, tuple(x.shape), x.dtype, self.encode(x, parameters))
 
+    def hold(self, x: Tensor) -> Encoded:
+        """Parameters of another encoding, encoded so that what is decoded and held again is the same."""
+        return self.represent(x)
+
     def check_parts(self, shape: tuple[int, ...], parts: Mapping[str, Part]) -> None:
         """Refuse, by a ValueError, parts that a file may claim and that cannot be decoded, or to another size."""
         shapes = {name: tuple(part.shape) for name, part in parts.items()}

@@ -22,9 +22,11 @@ from lilliput.encodings.blocks import (
     spread,
     whole,
 )
-from lilliput.encodings.encoding import Encoding, Part
+from lilliput.encodings.encoding import Encoded, Encoding, Part
 from lilliput.encodings.floats import BFloat16, Float16, Scale
 from lilliput.errors import EncodingError
+
+_EXACT = 1 << 16  # the significand of a scale whose products with codes of 8 bits are exact in single precision
 
 
 @torch.library.custom_op("lilliput::decode_int", mutates_args=())
@@ -171,7 +173,7 @@ class Uniform(Blocked):
         self.blocks(x)  # refuses groups that do not divide
         parts: dict[str, Part] = {"codes": self.codes(x.detach(), parameters), **parameters}
         for name, held in self.nested().items():
-            parts[name] = held.represent(parameters[name])
+            parts[name] = held.hold(parameters[name])
         return parts
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -189,7 +191,7 @@ class Uniform(Blocked):
         if "offset" in given:
             given["offset"] = as_if(given["offset"].round().clamp(*self.limits), given["offset"])
         if "minimum" in given and self.minimum is not None:
-            given["minimum"] = as_if(self.minimum.represent(given["minimum"].detach()).decode(), given["minimum"])
+            given["minimum"] = as_if(self.minimum.hold(given["minimum"].detach()).decode(), given["minimum"])
         return given
 
     def way(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
@@ -297,6 +299,13 @@ class Int(Uniform):
         held = {name: encoding.dividing(shaped) for name, encoding in found.nested().items()}
         return None if None in held.values() else replace(found, **held)  # type: ignore[arg-type]
 
+    def hold(self, x: Tensor) -> Encoded:
+        """With scales of so few bits that products with codes are exact: what is held again is then the same."""
+        own = self.fit(x)
+        fraction, exponent = torch.frexp(own["scale"])
+        scale = torch.ldexp(torch.round(fraction * _EXACT) / _EXACT, exponent)
+        return self.represent(x, {**own, "scale": scale})
+
     def above_zero(self, x: Tensor) -> Tensor:
         step = spread(self.fit(x)["scale"].float(), tuple(x.shape), self.axis, self.group or 0)
         return torch.maximum(x, step)
@@ -312,7 +321,7 @@ class Int(Uniform):
         first, last = self.limits
         shaped = self.parameter_shape(shape)
         if self.minimum is not None:
-            minimum = self.minimum.represent(low.float().reshape(shaped)).decode()
+            minimum = self.minimum.hold(low.float().reshape(shaped)).decode()
             scale = ((high.float().reshape(shaped) - minimum) / (last - first)).clamp(min=0)
             return {"scale": held_scale(_filled(scale, self.scale), self.scale), "minimum": minimum}
         low, high = low.float().clamp(max=0), high.float().clamp(min=0)
