@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
+from torch import nn
 
 from lilliput.blame.blame import _even, _Found
-from lilliput.blame.causes import of_runtime, of_value
-from lilliput.blame.facts import ValueFacts
+from lilliput.blame.causes import of_runtime, of_value, of_weight
+from lilliput.blame.facts import ValueFacts, WeightFacts, weight_facts
 from lilliput.blame.places import Place
+from lilliput.encodings import Encoding, Int, LowRank
+from lilliput.model.carrier.carrier import attach
 
 PLACE = Place("conv.weight", "conv2d", "conv.weight", None, (), (), ())
 
@@ -35,6 +41,36 @@ def test_a_value_is_blamed_only_for_what_is_out_of_the_ordinary() -> None:
     assert of_value(PLACE, value(spread=40.0))[0].kind == "outlier channel"
     assert of_value(PLACE, value(peak=60.0))[0].kind == "long tail"
     assert of_value(PLACE, value(bits=4))[0].kind == "few bits"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kinds"),
+    [
+        (LowRank(2), ["low rank"]),
+        (LowRank(2, Int(4)), ["low rank"]),  # more bits would change next to nothing
+        (LowRank(12, Int(3)), ["few bits"]),
+        (LowRank(12, Int(8)), []),
+        (Int(4), ["few bits"]),
+    ],
+    ids=repr,
+)
+def test_a_low_rank_is_blamed_where_more_bits_would_not_help(encoding: Encoding, kinds: list[str]) -> None:
+    torch.manual_seed(0)
+    exact = nn.Sequential(nn.Conv2d(4, 12, 3))
+    place = Place("0.weight", "conv2d", "0.weight", None, (), (), ())
+    small = copy.deepcopy(exact)
+    x = exact[0].weight.detach()
+    attach(small, ("0.weight",), encoding.for_weight().represent(x))
+    facts = weight_facts(exact, small, place)
+    assert isinstance(facts, WeightFacts)
+    found = of_weight(place, facts)
+    assert [cause.kind for cause in found] == kinds
+    if kinds == ["low rank"]:
+        squares = torch.linalg.svdvals(x.flatten(1)).square()
+        left_out = float(squares[2:].sum() / squares.sum())
+        assert f"leaves out {100 * left_out:.0f} % of its sum of squares" in found[0].says
+        assert 'Factorize(4, where="0")' in found[0].remedies[0]
+        assert not any("bits" in remedy for cause in found for remedy in cause.remedies)
 
 
 def test_where_no_layer_is_to_blame_it_is_said() -> None:

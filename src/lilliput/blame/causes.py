@@ -18,6 +18,7 @@ _REACH = 1.5  # of what flows over the calibrated range
 _NARROW = 0.25  # of the calibrated range
 _FEW_PRODUCTS = 32  # summed for one output: errors hardly average out
 _ZEROS = 0.3
+_CUT = 0.5  # of a weight's noise, that its rank makes
 _RUNTIME_DB = 3.0  # that the runtime may add to what the module itself loses
 
 
@@ -33,6 +34,8 @@ class Cause:
 
 def of_weight(place: Place, facts: WeightFacts) -> list[Cause]:
     """The causes that lie in a weight, the likeliest first."""
+    if cut := _low_rank(place, facts):
+        return [cut]  # what more bits leave as it is
     found = (_one_scale(place, facts), _emptied(facts), _few_bits(place, facts), _peak(place, facts), _pruned(facts))
     known = _ordered(found)
     return known or _ordered([_depthwise(place, facts)])
@@ -103,6 +106,19 @@ def _one_scale(place: Place, facts: WeightFacts) -> Cause | None:
         f"{depthwise}",
         ('one scale a channel: Int(8, per="channel"), the default',),
         math.log2(facts.spread / _SHARED_SPREAD) + 3,
+    )
+
+
+def _low_rank(place: Place, facts: WeightFacts) -> Cause | None:
+    share = facts.cut * 10 ** ((math.inf if facts.db is None else facts.db) / 10)
+    if facts.rank is None or facts.db is None or share < _CUT:
+        return None
+    return Cause(
+        "low rank",
+        f"a product of rank {facts.rank} leaves out {_percent(facts.cut)} of its sum of squares, which makes "
+        f"{_percent(min(share, 1.0))} of the error",
+        (f'a higher rank here: a Factorize({2 * facts.rank}, where="{place.pattern}") of its own', leave_out(place)),
+        4 * min(share, 1.0),
     )
 
 

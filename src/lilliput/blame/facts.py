@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.blame.places import Place, encoded_weights
-from lilliput.encodings import Encoding, Int, Sparse
+from lilliput.encodings import Encoding, Int, LowRank, Sparse
 from lilliput.encodings.blocks import Blocked
 from lilliput.measure import Noise
 from lilliput.model.carrier.carrier import tensors
@@ -34,6 +34,8 @@ class WeightFacts:
     channels: int
     zeros: float  # share of weights that became zero
     products: int  # summed for one output
+    rank: int | None = None  # of a product of two factors
+    cut: float = 0.0  # share of the weight's sum of squares that its rank leaves out, at least
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def weight_facts(exact: nn.Module, small: nn.Module, place: Place) -> WeightFact
         channels=len(rows),
         zeros=float((now == 0).float().mean()),
         products=rows.shape[1],
+        rank=encoding.rank if isinstance(encoding, LowRank) else None,
+        cut=_cut(was, encoding.rank) if isinstance(encoding, LowRank) else 0.0,
     )
 
 
@@ -195,5 +199,13 @@ def _spread(ranges: Tensor) -> float:
     return float(held.max() / held.median()) if held.numel() else 1.0
 
 
+def _cut(x: Tensor, rank: int) -> float:
+    """Of the sum of squares, what no product of this rank holds."""
+    squares = torch.linalg.svdvals(x.flatten(1)).double().square()
+    return float(squares[rank:].sum() / squares.sum().clamp(min=1e-30))
+
+
 def _bits(encoding: Encoding | None) -> int:
+    if isinstance(encoding, LowRank):
+        return _bits(encoding.factors)
     return 32 if encoding is None else encoding.code_bits or 16
