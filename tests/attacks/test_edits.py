@@ -84,6 +84,43 @@ def test_only_by_what_is_listed(by: str, refused: Any) -> None:
     refused("no module may be replaced by", load, more(kind="Replace", path="thin", by=by))
 
 
+DIVIDED: dict[str, tuple[dict[str, Any], str]] = {
+    "the model itself": ({"path": ""}, "no such module"),
+    "what holds an encoding": ({"path": "conv.weight_encoded"}, "no such module"),
+    "through a dunder": ({"path": "__class__.x"}, "no such module"),
+    "what is encoded": ({}, "is not a plain convolution"),
+    "what is no convolution": ({"path": "last"}, "Linear is not a plain convolution"),
+    "channels without end": ({"outputs": [1 << 62, 8]}, "is not a plain|parts of"),
+    "channels of a fraction": ({"outputs": [2.0, 8]}, "cannot be read"),
+    "channels that are true": ({"outputs": [True, 8]}, "cannot be read"),
+    "channels that are a number": ({"outputs": 8}, "cannot be read"),
+    "axes that are numbers": ({"axes": [0, 1]}, "cannot be read"),
+    "a field too few": ({"groups": None}, "cannot be read"),
+    "layers of its own": ({"axes": [{"kind": "Replace", "path": "fc"}, [0, 1]]}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", DIVIDED)
+def test_only_convolutions_are_divided(kind: str, refused: Any) -> None:
+    fields, hint = DIVIDED[kind]
+    plain = {"kind": "Divide", "path": "conv", "outputs": [2, 8], "axes": [[0], [1]], "groups": [1, 1]}
+    refused(hint, load, more(**{**plain, **fields}))
+
+
+def test_a_layer_is_not_divided_twice(refused: Any) -> None:
+    plain = {"kind": "Divide", "path": "conv", "outputs": [2, 8], "axes": [[0], [1]], "groups": [1, 1]}
+
+    def twice(header: dict[str, Any]) -> None:
+        header["edits"][:0] = [{"edit": plain, "tensors": {}}] * 2
+
+    refused("changed twice", load, twice)
+
+
+def test_parts_need_their_tensors(refused: Any) -> None:
+    plain = {"kind": "Divide", "path": "conv", "outputs": [2, 8], "axes": [[0], [1]], "groups": [1, 1]}
+    refused("has no tensor|lacks", load, lambda header: header["edits"].insert(0, {"edit": plain, "tensors": {}}))
+
+
 UNREADABLE: dict[str, Any] = {
     "null": None,
     "a list": [],

@@ -121,9 +121,10 @@ def test_every_number_format_answers_as_it_did() -> None:
     assert held | {"Sparse", "LowRank"} == ENCODINGS.keys()  # which are in other files
 
 
-def test_products_answer_as_they_did_in_the_module_and_in_the_graph() -> None:
-    expected = np.array(EXPECTED[golden.PRODUCTS.name]["output"])
-    for net in (lilliput.load(golden.PRODUCTS, golden.Products()), lilliput.open(golden.PRODUCTS, threads=1)):
+@pytest.mark.parametrize("file", [golden.PRODUCTS, golden.DIVIDED], ids=lambda path: path.stem)
+def test_products_and_parts_answer_as_they_did_in_the_module_and_in_the_graph(file: Path) -> None:
+    expected = np.array(EXPECTED[file.name]["output"])
+    for net in (lilliput.load(file, golden.Products()), lilliput.open(file, threads=1)):
         with torch.no_grad():
             close(net(golden.example()).reshape(-1).numpy(), expected, atol=2e-4)
 

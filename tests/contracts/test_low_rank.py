@@ -20,7 +20,8 @@ from lilliput.file.container import Reader
 from lilliput.measure import macs
 from lilliput.model.carrier.parameters import encoding_of, read
 from lilliput.model.views.inputs import Inputs, dynamic_axes
-from lilliput.techniques.factorize import nearest_for, rank_keeping
+from lilliput.techniques.factorize import nearest_for
+from lilliput.techniques.forms import keeping
 from lilliput.techniques.technique import Technique
 
 
@@ -145,8 +146,9 @@ def test_each_way_to_say_how_far_gives_the_ranks_that_it_says() -> None:
 
 def test_the_rank_that_keeps_energy_is_the_least() -> None:
     x = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0]))
-    assert [rank_keeping(x, energy) for energy in (0.5, 0.64, 0.65, 0.9, 0.93, 0.999)] == [1, 1, 2, 2, 3, 3]
-    assert rank_keeping(torch.zeros(3, 4), 0.5) == 1
+    found = [keeping("product", x, energy) for energy in (0.5, 0.64, 0.65, 0.9, 0.93, 0.999)]
+    assert found == [(1,), (1,), (2,), (2,), (3,), (3,)]
+    assert keeping("product", torch.zeros(3, 4), 0.5) == (1,)
 
 
 def test_a_later_format_is_that_of_the_factors() -> None:

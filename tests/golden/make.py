@@ -22,6 +22,7 @@ from golden import (
     ANSWER,
     BASES,
     DELTAS,
+    DIVIDED,
     DTYPES,
     EXPECTED,
     FILES,
@@ -57,6 +58,7 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.file.delta import difference
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
+from lilliput.model.division import Divide
 from lilliput.model.edits.edits import EncodeTensor, EncodeValue, SetTensor
 from lilliput.model.edits.structure import Replace
 from lilliput.model.views.inputs import Inputs
@@ -72,7 +74,7 @@ def main() -> None:
         sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
     torch.set_num_threads(1)
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
-    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas, PRODUCTS: products}
+    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas, PRODUCTS: products, DIVIDED: divided}
     expected |= {path.name: makers[path](path) for path in missing}
     EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in missing:
@@ -157,7 +159,7 @@ def formats(path: Path) -> dict[str, Any]:
 
 def products(path: Path) -> dict[str, Any]:
     """Write the file of a module whose weights are products, with its graph; what must come out."""
-    net, x = Products().eval(), example()
+    net = Products().eval()
     given = {"conv": LowRank(3), "fc": LowRank(2, Float16()), "last": LowRank(4, Int(6))}
     with torch.no_grad():
         for i, parameter in enumerate(net.parameters()):
@@ -166,6 +168,32 @@ def products(path: Path) -> dict[str, Any]:
         parts = encoding.represent(drawn(*net.get_parameter(f"{layer}.weight").shape, seed=320 + i) / 2).tensors()
         shape = tuple(net.get_parameter(f"{layer}.weight").shape)
         EncodeTensor((f"{layer}.weight",), encoding, shape, "float32").apply(net, parts)
+    return built_inside(path, net)
+
+
+def divided(path: Path) -> dict[str, Any]:
+    """Write the file of a module one layer of which is in parts, and whose weights have minima, with its graph."""
+    net = Products().eval()
+    Divide("conv", (4, 6, 8), ((), (0, 1), ()), (1, 2, 1)).apply(net, {})
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=400 + i) / 2)
+    six = Int(6, group=2, symmetric=False)
+    given = {
+        "conv.1": Int(4, symmetric=False, minimum=BFloat16()),
+        "fc": Int(4, group=2, symmetric=False, scale=six, minimum=six),
+        "last": Int(3, group=8, symmetric=False, scale=Float16(), minimum=Float16()),
+    }
+    for layer, encoding in given.items():
+        x = net.get_parameter(f"{layer}.weight").detach()
+        parts = encoding.represent(x).tensors()
+        EncodeTensor((f"{layer}.weight",), encoding, tuple(x.shape), "float32").apply(net, parts)
+    return built_inside(path, net)
+
+
+def built_inside(path: Path, net: torch.nn.Module) -> dict[str, Any]:
+    """Write the file of a module with its graph; what must come out."""
+    x = example()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         built, out = Path(folder) / "net.onnx", net(x)
         OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})

@@ -103,7 +103,13 @@ def _show(found: Mapping[str, Any]) -> None:
     console.print("\nbytes", *(f"{count:>14,}  {what}" for what, count in _summed(found)), sep="\n")
 
 
-_TOLD = ("SetTensor", "Replace", "LeaveOut", "KeepChildren")  # edits of which `sizes` and encodings say nothing
+_TOLD = (
+    "SetTensor",
+    "Replace",
+    "LeaveOut",
+    "Divide",
+    "KeepChildren",
+)  # of which `sizes` and encodings say nothing
 
 
 def _besides(found: Mapping[str, Any]) -> list[str]:
@@ -131,6 +137,8 @@ def _edit(entry: Mapping[str, Any]) -> str:
         return (
             f"{edit['path']} is left out: {'zeros stand' if edit.get('zeros') else 'what it is given stands'} in for it"
         )
+    if edit["kind"] == "Divide":
+        return f"{edit['path']} is divided into parts of {edit.get('outputs')} channels"
     if edit["kind"] == "KeepChildren":
         return f"{edit['container'] or 'the model'} keeps modules {edit.get('kept')} of {edit.get('count')}"
     return f"{edit['path']} was added"

@@ -16,6 +16,7 @@ from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
+from lilliput.model.division import Divide
 from lilliput.model.edits.copies import check_apart
 from lilliput.model.edits.edits import EncodeTensor, Train
 from lilliput.model.edits.structure import KeepChildren, LeaveOut, Resize
@@ -162,7 +163,7 @@ def _outputs(shapes: list[tuple[tuple[int, ...], torch.dtype]]) -> str:
     return ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in shapes) or "nothing"
 
 
-_CHANGES = EncodeTensor | KeepChildren | LeaveOut | Resize | Train  # edits that a recipe is for
+_CHANGES = EncodeTensor | KeepChildren | LeaveOut | Divide | Resize | Train  # edits that a recipe is for
 
 
 def follow(recipe: Recipe, driver: Driver) -> None:

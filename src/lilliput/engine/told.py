@@ -11,8 +11,8 @@ from torch import nn
 
 from lilliput.model.edits.edit import Edit
 from lilliput.model.edits.edits import EncodeTensor
-from lilliput.model.edits.origins import children, of_tensor, origins, renamed
-from lilliput.model.edits.structure import KeepChildren, LeaveOut
+from lilliput.model.edits.origins import MOVES, children, of_tensor, origins, parts, renamed
+from lilliput.model.edits.structure import KeepChildren
 
 
 @dataclass
@@ -60,16 +60,17 @@ class Told:
             if path not in self._lasting:
                 self.skipped.pop(path, None)
             self._notes[path] = {text: lasting for text, lasting in self._notes.get(path, {}).items() if lasting}
-        if isinstance(edit, KeepChildren | LeaveOut):
+        if isinstance(edit, MOVES):
             self._rename(edit)
 
     def _rename(self, edit: Edit) -> None:
-        """What is known by paths follows modules that are numbered anew; of what goes nothing is told any more."""
+        """What is known by paths follows modules; of what goes, or is divided, nothing is told any more."""
         names = children(self.origins, edit.container) if isinstance(edit, KeepChildren) else ()
 
         def moved(known: Mapping[str, Any]) -> dict[str, Any]:
             found = {renamed(path, edit, names): x for path, x in known.items()}
             return {path: x for path, x in found.items() if path is not None}
 
-        self.origins, self._notes, self.skipped = moved(self.origins), moved(self._notes), moved(self.skipped)
+        self.origins = moved(self.origins) | parts(self.origins, edit)
+        self._notes, self.skipped = moved(self._notes), moved(self.skipped)
         self._lasting = set(moved(dict.fromkeys(self._lasting)))

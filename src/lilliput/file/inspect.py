@@ -88,7 +88,13 @@ def _text(data: Any) -> str:
     return data
 
 
-_TEXTS = {"SetTensor": ("path",), "Replace": ("path",), "LeaveOut": ("path",), "KeepChildren": ("container",)}
+_TEXTS = {
+    "SetTensor": ("path",),
+    "Replace": ("path",),
+    "LeaveOut": ("path",),
+    "Divide": ("path",),
+    "KeepChildren": ("container",),
+}
 
 
 def _encoded(reader: Reader) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ from lilliput.errors import RecipeError, nearest
 from lilliput.model.carrier.parameters import encoding_of, read, shapes
 from lilliput.model.views.view import Call
 from lilliput.techniques.choice import NEAREST, Choice
+from lilliput.techniques.divide import divide, why_not
 from lilliput.techniques.encode import encode, prepare, remembered
+from lilliput.techniques.forms import Form, Ranks, keeping, leaving, most, numbers, rounded
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.run import Answer, Run, counted
 from lilliput.techniques.technique import Technique, used_weights
@@ -45,8 +47,14 @@ class Factorize(Technique):
     The factors are the nearest to the weights, or, with ``by="inputs"``, those whose answers are nearest for what flows
     into the layer, layer by layer, each seeing what those before it really give. That wants calibration batches.
 
+    With another `form` a convolution becomes several, under its path, and is no longer one weight: ``"spatial"``, of
+    H x 1 and then of 1 x W; ``"tucker"``, points to fewer channels, the kernel between these, and points to all
+    outputs, at two ranks; ``"separable"``, a number of filters for each input by itself, `rank`, then points. What
+    is no plain convolution in one group, tied, or encoded already is left out and listed.
+
     A later `Quantize` rounds the factors. Sources: Denton et al. 2014, arXiv 1404.0736, and Zhang et al. 2015, arXiv
-    1505.06798; by inputs Chen et al., "DRONE", 2021, and Wang et al., "SVD-LLM", 2024, arXiv 2403.07378.
+    1505.06798; of the forms in `spatial`, `tucker` and `separable`; by inputs Chen et al., "DRONE", 2021, and Wang et
+    al., "SVD-LLM", 2024, arXiv 2403.07378.
 
     >>> Factorize(energy=0.9), Factorize(64, where="*.mlp.*")
     (Factorize(energy=0.9), Factorize(where='*.mlp.*', rank=64))
@@ -57,6 +65,7 @@ class Factorize(Technique):
     amount: float | None = None  # over 0 and under 1
     multiple: int | None = None  # what ranks are rounded to; None: what the target likes
     by: By = "weights"  # what the factors are to be near for
+    form: Form = "product"  # what a layer becomes
 
     def __post_init__(self) -> None:
         given = [name for name in _WAYS if getattr(self, name) is not None]
@@ -70,8 +79,11 @@ class Factorize(Technique):
             if value is not None and not 0 < value < 1:
                 raise RecipeError(f"Factorize with {name}={value}", next="give a fraction between 0 and 1")
 
-        if self.by not in get_args(By):
-            raise RecipeError(f"Factorize by={self.by!r}", next=nearest(str(self.by), get_args(By)))
+        for name, known in (("by", get_args(By)), ("form", get_args(Form))):
+            if (value := getattr(self, name)) not in known:
+                raise RecipeError(f"Factorize {name}={value!r}", next=nearest(str(value), known))
+        if self.by == "inputs" and self.form != "product":
+            raise RecipeError(f"Factorize by inputs, form={self.form!r}", next='use by="weights", or form="product"')
         if self.multiple is not None and self.multiple < 1:
             raise RecipeError(f"Factorize to multiples of {self.multiple}", next="give a whole number of 1 or more")
 
@@ -90,10 +102,13 @@ class Factorize(Technique):
     def apply(self, run: Run) -> None:
         prepare(run)
         ranks = self._ranks(run)
+        if self.form != "product":
+            divide(run, self.form, {path: of for path, (of, _) in ranks.items()})
+            return
         seen = {path: calls[0] for path, (_, calls) in ranks.items() if self.by == "inputs" and can_be_seen(calls[0])}
         with ExitStack() as held:
             stops = held.enter_context(closing(walk(run, list(seen.values())))) if seen else iter(())
-            for path, (rank, calls) in counted(run, "encoding", ranks.items()):
+            for path, ((rank,), calls) in counted(run, "encoding", ranks.items()):
                 if path in seen:
                     stop = next(stops)
                     assert isinstance(stop, Stop)
@@ -104,47 +119,46 @@ class Factorize(Technique):
                         run.note(path, f"near to its weights: what {calls[0].op} reads is not looked at")
             next(stops, None)
 
-    def _ranks(self, run: Run) -> dict[str, tuple[int, Sequence[Call]]]:
-        """The weights that become products, with their ranks and the calls that use them; all others are reported."""
-        used, known, found = used_weights(run), shapes(run.model), dict[str, tuple[int, Sequence[Call]]]()
+    def _ranks(self, run: Run) -> dict[str, tuple[Ranks, Sequence[Call]]]:
+        """The weights that get smaller, with their ranks and the calls that use them; all others are reported."""
+        used, known, found = used_weights(run), shapes(run.model), dict[str, tuple[Ranks, Sequence[Call]]]()
         check_where(self.where, list(used))
         for path, calls in used.items():
-            outputs, inputs = known[path][0], prod(known[path][1:])
             if not chosen(path, self.where):
                 run.skip(path, f"left out by where={self.where!r}")
-            elif why := _why_not(run, path, calls):
+            elif why := self._why_not(run, path, calls):
                 run.skip(path, why)
-            elif (rank := self._rank_of(run, path, outputs, inputs)) * (outputs + inputs) < outputs * inputs:
-                found[path] = rank, calls
             else:
-                sizes = f"{outputs} × {rank} and {rank} × {inputs}"
-                run.skip(path, f"factors of {sizes} are no smaller than its {outputs} × {inputs}")
+                ranks, whole = self._ranks_of(run, path, known[path]), prod(known[path])
+                if numbers(self.form, known[path], ranks) < whole:
+                    found[path] = ranks, calls
+                else:
+                    run.skip(path, self._no_smaller(ranks, known[path]))
         return found
 
-    def _rank_of(self, run: Run, path: str, outputs: int, inputs: int) -> int:
+    def _why_not(self, run: Run, path: str, calls: Sequence[Call]) -> str:
+        return _why_not(run, path, calls) if self.form == "product" else why_not(run, self.form, path, calls)
+
+    def _no_smaller(self, ranks: Ranks, shape: tuple[int, ...]) -> str:
+        if self.form != "product":
+            kept = f"{numbers(self.form, shape, ranks):,} numbers"
+            return f"parts of rank {' and '.join(map(str, ranks))} hold {kept}, no fewer than its {prod(shape):,}"
+        outputs, inputs, rank = shape[0], prod(shape[1:]), ranks[0]
+        sizes = f"{outputs} × {rank} and {rank} × {inputs}"
+        return f"factors of {sizes} are no smaller than its {outputs} × {inputs}"
+
+    def _ranks_of(self, run: Run, path: str, shape: tuple[int, ...]) -> Ranks:
+        top, form = most(self.form, shape), self.form
         if self.rank is not None:
-            return self.rank
-        multiple = self.multiple or run.target.multiple
+            return (self.rank,) if form == "product" else tuple(min(self.rank, one) for one in top)
+        multiple = 1 if form == "separable" else self.multiple or run.target.multiple
         if self.amount is not None:
-            rank = max(1, int((1 - self.amount) * outputs * inputs / (outputs + inputs)))
-            return rank if rank < 2 * multiple else rank // multiple * multiple
+            return tuple(rounded(rank, multiple, up=False) for rank in leaving(form, shape, self.amount))
         assert self.energy is not None
         x, energy = read(run.model, path), self.energy
-        question = ("rank", tensor_digest(x), energy)
-        rank = run.ask(question, lambda: Answer(rank_keeping(x, energy)), model=False, data=False).data
-        assert isinstance(rank, int)
-        return rank if rank < 2 * multiple else -(-rank // multiple) * multiple
-
-
-def rank_keeping(x: Tensor, energy: float) -> int:
-    """The least rank at which a product keeps this fraction of the sum of squares of `x`.
-
-    >>> rank_keeping(torch.diag(torch.tensor([2.0, 1.0, 0.0])), 0.7), rank_keeping(torch.eye(4), 0.7)
-    (1, 3)
-    """
-    squares = torch.linalg.svdvals(x.detach().float().flatten(1)).double().square()
-    kept = squares.cumsum(0)
-    return int((kept < energy * kept[-1]).sum()) + 1
+        question = ("ranks", form, tensor_digest(x), energy)
+        ranks = run.ask(question, lambda: Answer(keeping(form, x, energy)), model=False, data=False).data
+        return tuple(min(rounded(rank, multiple, up=True), one) for rank, one in zip(ranks, top, strict=True))
 
 
 def _by_inputs(run: Run, path: str, rank: int, stop: Stop) -> None:

@@ -1,4 +1,4 @@
-"""Where modules stood before lists got shorter, and what they are called since."""
+"""Where modules stood before lists got shorter and layers were divided, and what they are called since."""
 
 from __future__ import annotations
 
@@ -7,19 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from lilliput.model.division import Divide
 from lilliput.model.edits.edit import Edit
 from lilliput.model.edits.structure import KeepChildren, LeaveOut
+
+MOVES = KeepChildren | LeaveOut | Divide  # the edits after which modules are called otherwise
 
 
 def origins(base: nn.Module, edits: Iterable[Edit]) -> dict[str, str]:
     """The modules of `base` that are left after `edits`: their paths now, with those that they had in `base`."""
     found = {path: path for path, _ in base.named_modules(remove_duplicate=False)}
     for edit in edits:
-        if isinstance(edit, KeepChildren | LeaveOut):
+        if isinstance(edit, MOVES):
             names = children(found, edit.container) if isinstance(edit, KeepChildren) else ()
             moved = {renamed(path, edit, names): was for path, was in found.items()}
-            found = {path: was for path, was in moved.items() if path is not None}
+            found = {path: was for path, was in moved.items() if path is not None} | parts(found, edit)
     return found
+
+
+def parts(known: Mapping[str, str], edit: Edit) -> dict[str, str]:
+    """The modules that a divided layer became, with the path that the layer had first.
+
+    >>> parts({"a.conv": "conv"}, Divide("a.conv", (2, 8), ((0,), (1,)), (1, 1)))
+    {'a.conv.0': 'conv', 'a.conv.1': 'conv'}
+    """
+    if not isinstance(edit, Divide) or edit.path not in known:
+        return {}
+    return {f"{edit.path}.{i}": known[edit.path] for i in range(len(edit.outputs))}
 
 
 def children(paths: Iterable[str], container: str) -> list[str]:
@@ -37,7 +51,7 @@ def renamed(name: str, edit: Edit, children: Sequence[str]) -> str | None:
     >>> renamed("layers.2.weight", KeepChildren("layers", 3, (0, 2)), ["0", "1", "2"])
     'layers.1.weight'
     """
-    if isinstance(edit, LeaveOut):
+    if isinstance(edit, LeaveOut | Divide):  # what was known of a divided layer holds of none of its parts
         return None if name.startswith((f"{edit.path}.", f"{edit.path}:")) else name
     if not isinstance(edit, KeepChildren) or len(children) != edit.count:
         return name

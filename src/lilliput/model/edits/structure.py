@@ -1,4 +1,4 @@
-"""Edits that change what a model is made of: fewer modules, shorter axes, smaller numbers."""
+"""Edits that change what a model is made of: fewer modules, others, shorter axes, smaller numbers."""
 
 from __future__ import annotations
 
@@ -194,10 +194,16 @@ class KeepChildren(Edit):
 
 
 def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    owner, name = placed(root, path)
+    owner._modules[name] = module
+
+
+def placed(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the one at `path`, and its name there."""
     owner, name = owner_at(root, path)
     if name not in owner._modules or isinstance(owner._modules[name], CARRIERS):
         raise FormatError("there is no such module", where=path, next=SAME)
-    owner._modules[name] = module
+    return owner, name
 
 
 def _holder(root: nn.Module, module: str, name: str) -> tuple[dict[str, Any], str]:
