@@ -4,10 +4,13 @@ Linear layers as in a transformer (widths 512 and 2,048, 128 tokens) and convolu
 places), with random weights: what is lost says nothing here, and what is gained does not depend on the numbers. All
 files of a network are timed in turns, in several processes, on one thread and on all. And MiniLM, not trained after it:
 what is lost by factors near to its weights, and by those whose answers are near for what flows.
+
+Convolutions are divided too, in each form by shares of their numbers, beside products of as many.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import tempfile
@@ -28,6 +31,8 @@ from lilliput.model.views.signature import Signature
 from lilliput.training.teachers import first_output
 
 RANKS = (96, 64, 32)
+AMOUNTS = (0.5, 0.75)  # of the numbers of convolutions that are divided
+FORMS = ("spatial", "tucker", "separable")
 INT8 = lp.Int(8, dynamic=True)
 
 
@@ -56,13 +61,17 @@ NETWORKS = {
 }
 
 
-def recipes() -> Iterator[tuple[str, int | None, list[Any]]]:
+def recipes(convolutions: bool) -> Iterator[tuple[str, int | None, list[Any]]]:
     """A name, the rank, and the steps."""
     yield "float", None, []
     for rank in RANKS:
         yield f"rank {rank}", rank, [lp.techniques.Factorize(rank)]
     yield "int8", None, [lp.Quantize(weights=lp.Int(8), activations=INT8)]
     yield "rank 64, int8", 64, [lp.techniques.Factorize(64), lp.Quantize(weights=lp.Int(8), activations=INT8)]
+    for form, amount in itertools.product(FORMS, AMOUNTS) if convolutions else ():
+        yield f"{form}, {amount} less", None, [lp.techniques.Factorize(amount=amount, form=form)]
+    for amount in AMOUNTS if convolutions else ():
+        yield f"product, {amount} less", None, [lp.techniques.Factorize(amount=amount)]
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -71,16 +80,16 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         net, example = make().eval(), Inputs.of(torch.randn(shape))
         files, costs = {}, {}
-        for setting, rank, steps in recipes():
+        for setting, rank, steps in recipes(name.startswith("convolutions")):
             module = lp.apply(lp.Task(net, *example.args), lp.Recipe(steps)) if steps else net
             files[setting] = folder / f"{len(files)}-{name.split()[0]}.onnx"
             lp.targets.OnnxRuntime().build(files[setting], module, example, dynamic_axes(example, None))
-            costs[setting] = rank, macs(module, example.args).total
+            costs[setting] = rank, macs(module, example.args).total, _error(net, module, example)
         with torch.no_grad():
             signature = Signature.of(example, example.call(net))
         for threads in sorted({1, every}):
             taken = timed(files, lp.targets.OnnxRuntime(threads=threads), signature, example, rounds=5)
-            for setting, (rank, products) in costs.items():
+            for setting, (rank, products, _) in costs.items():
                 yield {
                     "network": name,
                     "setting": setting,
@@ -89,9 +98,17 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
                     "bytes": files[setting].stat().st_size,
                     "macs": products,
                     "fewer_macs": costs["float"][1] / products,
+                    "error": costs[setting][2],
                     "ms": taken.ms(setting),
                     **taken.row("faster", "float", setting),
                 }
+
+
+def _error(net: nn.Module, module: nn.Module, example: Inputs) -> float:
+    """The length of what answers are moved by, over theirs; of random weights, which are the hardest."""
+    with torch.no_grad():
+        exact, found = (first_output(example.call(one)) for one in (net, module))
+    return float((found - exact).norm() / exact.norm())
 
 
 def nearness() -> Iterator[dict[str, Any]]:
