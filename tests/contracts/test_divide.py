@@ -17,7 +17,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import FormatError, RecipeError
 from lilliput.model.carrier.parameters import encoding_of
-from lilliput.model.division import Divide
+from lilliput.model.edits.division import Divide
 from lilliput.model.edits.origins import origins
 from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.values import value_encodings

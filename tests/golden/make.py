@@ -58,7 +58,7 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.file.delta import difference
 from lilliput.file.graph import Graph
 from lilliput.file.lil import save
-from lilliput.model.division import Divide
+from lilliput.model.edits.division import Divide
 from lilliput.model.edits.edits import EncodeTensor, EncodeValue, SetTensor
 from lilliput.model.edits.structure import Replace
 from lilliput.model.views.inputs import Inputs

@@ -16,8 +16,8 @@ from lilliput.engine.resume import conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
-from lilliput.model.division import Divide
 from lilliput.model.edits.copies import check_apart
+from lilliput.model.edits.division import Divide
 from lilliput.model.edits.edits import EncodeTensor, Train
 from lilliput.model.edits.structure import KeepChildren, LeaveOut, Resize
 from lilliput.model.views.inputs import Inputs, changed_one_by_one, changed_together

@@ -20,7 +20,7 @@ from lilliput.model.carrier.carrier import VALUES, attach, encoded_names, encode
 from lilliput.model.carrier.carrier import tensors as tensors_of
 from lilliput.model.carrier.duplicate import apart_buffers
 from lilliput.model.carrier.encoded_tensor import SUFFIX, EncodedTensor
-from lilliput.model.division import Divide
+from lilliput.model.edits.division import Divide
 from lilliput.model.edits.edit import SAME, Edit, owner_at, structure
 from lilliput.model.edits.structure import KeepChildren, KeepEntries, LeaveOut, Replace, Resize, SetFactor, SetNumber
 from lilliput.model.views.values import (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from lilliput.model.division import Divide
+from lilliput.model.edits.division import Divide
 from lilliput.model.edits.edit import Edit
 from lilliput.model.edits.structure import KeepChildren, LeaveOut
 
