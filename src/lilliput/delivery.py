@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput import external
 from lilliput.blame.blame import brief
 from lilliput.disk import whole_file
 from lilliput.engine.answers import closeness
@@ -66,9 +67,9 @@ class Result:
         return Path(path)
 
     def export(self, path: str | Path) -> Path:
-        """Write the file that the target runs."""
+        """Write the file that the target runs; what lies beside it (`net.onnx.data`) comes along."""
         self._check_unchanged("export")
-        return copied(self.built, Path(path))
+        return external.copied(self.built, Path(path))
 
     def report(self, path: str | Path) -> Path:
         """Write the report: a page (`.html`) or its data (`.json`)."""
@@ -192,7 +193,14 @@ def graph_of(driver: Driver, built: Built) -> Graph | str:
 
 
 def _deliver(source: Path, path: Path) -> None:
-    """Give `source` the name `path` as well, without a second copy where the disk can do that."""
+    """Give `source` the name `path` as well, without a second copy where the disk can do that.
+
+    Tensors beside an ONNX file are copied: readers refuse data that has two names.
+    """
+    if external.data_of(source).exists():
+        external.copied(source, path)
+        return
+    external.data_of(path).unlink(missing_ok=True)
     beside = path.with_name(f".{path.name}.link")
     try:
         beside.unlink(missing_ok=True)

@@ -31,11 +31,6 @@ def origins_of(built: Path) -> Path:
     return built.with_name(f"{built.name}.origins")
 
 
-def parts_of(built: Path) -> list[Path]:
-    """A built file, and all that lies beside it and belongs to it."""
-    return [built, *(part for part in (origins_of(built),) if part.exists())]
-
-
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name only when it is complete: written beside, synced, renamed.

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lilliput import external
 from lilliput.blame.blame import full
 from lilliput.blame.diagnosis import Diagnosis
-from lilliput.delivery import Result, copied, finished, graph_of
+from lilliput.delivery import Result, finished, graph_of
 from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import Built, build
@@ -29,7 +31,7 @@ from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
 from lilliput.file.container import Reader
-from lilliput.file.graph import restored
+from lilliput.file.graph import is_large, restore, restored
 from lilliput.file.lil import check_readable
 from lilliput.file.lil import save as write_module
 from lilliput.measure import environment
@@ -328,7 +330,7 @@ def export(
     'net.onnx'
     """
     with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
-        return copied(_built(model, example, dynamic, target, Path(folder))[1].path, Path(path))
+        return external.copied(_built(model, example, dynamic, target, Path(folder))[1].path, Path(path))
 
 
 def _built(
@@ -359,10 +361,21 @@ def open(path: str | Path, *, threads: int | None = None, base: str | Path | Non
     """
     reader = Reader(path, None if base is None else Reader(base))
     reader.check_stored()
-    built = restored(reader)
+    large = is_large(reader)
     described = reader.header["graph"]
     where = f"{path}: graph"
     target, signature = described.get("target"), Signature.read(described, where)
     if target not in TARGETS:
         raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
-    return TARGETS[target](threads=threads).open(built, signature)
+    chosen = TARGETS[target](threads=threads)
+    return _opened_large(reader, chosen, signature) if large else chosen.open(restored(reader), signature)
+
+
+def _opened_large(reader: Reader, target: Target, signature: Signature) -> Runner:
+    """A graph that no protobuf holds: it lies in a folder for as long as it is used."""
+    with ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True)
+        built = restore(reader, Path(stack.enter_context(folder)) / "net.onnx")
+        run = target.open(built, signature)
+        weakref.finalize(run, stack.pop_all().close)
+        return run

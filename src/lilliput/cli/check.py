@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +39,13 @@ def check_command(
     def run() -> int:
         from lilliput.exporters.profiles import PROFILES, check
         from lilliput.file.container import Reader
-        from lilliput.file.graph import restored
+        from lilliput.file.graph import restore
 
-        built = restored(Reader(path)) if path.suffix == ".lil" else path
-        found = check(built, *([] if wanted is None else [wanted]))
+        names = [] if wanted is None else [wanted]
+        with tempfile.TemporaryDirectory(prefix="lilliput-") as folder:
+            inside = path.suffix == ".lil"
+            built = restore(Reader(path), Path(folder) / "net.onnx") if inside else path
+            found = check(built, *names)
         if json:
             print(json_.dumps({name: [vars(one) for one in broken] for name, broken in found.items()}, indent=1))
         for name, broken in [] if json else found.items():

@@ -155,14 +155,12 @@ def export_command(
     """Write the graph inside a file, with all its tensors, as the ONNX file that the runtime loads."""
 
     def run() -> int:
-        from lilliput.disk import whole_file
+        from lilliput.external import files_of
         from lilliput.file.container import Reader
-        from lilliput.file.graph import restored
+        from lilliput.file.graph import restore
 
-        built = restored(Reader(path))
-        with whole_file(out) as file:
-            file.write(built)
-        print(f"{out}: {len(built):,} bytes")
+        for written in files_of(restore(Reader(path), out)):
+            print(f"{written}: {written.stat().st_size:,} bytes")
         return DONE
 
     leave(run, "nothing was written")

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lilliput.disk import parts_of
+from lilliput.disk import origins_of
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.fidelity import check_precise, check_written, told_of_kernels
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, reason
+from lilliput.external import files_of
 from lilliput.measure import DistanceSoFar, Measurement, cpu, furthest, mean, paired_difference
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import value_encodings
@@ -131,7 +132,9 @@ def _may_overflow(model: nn.Module) -> bool:
 def _digest(path: Path) -> str:
     """Of all that was built: the file, and what lies beside it."""
     whole = hashlib.sha256()
-    for part in parts_of(path):
+    for part in (*files_of(path), origins_of(path)):
+        if not part.exists():
+            continue  # other targets than those of ONNX files tell of no origins
         with open(part, "rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()

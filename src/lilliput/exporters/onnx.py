@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onnx.defs
 import onnx_ir as ir
@@ -18,7 +18,6 @@ from onnxscript.values import Opset
 from torch import nn
 from torch.export import ExportedProgram
 
-from lilliput.disk import whole_file
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
 from lilliput.exporters import origins
@@ -30,10 +29,10 @@ from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
 from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.exporters.translators import translators_kept
+from lilliput.external import SMALL, Held, beside, write
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.program import program, quiet
 
-_LARGEST = 2**31 - 1  # bytes of a protobuf
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
     "decode_int": ("DecodeInt", ("codes", "scale", "offset", "minimum"), ("axis", "group")),
     "decode_float": ("DecodeFloat", ("codes",), ()),
@@ -186,12 +185,29 @@ def export(
     lower(graph, integer_bias=integer_bias, unsigned=unsigned)
     _name_axes(graph, example, dynamic)
     _strip(graph)
-    data = ir.to_proto(graph).SerializeToString(deterministic=True)
-    if len(data) > _LARGEST:
-        raise ExportError("an ONNX file of over 2 GB", where=str(path), next="keep the .lil file")
-    with whole_file(path) as file:
-        file.write(data)
+    _write(graph, Path(path))
     origins.write(graph, path)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """Write a graph whose tensors lie beside it where they are large: from where they are, and copied nowhere else."""
+    held = {name: x for name, value in model.graph.initializers.items() if (x := value.const_value) is not None}
+    large = {name: x for name, x in held.items() if x.nbytes > SMALL} if beside(x.nbytes for x in held.values()) else {}
+    for name, x in large.items():
+        elsewhere = ir.ExternalTensor(path.name, 0, x.nbytes, x.dtype, shape=ir.Shape(x.shape.numpy()), name=name)
+        model.graph.initializers[name].const_value = elsewhere  # its place is told when it is written there
+    write(
+        path, ir.to_proto(model), {name: Held(x.nbytes, functools.partial(_elements, x)) for name, x in large.items()}
+    )
+
+
+def _elements(x: ir.TensorProtocol, file: IO[bytes]) -> None:
+    """Write the elements of a tensor, from its own memory where it can."""
+    write_to = getattr(x, "tofile", None)
+    if write_to is None:
+        file.write(x.tobytes())
+    else:
+        write_to(file)
 
 
 def _refuse_wrong(captured: ExportedProgram) -> None:

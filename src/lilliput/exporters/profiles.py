@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from lilliput.errors import InputError, nearest, reason
+from lilliput.errors import FormatError, InputError, nearest, reason
+from lilliput.external import array, read
 
 _STANDARD = ("", "ai.onnx")
 _MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -137,18 +137,20 @@ def breaches(built: str | Path | bytes, rules: Profile) -> Iterator[Breach]:
     """What in an ONNX file breaks `rules`, in the order of its nodes."""
     where = "graph" if isinstance(built, bytes) else str(built)
     try:
-        model = onnx.load_from_string(built) if isinstance(built, bytes) else onnx.load(built)
-        onnx.checker.check_model(model)
+        model = onnx.load_from_string(built) if isinstance(built, bytes) else read(Path(built))
+        onnx.checker.check_model(built if isinstance(built, bytes) else str(built))
+    except FormatError as error:
+        raise InputError(error.what, where=error.where, why=error.why, next=error.next) from None
     except Exception as error:  # onnx and protobuf raise many kinds
         raise InputError("is no sound ONNX file", where=where, why=reason(error)) from None
-    yield from _Walk(model, rules).all()
+    yield from _Walk(model, rules, None if isinstance(built, bytes) else Path(built)).all()
 
 
 class _Walk:
     """One graph, walked by the rules of one profile."""
 
-    def __init__(self, model: onnx.ModelProto, rules: Profile) -> None:
-        self.model, self.rules = model, rules
+    def __init__(self, model: onnx.ModelProto, rules: Profile, path: Path | None) -> None:
+        self.model, self.rules, self.path = model, rules, path
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         for node in self.nodes:
@@ -225,7 +227,7 @@ class _Walk:
         if held is None or _kind(held) == "int32":
             return
         largest, safe = (
-            int(np.abs(numpy_helper.to_array(held).astype(np.int64)).max(initial=0)),
+            int(np.abs(array(held, self.path).astype(np.int64)).max(initial=0)),
             self.rules.largest_code,
         )
         if largest > safe:
@@ -237,7 +239,7 @@ class _Walk:
             if name and name not in self.constants:
                 yield f"{name} is no constant"
         zero = self.constants.get(node.input[2]) if len(node.input) > 2 else None
-        if zero is not None and not zero_points and np.any(numpy_helper.to_array(zero).astype(np.float32)):
+        if zero is not None and not zero_points and np.any(array(zero, self.path).astype(np.float32)):
             yield "a zero point other than 0"
 
     def _axis(self, node: onnx.NodeProto, rank: int) -> Iterator[str]:

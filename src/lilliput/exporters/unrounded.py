@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from lilliput.external import array, read
+
 _FLOAT = TensorProto.FLOAT
 
 
@@ -21,14 +23,14 @@ def unrounded(path: Path) -> bytes | None:
     """The file at `path` with float arithmetic where integers flowed; None where it rounds in ways not known here.
 
     ``QuantizeLinear`` only scales, shifts and cuts, ``DynamicQuantizeLinear`` gives what it is given,
-    ``MatMulInteger`` and ``DynamicQuantizeLSTM`` compute with floats.
+    ``MatMulInteger`` and ``DynamicQuantizeLSTM`` compute with floats. Tensors that lie beside the file stay there.
     """
-    return _Unrounding(onnx.load(path)).done()
+    return _Unrounding(read(path), path).done()
 
 
 class _Unrounding:
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model, self.nodes = model, list[NodeProto]()
+    def __init__(self, model: onnx.ModelProto, path: Path) -> None:
+        self.model, self.path, self.nodes = model, path, list[NodeProto]()
         self.held = {tensor.name: tensor for tensor in model.graph.initializer}
         self.floats: set[str] = set()  # codes that are floats now
         self.scales: set[str] = set()  # that were to be found at run time
@@ -114,7 +116,7 @@ class _Unrounding:
     def _array(self, name: str) -> np.ndarray:
         if name not in self.held:
             raise _Unknown
-        return numpy_helper.to_array(self.held[name])
+        return array(self.held[name], self.path)
 
     def _constant(self, array: np.ndarray) -> str:
         self.made += 1

@@ -8,20 +8,24 @@ where it gives the same bytes. What has no such origin is stored with the graph.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lilliput import external
 from lilliput.disk import origins_of
 from lilliput.entropy import Array
-from lilliput.errors import FormatError, reason
+from lilliput.errors import FormatError, LilliputError, reason
+from lilliput.external import Held
 from lilliput.file.container import Reader, most
 from lilliput.file.names import GRAPH
 
@@ -58,21 +62,22 @@ class Graph:
 
 def stripped(graph: Graph, tensors: Arrays) -> tuple[dict[str, Any], dict[str, Array]]:
     """What the header says of a graph, and the tensors to store for it besides `tensors`, those of the module."""
-    model = onnx.load(graph.path)
-    check(model, str(graph.path))
+    model = external.read(graph.path)
     told, references, more = _told(graph.path), dict[str, Reference](), dict[str, Array]()
     for tensor in model.graph.initializer:
-        x = numpy_helper.to_array(tensor)
+        x = external.array(tensor, graph.path)
         if x.nbytes <= _INLINE:
             continue
         found = told.get(tensor.name, {"tensor": tensor.name})
         if not _gives(found, tensors, tensor, x):
             if x.nbytes <= _SMALL:
+                _hold(tensor, x)
                 continue
             name = f"{GRAPH}:{tensor.name}"
             more[name], found = _plain(x), {"tensor": name}
         references[tensor.name] = found
         _empty(tensor)
+    check(model, str(graph.path))
     described = {
         "format": "onnx",
         "target": graph.target,
@@ -87,6 +92,44 @@ def stripped(graph: Graph, tensors: Arrays) -> tuple[dict[str, Any], dict[str, A
 
 def restored(reader: Reader) -> bytes:
     """The ONNX file whose graph is inside, with all its tensors."""
+    model, references = _stored(reader)
+    with _sound(reader):
+        if _total(model, references) + model.ByteSize() > _LARGEST:
+            raise FormatError("a graph of over 2 GB", where=reader.where, next="write it to a file: lilliput export")
+        for tensor, read in _sources(model, references, reader):
+            tensor.raw_data = numpy_helper.from_array(read()).raw_data
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def is_large(reader: Reader) -> bool:
+    """Whether the tensors of the graph inside lie beside the ONNX file that it is restored to."""
+    model, references = _stored(reader)
+    with _sound(reader):
+        return external.beside([_total(model, references)])
+
+
+def restore(reader: Reader, path: Path) -> Path:
+    """Write the ONNX file whose graph is inside; large tensors lie beside it, and are read one at a time."""
+    model, references = _stored(reader)
+    with _sound(reader):
+        large, held = external.beside([_total(model, references)]), dict[str, Held]()
+        for tensor, read in _sources(model, references, reader):
+            if large and external.size_of(tensor) > external.SMALL:
+                held[tensor.name] = Held(external.size_of(tensor), partial(_write, read))
+            else:
+                tensor.raw_data = numpy_helper.from_array(read()).raw_data
+        external.write(path, model, held)
+    return path
+
+
+def _write(read: Callable[[], Array], file: IO[bytes]) -> None:
+    x = read()
+    packed = x.dtype in _NARROW
+    file.write(numpy_helper.from_array(x).raw_data if packed else memoryview(np.ascontiguousarray(x).view(np.uint8)))  # type: ignore[arg-type]
+
+
+def _stored(reader: Reader) -> tuple[onnx.ModelProto, dict[str, Reference]]:
+    """The graph inside a file, checked, and where its tensors are to come from."""
     where = f"{reader.where}: graph"
     described = reader.header.get("graph")
     if described is None:
@@ -103,28 +146,43 @@ def restored(reader: Reader) -> bytes:
     except Exception as error:  # protobuf's own
         raise FormatError("cannot be read", where=where, why=reason(error)) from None
     check(model, where)
+    return model, references
+
+
+@contextmanager
+def _sound(reader: Reader) -> Iterator[None]:
+    """Inside, whatever a forged file brings about is told as an error of ours."""
     try:
-        _fill(model, references, reader)
-        return bytes(model.SerializeToString(deterministic=True))
-    except FormatError:
+        yield
+    except LilliputError:
         raise
     except Exception as error:  # a forged file can ask for anything
-        raise FormatError("does not fit together", where=where, why=reason(error)) from None
+        raise FormatError("does not fit together", where=f"{reader.where}: graph", why=reason(error)) from None
 
 
-def _fill(model: onnx.ModelProto, references: dict[str, Any], reader: Reader) -> None:
-    total = sum(_bytes_of(tensor) for tensor in model.graph.initializer if tensor.name in references)
-    if total + model.ByteSize() > _LARGEST:
-        raise FormatError("a graph of over 2 GB", where=reader.where, next="load it into its module")
+def _total(model: onnx.ModelProto, references: Mapping[str, Reference]) -> int:
+    """Bytes of all tensors that are referred to."""
+    return sum(_bytes_of(tensor) for tensor in model.graph.initializer if tensor.name in references)
+
+
+def _sources(
+    model: onnx.ModelProto, references: Mapping[str, Reference], reader: Reader
+) -> Iterator[tuple[onnx.TensorProto, Callable[[], Array]]]:
+    """Each initializer that is referred to, and what reads its elements."""
+    total = _total(model, references)
     if total > most(reader.size):  # one tensor may be asked for under any number of names
         raise FormatError(f"a graph of {total:,} bytes in a file of {reader.size:,}", where=reader.where)
+    left = dict(references)
     for tensor in model.graph.initializer:
-        reference = references.pop(tensor.name, None)
+        reference = left.pop(tensor.name, None)
         if reference is not None:
-            x = _resolved(reference, reader.read)
-            tensor.raw_data = numpy_helper.from_array(_elements(x, tensor)).raw_data
-    if references:
-        raise FormatError(f"no initializer {min(references)!r}", where=reader.where)
+            yield tensor, partial(_read, reference, reader, tensor)
+    if left:
+        raise FormatError(f"no initializer {min(left)!r}", where=reader.where)
+
+
+def _read(reference: Reference, reader: Reader, tensor: onnx.TensorProto) -> Array:
+    return _elements(_resolved(reference, reader.read), tensor)
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
@@ -193,6 +251,12 @@ def _told(path: Path) -> dict[str, Reference]:
 
 def _plain(x: Array) -> Array:
     return x.astype(_NARROW[x.dtype]) if x.dtype in _NARROW else x
+
+
+def _hold(tensor: onnx.TensorProto, x: Array) -> None:
+    """Let an initializer hold its elements, wherever they lay."""
+    _empty(tensor)
+    tensor.raw_data = numpy_helper.from_array(np.ascontiguousarray(x)).raw_data
 
 
 def _empty(tensor: onnx.TensorProto) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lilliput.errors import MeasureError
+from lilliput.external import files_of
 
 
 def artifact(path: str | Path, format: str, runs_on: str) -> dict[str, str | int]:
     """What a delivered file, or folder of files, weighs: `format`, `bytes`, and what it `runs_on`.
+
+    What lies beside an ONNX file (`net.onnx.data`) counts.
 
     >>> artifact(__file__, format="source", runs_on="python")["format"]
     'source'
@@ -16,5 +19,5 @@ def artifact(path: str | Path, format: str, runs_on: str) -> dict[str, str | int
     place = Path(path)
     if not place.exists():
         raise MeasureError("there is no such file to weigh", where=place.name)
-    files = [part for part in place.rglob("*") if part.is_file()] if place.is_dir() else [place]
+    files = [part for part in place.rglob("*") if part.is_file()] if place.is_dir() else files_of(place)
     return {"format": format, "bytes": sum(part.stat().st_size for part in files), "runs_on": runs_on}

@@ -19,6 +19,7 @@ from lilliput.errors import ExportError, InputError, raise_own, reason
 from lilliput.exporters.onnx import export
 from lilliput.exporters.profiles import Profile, breaches
 from lilliput.exporters.unrounded import unrounded
+from lilliput.external import read
 from lilliput.file.session import session
 from lilliput.measure import Latencies, interleaved
 from lilliput.model.carrier.arrays import from_user
@@ -116,6 +117,8 @@ class OnnxFile(Target):
     def open(self, built: Path | bytes, signature: Signature) -> Runner:
         where = "graph" if isinstance(built, bytes) else str(built)
         try:
+            if isinstance(built, Path):
+                read(built)  # tells what is missing where tensors lie beside it
             loaded = self.load(built)
         except InputError:
             raise
@@ -128,7 +131,7 @@ class OnnxFile(Target):
         if given is None:
             return None
         try:
-            held = session(given, as_written=True)
+            held = session(given, as_written=True, folder=built.parent)
         except Exception:  # it has no kernel for a type that this target has one for, such as bfloat16
             return None
         return self._runner(loaded_by(held), signature, f"{built}, as it is written")
