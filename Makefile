@@ -1,7 +1,8 @@
 # Everything a contributor runs. Each target installs what it needs first, so any of them can be the first command.
 #   make setup            a virtual environment in .venv, with the package, its tools and the examples' data
 #   make demo             compress EfficientNet-Lite0 and print what it cost and gained
-#   make test             the tests, two files at a time; ARGS='-k name -x -n 0' reaches pytest
+#   make test             the tests, two files at a time, of tests with many cases a third; ARGS='-k name' reaches pytest
+#   make test-all         every case of every test
 #   make check            style, types, who imports whom, every Python block and every figure of the documentation
 #   make mutate           change the code in 400 places, and see which changes no test notices
 #   make bench NAME=x     run benchmarks/x.py; with DRY=1 in a tree with changes, printing what it would write
@@ -15,7 +16,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -q -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check mutate bench figures format clean
+.PHONY: help setup demo test test-all check mutate bench figures format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,9 @@ demo: $(INSTALLED)
 	@$(BIN)/python examples/lite0.py
 
 test: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --thin $(ARGS)
+
+test-all: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(INSTALLED)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from time import perf_counter
+from zlib import crc32
 
 import pytest
 
@@ -16,6 +18,30 @@ from lilliput.targets import onnx_file
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
 os.environ[RAISE_OWN] = "1"  # a mistake of ours must not pass for a property of a model
+
+
+_MANY, _PART = 8, 3  # cases of one test; of more, one in so many is run by `--thin`
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thin", action="store_true", help="of tests with many cases, a fixed third of the cases")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Many tests are one function over every number format, network or trouble. A third of the cases, always the same,
+    is quick enough to be run at each change; all are run before anything lands (`make test-all`).
+    """
+    if not config.getoption("--thin", default=False):
+        return
+    cases = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    left = {
+        id(item) for own in cases.values() if len(own) > _MANY for item in own if crc32(item.nodeid.encode()) % _PART
+    }
+    left -= {id(own[0]) for own in cases.values()}  # so that no test is left out whole
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
+    items[:] = [item for item in items if id(item) not in left]
 
 
 @pytest.fixture(autouse=True, scope="session")
