@@ -54,6 +54,7 @@ def cases() -> Iterator[tuple[str, int, Choice, Range]]:
             yield "Log, sums of two", bits, lambda x, b=bits: lp.formats.PowerOfTwo(b, terms=2), fit
         if whole and bits < 8:
             yield "Int in groups", bits, lambda x, b=bits: lp.Int(b, group=inputs(x), scale=lp.formats.Float16()), fit
+            yield "Int in groups, over minima", bits, lambda x, b=bits: over_minima(x, b), fit
             yield (
                 "Tiles of 1 × 32",
                 bits,
@@ -78,6 +79,10 @@ def cases() -> Iterator[tuple[str, int, Choice, Range]]:
 
 def inputs(x: Tensor) -> int:
     return divisor(x[0].numel(), 32)
+
+
+def over_minima(x: Tensor, bits: int) -> Encoding:
+    return lp.Int(bits, group=inputs(x), symmetric=False, scale=lp.formats.Float16(), minimum=lp.formats.Float16())
 
 
 def tiles(x: Tensor, bits: int) -> Encoding:
