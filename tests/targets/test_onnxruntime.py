@@ -33,6 +33,7 @@ import lilliput as lp
 from lilliput.blame.places import places
 from lilliput.engine.begin import begin
 from lilliput.engine.store import Store
+from lilliput.file.container import Reader
 from lilliput.model.carrier.identity import model_digest
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
@@ -214,6 +215,24 @@ def test_weights_alone_keep_their_type_and_values(tmp_path: Path, weights: Any, 
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(weights=weights, where=where)])
     assert dtype in initializers(path).values()
     agree(driver, path, inputs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lp.Int(4, group=8, symmetric=False),
+        lp.Int(4, group=8, scale=SIX),
+        lp.Int(4, group=8, symmetric=False, scale=SIX, minimum=SIX),
+    ],
+    ids=repr,
+)
+def test_of_offsets_and_scales_that_are_integers_files_hold_the_codes_alone(tmp_path: Path, weights: lp.Int) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(256, 128)).eval(), torch.randn(2, 256)
+    small = lp.apply(lp.Task(net, x), lp.Recipe([lp.Quantize(weights)]))
+    lp.save(tmp_path / "net.lil", small, example=x)
+    assert not [name for name in Reader(tmp_path / "net.lil").entries if name.startswith(":graph:")]
+    close(lp.open(tmp_path / "net.lil", threads=1)(x), small(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_sub_byte_codes_make_the_file_smaller(tmp_path: Path) -> None:

@@ -177,15 +177,19 @@ class _Lowering:
             return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
 
         if node.op_type == "DecodeInt":
-            parts = (nodes.offset(node), nodes.minimum(node))
-            offset, minimum = (None if part is None else laid(nodes.array(part)) for part in parts)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), offset, before, node)
-            if minimum is not None:
-                x = self._new("Add", [x, self._constant(minimum, origin(parts[1]))], before=before)
+            offset = nodes.offset(node)
+            if offset is not None:
+                shift = self._constant(laid(nodes.array(offset)).astype(np.float32), origin(offset))
+                x = self._new("Sub", [x, shift], before=before)
+            for op, part in (("Mul", node.inputs[1]), ("Add", nodes.minimum(node))):
+                if part is not None:
+                    x = self._new(op, [x, self._part(part, laid(nodes.array(part)), before)], before=before)
         elif node.op_type == "DecodeGrid":
             table = np.array(node.attributes["table"].as_floats(), np.float32)
             x = self._new("Gather", [self._constant(table), x], before=before, axis=0)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before, node)
+            x = self._new(
+                "Mul", [x, self._floats(node.inputs[1], laid(nodes.array(node.inputs[1])), before)], before=before
+            )
         elif node.op_type == "DecodeTiles":
             tables = np.array(node.attributes["tables"].as_floats(), np.float32)
             held = self._constant(laid(nodes.array(node.inputs[2])), origin(node.inputs[2]))
@@ -193,7 +197,9 @@ class _Lowering:
             half = self._constant(np.array(len(tables) // 2, np.int32))
             x = self._new("Add", [x, self._new("Mul", [choice, half], before=before)], before=before)
             x = self._new("Gather", [self._constant(tables), x], before=before, axis=0)
-            x = self._affine(x, laid(nodes.array(node.inputs[1])), None, before, node)
+            x = self._new(
+                "Mul", [x, self._floats(node.inputs[1], laid(nodes.array(node.inputs[1])), before)], before=before
+            )
         else:
             levels = nodes.array(node.inputs[1])
             if levels.ndim > 1:
@@ -233,17 +239,20 @@ class _Lowering:
         packed = self._four_bits(codes)
         return codes if packed is codes else self._new("Cast", [packed], before=before, to=ir.DataType.INT8)
 
-    def _affine(
-        self, x: ir.Value, scale: np.ndarray, offset: np.ndarray | None, before: ir.Node, node: ir.Node
-    ) -> ir.Value:
-        if offset is not None:
-            shift = self._constant(offset.astype(np.float32), origin(nodes.offset(node)))
-            x = self._new("Sub", [x, shift], before=before)
-        held = _halved(scale) if scale.ndim else scale
-        factor = self._constant(held, origin(node.inputs[1]))
-        if held.dtype == np.float16:
-            factor = self._new("Cast", [factor], before=before, to=ir.DataType.FLOAT)
-        return self._new("Mul", [x, factor], before=before)
+    def _part(self, part: ir.Value, laid: np.ndarray, before: ir.Node) -> ir.Value:
+        """Scales or minima as they are `laid` out; of those that are integers a file holds the codes alone."""
+        maker = part.producer()
+        if maker is not None and maker.op_type == "DecodeInt":
+            return self._reshape(self._scaled(maker, before), laid.shape, before)
+        return self._floats(part, laid, before)
+
+    def _floats(self, part: ir.Value | None, laid: np.ndarray, before: ir.Node) -> ir.Value:
+        """A constant of floats, in half precision where that holds them."""
+        held = _halved(laid) if laid.ndim else laid
+        constant = self._constant(held, origin(part))
+        if held.dtype != np.float16:
+            return constant
+        return self._new("Cast", [constant], before=before, to=ir.DataType.FLOAT)
 
     def _reshape(self, x: ir.Value | None, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
         return self._new("Reshape", [x, self._constant(np.array(shape, np.int64))], before=before)
