@@ -66,9 +66,87 @@ _PLACES = {
     "train": "verbs",
     "Trained": "verbs",
 }
-_NAMESPACES = {
-    *("distill", "errors", "formats", "metrics", "plugins", "ranges"),
-    *("rescaling", "results", "rounding", "scores", "targets", "techniques"),
+_NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not here: so much is known without a look
+    "distill": (
+        "AttentionTransfer",
+        "DIST",
+        "DKD",
+        "FitNet",
+        "LogitKD",
+        "RelationalKD",
+        "Term",
+    ),
+    "formats": (
+        "Assignment",
+        "BFloat16",
+        "Blockwise",
+        "Codebook",
+        "Exponent8",
+        "Fixed",
+        "Float16",
+        "LowRank",
+        "MiniFloat",
+        "NF4",
+        "PowerOfTwo",
+        "Signs",
+        "Sparse",
+        "freeze",
+        "mxfp4",
+        "to_dense",
+        "unfreeze",
+    ),
+    "plugins": (
+        "Gradual",
+        "GroupLasso",
+        "L2SP",
+        "Moment",
+        "Plugin",
+    ),
+    "ranges": (
+        "Entropy",
+        "HQQ",
+        "Intervals",
+        "MSE",
+        "MinMax",
+        "Percentile",
+        "Quantiles",
+        "Range",
+    ),
+    "rescaling": (
+        "AWQ",
+        "CrossLayer",
+        "Scaling",
+        "SmoothQuant",
+    ),
+    "results": (
+        "Diagnosis",
+        "Result",
+    ),
+    "rounding": (
+        "AdaRound",
+        "BRECQ",
+        "GPTQ",
+        "Rounding",
+    ),
+    "scores": (
+        "Magnitude",
+        "Random",
+        "Score",
+    ),
+    "targets": (
+        "Device",
+        "Eager",
+        "OnnxRuntime",
+        "OpenVino",
+        "check",
+    ),
+    "techniques": (
+        "Equalize",
+        "Factorize",
+        "Share",
+    ),
+    "errors": (),
+    "metrics": (),
 }
 
 __all__ = [*_PLACES, *sorted(_NAMESPACES)]
@@ -87,14 +165,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _missing(name: str) -> str:
-    """What to say of a name that is not here: where else it is, if it is anywhere."""
-    where = [] if name.startswith("_") else [space for space in sorted(_NAMESPACES) if name in _listed(space)]
+    """What to say of a name that is not here: where it is, if it is in a namespace."""
+    where = [space for space, names in _NAMESPACES.items() if name in names]
     found = f"; it is lilliput.{where[0]}.{name}" if where else ""
     return f"module 'lilliput' has no attribute {name!r}{found}"
-
-
-def _listed(space: str) -> list[str]:
-    return list(getattr(import_module(f"lilliput.{space}"), "__all__", ()))
 
 
 def __dir__() -> list[str]:

@@ -44,7 +44,7 @@ CARRIED: tuple[Encoding, ...] = (
     Int(4, group=4, scale=Int(6, group=1, symmetric=False)),
     Int(3, group=2, symmetric=False, scale=Int(8)),
     Int(4, group=4, symmetric=False, minimum=Float16()),
-    Int(4, group=2, symmetric=False, scale=Int(6, group=2), minimum=Int(6, group=2, symmetric=False)),
+    Int(4, group=2, symmetric=False, scale=Int(6), minimum=Int(6, symmetric=False)),
     Int(3, symmetric=False, per="tensor", scale=Float16(), minimum=BFloat16()),
     Sparse(),
     Sparse(Int(8)),

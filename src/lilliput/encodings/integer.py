@@ -177,8 +177,10 @@ class Uniform(Blocked):
         return parts
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        given = (parts.get(name) for name in ("codes", "scale", "offset", "minimum"))
-        return torch.ops.lilliput.decode_int(*given, self.axis, self.group or 0)  # type: ignore[no-any-return]
+        scale, offset, minimum = parts["scale"], parts.get("offset"), parts.get("minimum")
+        return torch.ops.lilliput.decode_int(  # type: ignore[no-any-return]
+            parts["codes"], scale, offset, minimum, self.axis, self.group or 0
+        )
 
     @property
     def reach(self) -> float:
