@@ -51,11 +51,12 @@ def write_shards() -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
+    drawn = (torch.randn(1 << 24) * 0.02).bfloat16()  # all weights repeat these, for drawing 3 billion takes long
     SHARDS.mkdir(parents=True, exist_ok=True)
     where: dict[str, str] = {}
     for i, shard in enumerate(_shards(decoder())):
         name = f"model-{i + 1:05}.safetensors"
-        made = {key: _random(x) for key, x in shard.items()}
+        made = {key: _random(x, drawn) for key, x in shard.items()}
         save_file(made, SHARDS / name)
         where |= dict.fromkeys(made, name)
     index = {"metadata": {}, "weight_map": where}
@@ -72,10 +73,12 @@ def _shards(model: Any) -> Iterator[dict[str, Any]]:
     yield shard
 
 
-def _random(x: Any) -> Any:
+def _random(x: Any, drawn: Any) -> Any:
     import torch
 
-    return torch.ones(x.shape, dtype=torch.bfloat16) if x.dim() < 2 else (torch.randn(x.shape) * 0.02).bfloat16()
+    if x.dim() < 2:
+        return torch.ones(x.shape, dtype=drawn.dtype)
+    return drawn.repeat(-(-x.numel() // drawn.numel()))[: x.numel()].reshape(x.shape)
 
 
 def billions() -> None:
