@@ -68,7 +68,8 @@ def stream(
     blocks. What is not encoded is written as it comes. With a `folder`, a killed run goes on there.
 
     Raises RecipeError for a step that needs the whole network, InputError for a source that is not the model's,
-    FormatError for damaged files: all before any work.
+    FormatError for damaged files, all before any work; and later InputError for a network whose sections cannot be
+    told apart: what reads more than what the section before it gave is only seen when it runs.
 
     >>> import tempfile, torch, lilliput as lp
     >>> def make():
