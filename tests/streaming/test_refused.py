@@ -154,11 +154,21 @@ def test_buffers_that_cannot_be_made_again(kind: Any, why: str, tmp_path: Path) 
 
 
 def test_the_remedy_for_buffers(tmp_path: Path) -> None:
-    """Made outside of the meta device, the module has its numbers."""
-    net = hollow(Decoder)
-    net.angles = Forgetful(16)
-    with pytest.raises(AssertionError, match="was read"):  # work begins
-        lp.stream(tmp_path / "small.lil", net, made(Decoder), RECIPE)
+    """Each tensor is put in its place as it is told; then work begins."""
+
+    def make() -> nn.Module:
+        net = Decoder()
+        net.angles = Forgetful(16)
+        return net
+
+    net, right = hollow(make), made(make)
+    for place in ("speed", "scale"):
+        with pytest.raises(InputError) as caught:
+            lp.stream(tmp_path / "small.lil", net, right, RECIPE)
+        assert f"model.angles.{place} = " in caught.value.next
+        setattr(net.angles, place, getattr(right.angles, place))
+    with pytest.raises(AssertionError, match="was read"):
+        lp.stream(tmp_path / "small.lil", net, right, RECIPE)
 
 
 class Cached(Decoder):

@@ -73,5 +73,5 @@ def _refused(lost: str, why: str) -> InputError:
         "holds no numbers: the source has none for it, and it cannot be made again",
         where=lost,
         why=why,
-        next="make its module outside of torch.device('meta'), or put the tensor in its place",
+        next=f"put a tensor that is not on the meta device in its place: model.{lost} = …",
     )

@@ -176,7 +176,7 @@ class Quantize(Technique):
         shared: Shared | None,
     ) -> None:
         """A weight rounded to the nearest; a bias takes up the error on average."""
-        exact = read(run.model, path)
+        exact = None if correct is None else read(run.model, path)
         if shared is None:
             encode(run, path, encoding, Choice(fit=self.fit))
         else:
@@ -184,7 +184,7 @@ class Quantize(Technique):
         flowing = None if correct is None else seen[f"{correct.value}@0"]
         if flowing is not None and not flowing.reached:
             run.note(path, "no calibration batch reaches it: its bias is not corrected")
-        elif correct is not None and flowing is not None:
+        elif correct is not None and exact is not None and flowing is not None:
             shift = mean_error(exact, read(run.model, path), flowing.mean)
             _shift(run, correct, shift)
 
