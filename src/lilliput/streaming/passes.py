@@ -38,9 +38,9 @@ class Passes:
 
     def __init__(self, model: nn.Module, sections: Sequence[Section], batches: Batches) -> None:
         self.model, self.batches = model, batches
-        self._entries = {path: section for section in sections for path in section.paths}
         self._answers: dict[str, list[Any]] = {}  # of the last block passed of each list, by its path
-        for path in self._entries:
+        self.batch, self.called = 0, set[str]()  # which batch is on its way, and the blocks that it has passed
+        for path in (path for section in sections for path in section.paths):
             _exchange(model, path, functools.partial(_stop, path))
 
     def arrive(self) -> tuple[str, list[Arguments]]:
@@ -67,14 +67,13 @@ class Passes:
     def leave(self, section: Section) -> None:
         """Nothing stops there any more: its modules are called as they are."""
         for path in section.paths:
-            del self._entries[path]
             vars(self.model.get_submodule(path)).pop(_CALL, None)
 
     def passed(self, section: Section, path: str, answers: list[Any]) -> None:
         """What a block gives, for each batch; it is not called again."""
         self.leave(section)
-        siblings = f"{path.rpartition('.')[0]}."
-        for other in [held for held in self._answers if f"{held.rpartition('.')[0]}." == siblings]:
+        siblings = path.rpartition(".")[0]
+        for other in [held for held in self._answers if held.rpartition(".")[0] == siblings]:
             lost = [tree_map(_lost, one) for one in self._answers.pop(other)]
             _exchange(self.model, other, _Given(other, lost, self))
         self._answers[path] = answers
@@ -154,7 +153,7 @@ class _Given:
             raise _twice(self.path)
         self.passes.called.add(self.path)
         given = self.answers[self.passes.batch]
-        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) and not _lost_one(x) else x, given)
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) and not _is_lost(x) else x, given)
 
 
 def _exchange(model: nn.Module, path: str, call: Callable[..., Any]) -> None:
@@ -168,7 +167,7 @@ def _lost(x: Any) -> Any:
     return x.new_full((), torch.nan if x.is_floating_point() else 0).expand(x.shape)
 
 
-def _lost_one(x: Tensor) -> bool:
+def _is_lost(x: Tensor) -> bool:
     return x.numel() > 1 and not any(x.stride())
 
 
