@@ -92,7 +92,8 @@ def finished(
 ) -> Result:
     """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
     work, ending = place / "work", driver.target.format
-    original = driver.afresh(task.model if task.baseline is None else task.baseline)
+    original = driver.afresh(task.model if task.baseline is None else task.baseline, reads=True)
+    loses = brief(driver, task.model, evaluate or driver.calibrate, task.name or type(task.model).__name__)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
     last = build(driver, driver.model, driver.state.digest, work / f"net.{ending}")
     original.settle()
@@ -101,7 +102,7 @@ def finished(
     stored = write_module(
         work / "net.lil", driver.model, graph=graph_of(driver, last), assets=assets, provenance=provenance
     )
-    data = _reported(task, original, driver, evaluate, recipe, (first, last), stored)
+    data = _reported(task, original, driver, evaluate, recipe, (first, last), stored, loses)
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:
             file.write(text.encode())
@@ -119,8 +120,12 @@ def _reported(
     recipe: Recipe,
     builds: tuple[Built, Built],
     stored: Mapping[str, int],
+    loses: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The report on both builds, measured; `stored` are the bytes of each tensor in the `.lil` file."""
+    """The report on both builds, measured; `stored` are the bytes of each tensor in the `.lil` file.
+
+    `loses` is where it does, found before anything was built: both hold copies of the network.
+    """
     name = task.name or type(task.model).__name__
     near = closeness(driver, task, *builds, evaluate)
     judged = judge(driver, task.metric, *builds) if task.metric else None
@@ -151,7 +156,7 @@ def _reported(
             "multiples": next(iter(driver.told.facts["multiples"]), None),
         },
         environment=environment(driver.target.threads_used),
-        loses=brief(driver, task.model, evaluate or driver.calibrate, name),
+        loses=loses,
         compressed=task.baseline is None and bool(edits_of(task.model)),
     )
 

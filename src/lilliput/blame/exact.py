@@ -20,7 +20,7 @@ from lilliput.techniques.encode import prepare
 
 def before_encoding(driver: Driver, model: nn.Module) -> nn.Module:
     """A copy of `model`, the original, with all that was done to it before anything was encoded: norms folded, say."""
-    exact, steps = driver.afresh(model), driver.state.steps
+    exact, steps = driver.afresh(model, reads=True), driver.state.steps
     if any(True for _ in encoded_tensors(exact.model)) or value_encodings(exact.model):
         exact.model = to_dense(exact.model)
     first = next((i for i, step in enumerate(steps) if isinstance(step.edit, EncodeTensor | EncodeValue)), len(steps))

@@ -13,6 +13,7 @@ from lilliput.engine.carried import check_carried
 from lilliput.engine.preflight import check_given, check_precision, other_floats_told, try_out
 from lilliput.engine.repeatable import check_repeatable
 from lilliput.engine.resume import conditions
+from lilliput.engine.room import make_room
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
@@ -171,6 +172,7 @@ def follow(recipe: Recipe, driver: Driver) -> None:
     check_followed(recipe, driver)
     for step in stepped(recipe, driver):
         step.apply(driver)
+        make_room(driver.model)
     check_changed(driver)
     check_carried(driver)
 

@@ -14,6 +14,7 @@ from torch import nn
 from lilliput.disk import origins_of
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.fidelity import check_precise, check_written, told_of_kernels
+from lilliput.engine.room import make_room
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.external import files_of
@@ -56,7 +57,9 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
 
     def compute() -> Answer:
         driver.progress(f"building {path.name}", 0, 1)
+        make_room(model)
         target.build(path, model, driver.example, driver.dynamic)
+        make_room(model)
         return Answer(_digest(path))
 
     built = driver.store.answer(question, compute).data
@@ -76,6 +79,7 @@ def build(driver: Driver, model: nn.Module, digest: str, path: Path) -> Built:
     written = driver.store.answer(
         (*question, built, "written"), lambda: Answer(check_written(driver, model, path, signature))
     ).data
+    make_room(model)
     kernels = driver.store.answer(
         (*question, built, "kernels"), lambda: Answer(told_of_kernels(driver, model, path, signature, run))
     ).data

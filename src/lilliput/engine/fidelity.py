@@ -59,16 +59,11 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
     Raises ExportError where they are apart, with the first value that is.
     """
     samples = list(_samples(driver))
-    with unrounded(model) as able:
-        run = driver.target.reference(path, signature, rounded=False) if able else None
-        off = None if run is None else _off(model, run, samples)
-    rounded = run is None
-    if run is None:
-        run = driver.target.reference(path, signature, rounded=True)
-        if run is None:
-            return None
-        off = _off(model, run, samples)
-    assert off is not None
+    off = _off_as_written(driver, model, path, signature, samples, rounded=False)
+    if rounded := off is None:
+        off = _off_as_written(driver, model, path, signature, samples, rounded=True)
+    if off is None:
+        return None
     relative, largest = max(one[0] for one in off), max(one[1] for one in off)
     if relative > RELATIVE:
         check_precise(_answer(driver, model))
@@ -81,6 +76,18 @@ def check_written(driver: Driver, model: nn.Module, path: Path, signature: Signa
             if far or (off[i][1] > max(LARGEST, _SUMS * two) and not (rounded and blur)):
                 _refuse(driver, model, off, i, rounded)
     return asdict(AsWritten(relative, largest, sum(map(batch_size, samples)), rounded))
+
+
+def _off_as_written(
+    driver: Driver, model: nn.Module, path: Path, signature: Signature, samples: Sequence[Inputs], *, rounded: bool
+) -> list[tuple[float, float]] | None:
+    """How far the file is from the module, for each output; None where nothing here computes it so.
+
+    The session lives no longer than this: what follows makes copies of the network.
+    """
+    with nullcontext(True) if rounded else unrounded(model) as able:
+        run = driver.target.reference(path, signature, rounded=rounded) if able else None
+        return None if run is None else _off(model, run, samples)
 
 
 def _answer(driver: Driver, model: nn.Module) -> list[Tensor]:

@@ -59,15 +59,20 @@ class Driver:
     _kept: frozenset[str] = frozenset()  # paths of what runs change in the model, which is of no consequence
 
     @classmethod
-    def start(cls, model: nn.Module, **rest: Any) -> Driver:
-        """A driver over a copy of `model`."""
-        copied = private_copy(model).eval()
+    def start(cls, model: nn.Module, *, shares: bool = False, **rest: Any) -> Driver:
+        """A driver over a copy of `model`, which may share the memory of parameters that nothing writes into."""
+        copied = private_copy(model, shares=shares).eval()
         return cls(copied, Snapshot(copied), State(model_digest(model)), told=Told.of(copied), **rest)
 
-    def afresh(self, model: nn.Module) -> Driver:
-        """Another driver, over `model` as it is given, under the same conditions."""
+    def afresh(self, model: nn.Module, *, reads: bool = False) -> Driver:
+        """Another driver, over `model` as it is given, under the same conditions.
+
+        One that only `reads` holds its weights in the same memory, where `model` is the one that this run began with:
+        a model that writes into its parameters was refused then.
+        """
         names = ("example", "dynamic", "calibrate", "evaluate", "target", "store", "environment", "progress")
-        other = Driver.start(model, **{name: getattr(self, name) for name in names})
+        shares = reads and self.state.base == model_digest(model)
+        other = Driver.start(model, shares=shares, **{name: getattr(self, name) for name in names})
         other.warm(self._kept)
         return other
 
@@ -82,6 +87,7 @@ class Driver:
     def warm(self, kept: Iterable[str]) -> None:
         """Run the model once where it keeps something of its runs, so that it is captured with that; see `settle`."""
         self._kept = frozenset(kept)
+        self.before.forget_all_but(self._kept)  # or the weights would be in memory as they were before their encoding
         if self._kept:
             with torch.no_grad():
                 ask(self.model, self.example, "example")

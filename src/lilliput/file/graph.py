@@ -124,8 +124,10 @@ def restore(reader: Reader, path: Path) -> Path:
 
 def _write(read: Callable[[], Array], file: IO[bytes]) -> None:
     x = read()
-    packed = x.dtype in _NARROW
-    file.write(numpy_helper.from_array(x).raw_data if packed else memoryview(np.ascontiguousarray(x).view(np.uint8)))  # type: ignore[arg-type]
+    if x.dtype in _NARROW:  # two to a byte
+        file.write(numpy_helper.from_array(x).raw_data)
+    else:
+        file.write(memoryview(np.ascontiguousarray(x).view(np.uint8)))  # type: ignore[arg-type]
 
 
 def _stored(reader: Reader) -> tuple[onnx.ModelProto, dict[str, Reference]]:

@@ -17,6 +17,8 @@ from lilliput.model.carrier.encoded_tensor import SUFFIX, EncodedTensor
 from lilliput.model.carrier.parameters import encoding_of
 from lilliput.model.views.values import value_encodings
 
+_PIECE = 1 << 22  # elements of a weight that are compared at a time, in float64
+
 
 def layers(
     driver: Driver, exact: Mapping[str, tuple[str, Tensor]], stored: Mapping[str, int] | None
@@ -93,5 +95,7 @@ def _moved(exact: Tensor | None, now: Tensor) -> Noise | None:
     if exact is None or exact.shape != now.shape:
         return None
     noise = Noise()
-    noise.add(exact.detach(), now.detach())
+    pieces = (x.detach().reshape(-1).split(_PIECE) for x in (exact, now))
+    for before, after in zip(*pieces, strict=True):
+        noise.add(before, after)
     return noise

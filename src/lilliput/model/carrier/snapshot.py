@@ -48,6 +48,22 @@ class Snapshot:
                     found[prefix + name] = None
         return list(found)
 
+    def forget_all_but(self, kept: Container[str]) -> None:
+        """Hold no more than what these paths had, to restore those alone: what is exchanged elsewhere is free to go.
+
+        >>> net = nn.Linear(2, 2)
+        >>> before = Snapshot(net)
+        >>> before.forget_all_but({"bias"})
+        >>> net.weight, net.bias = nn.Parameter(torch.ones(2, 2)), None
+        >>> before.restore({"bias"})
+        >>> float(net.weight.sum()), tuple(net.bias.shape)
+        (4.0, (2,))
+        """
+        self._held = [
+            (prefix, module, kind, {name: held for name, held in before.items() if prefix + name in kept})
+            for prefix, module, kind, before in self._held
+        ]
+
     def restore(self, only: Container[str] | None = None) -> None:
         """Put back what is not as it was, all of it or these paths; the numbers of parameters stay."""
         for prefix, module, kind, before in self._held:

@@ -24,14 +24,16 @@ from lilliput.model.edits.held import attributes
 from lilliput.model.views.inputs import Inputs
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module, *, shares: bool = False) -> nn.Module:
     """A copy of the user's model to make changes in, parametrizations folded, encoded tensors frozen.
+
+    One that `shares` has the numbers of parameters in the same memory, for as long as nothing writes into them.
 
     Raises InputError for a model that holds what cannot be copied, encoded or stored.
     """
     check_plain(model)
     try:
-        private = duplicate(model)
+        private = as_it_stands(model) if shares else duplicate(model)
     except Exception as error:  # whatever the model holds
         raise InputError(
             "the model cannot be copied",
