@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.engine.plan import Plan
+from lilliput.engine.room import is_large
 from lilliput.engine.store import Store
 from lilliput.engine.told import Told
 from lilliput.engine.tried import Tried
@@ -67,11 +68,11 @@ class Driver:
     def afresh(self, model: nn.Module, *, reads: bool = False) -> Driver:
         """Another driver, over `model` as it is given, under the same conditions.
 
-        One that only `reads` holds its weights in the same memory, where `model` is the one that this run began with:
+        One that only `reads` holds large weights in the same memory, where `model` is the one that this run began with:
         a model that writes into its parameters was refused then.
         """
         names = ("example", "dynamic", "calibrate", "evaluate", "target", "store", "environment", "progress")
-        shares = reads and self.state.base == model_digest(model)
+        shares = reads and is_large(model) and self.state.base == model_digest(model)
         other = Driver.start(model, shares=shares, **{name: getattr(self, name) for name in names})
         other.warm(self._kept)
         return other
