@@ -23,6 +23,7 @@ import lilliput as lp
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import build
 from lilliput.engine.store import Store
+from lilliput.external import bytes_of
 from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
@@ -89,7 +90,7 @@ def compare(name: str, targets: Sequence[Target], theirs: Theirs, speed: bool = 
             "network": name,
             **_conditions(target),
             "setting": "lilliput",
-            "bytes": files["ours"].stat().st_size,
+            "bytes": bytes_of(files["ours"]),
             "sqnr_db": sides[-1].sqnr_db,
             "accuracy": right.value,
             "accuracy_minus_float": change.value,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.encodings import Encoding
+from lilliput.external import bytes_of
 from lilliput.model.carrier.carrier import attach
 from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.signature import Signature
@@ -103,7 +104,7 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
         **taken.row("faster", "float", "ours"),
         "float_ms": taken.ms("float"),
         "ours_ms": taken.ms("ours"),
-        "smaller": files["float"].stat().st_size / files["ours"].stat().st_size,
+        "smaller": bytes_of(files["float"]) / bytes_of(files["ours"]),
     }
 
 

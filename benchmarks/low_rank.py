@@ -25,6 +25,7 @@ from timings import timed
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.external import bytes_of
 from lilliput.measure import Noise, macs
 from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.signature import Signature
@@ -95,7 +96,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
                     "setting": setting,
                     "rank": rank,
                     "threads_used": threads,
-                    "bytes": files[setting].stat().st_size,
+                    "bytes": bytes_of(files[setting]),
                     "macs": products,
                     "fewer_macs": costs["float"][1] / products,
                     "error": costs[setting][2],

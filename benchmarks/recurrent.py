@@ -26,6 +26,7 @@ from timings import timed
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.external import bytes_of
 from lilliput.measure import DistanceSoFar, furthest, mean, paired_difference
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
@@ -106,7 +107,7 @@ def rows(subjects: Subjects, net: nn.Module, task: lp.Task, target: lp.targets.O
         yield {
             "setting": name,
             "threads_used": target.threads,
-            "bytes": subjects[name].stat().st_size,
+            "bytes": bytes_of(subjects[name]),
             "sqnr_db": None if name == "float" else furthest(so_far.distances()).sqnr_db,
             "ms": taken.ms(name),
             **taken.row("faster", "float", name),

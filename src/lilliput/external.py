@@ -48,6 +48,11 @@ def files_of(built: Path) -> list[Path]:
     return [built, *(part for part in (data_of(built),) if part.exists())]
 
 
+def bytes_of(built: Path) -> int:
+    """What a built file weighs, with what lies beside it."""
+    return sum(part.stat().st_size for part in files_of(built))
+
+
 def beside(sizes: Iterable[int]) -> bool:
     """Whether tensors of so many bytes each lie beside the file.
 

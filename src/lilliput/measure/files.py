@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lilliput.errors import MeasureError
-from lilliput.external import files_of
+from lilliput.external import bytes_of
 
 
 def artifact(path: str | Path, format: str, runs_on: str) -> dict[str, str | int]:
@@ -19,5 +19,6 @@ def artifact(path: str | Path, format: str, runs_on: str) -> dict[str, str | int
     place = Path(path)
     if not place.exists():
         raise MeasureError("there is no such file to weigh", where=place.name)
-    files = [part for part in place.rglob("*") if part.is_file()] if place.is_dir() else files_of(place)
-    return {"format": format, "bytes": sum(part.stat().st_size for part in files), "runs_on": runs_on}
+    inside = (part.stat().st_size for part in place.rglob("*") if part.is_file())
+    size = sum(inside) if place.is_dir() else bytes_of(place)
+    return {"format": format, "bytes": size, "runs_on": runs_on}
