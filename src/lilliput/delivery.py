@@ -202,10 +202,11 @@ def _deliver(source: Path, path: Path) -> None:
 
     Tensors beside an ONNX file are copied: readers refuse data that has two names.
     """
-    if external.data_of(source).exists():
+    if external.keeps_beside(source):
         external.copied(source, path)
         return
-    external.data_of(path).unlink(missing_ok=True)
+    if external.keeps_beside(path):  # of an earlier result
+        external.data_of(path).unlink()
     beside = path.with_name(f".{path.name}.link")
     try:
         beside.unlink(missing_ok=True)

@@ -43,9 +43,20 @@ def data_of(built: Path) -> Path:
     return built.with_name(f"{built.name}.data")
 
 
+def keeps_beside(built: Path) -> bool:
+    """Whether a file is there whose tensors lie beside it: a file of that name may be anybody's."""
+    if not data_of(built).exists() or not built.is_file():
+        return False
+    try:
+        model = onnx.load(built, load_external_data=False)
+    except Exception:  # protobuf's own: it is no ONNX file
+        return False
+    return any(map(is_beside, model.graph.initializer))
+
+
 def files_of(built: Path) -> list[Path]:
     """A built file, and the one that holds its tensors where there is one: what is to be moved together."""
-    return [built, *(part for part in (data_of(built),) if part.exists())]
+    return [built, data_of(built)] if keeps_beside(built) else [built]
 
 
 def bytes_of(built: Path) -> int:
@@ -67,6 +78,7 @@ def write(path: Path, model: onnx.ModelProto, held: Mapping[str, Held]) -> None:
 
     One that lay there before and is not needed any more is removed.
     """
+    stale = not held and keeps_beside(path)
     if held:
         with whole_file(data_of(path)) as file:
             for tensor in model.graph.initializer:
@@ -77,8 +89,8 @@ def write(path: Path, model: onnx.ModelProto, held: Mapping[str, Held]) -> None:
                     one.write(file)
     with whole_file(path) as file:
         file.write(model.SerializeToString(deterministic=True))
-    if not held:
-        data_of(path).unlink(missing_ok=True)
+    if stale:
+        data_of(path).unlink()
 
 
 def _point(tensor: TensorProto, name: str, offset: int, size: int) -> None:
@@ -160,10 +172,12 @@ def array(tensor: TensorProto, path: Path | None) -> NDArray[Any]:
 
 def copied(source: Path, path: Path) -> Path:
     """The built file `source` under the name `path`, with what lies beside it."""
-    if not data_of(source).exists():
+    if not keeps_beside(source):
+        stale = keeps_beside(path)
         with whole_file(path) as file, source.open("rb") as given:
             shutil.copyfileobj(given, file)
-        data_of(path).unlink(missing_ok=True)
+        if stale:
+            data_of(path).unlink()
         return path
     model = read(source)
     with whole_file(data_of(path)) as file, data_of(source).open("rb") as given:

@@ -1,8 +1,8 @@
 """Number formats: how weights, and values that flow, are represented; and which of them each gets.
 
 >>> from lilliput.formats import Codebook, Int
->>> Int(4, group=32), Codebook(16)
-(Int(bits=4, group=32), Codebook(n=16))
+>>> Int(4, group=32), Codebook(8)
+(Int(bits=4, group=32), Codebook(n=8))
 """
 
 from __future__ import annotations

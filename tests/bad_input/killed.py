@@ -285,7 +285,7 @@ class Trial:
             return path.read_bytes() == OLDER or _holds(path)
         if file.suffix == ".onnx":
             return self._is_same(folder, str(file))
-        if file.suffix == ".json":
+        if file.suffix in (".json", ".origins"):
             return _is_json(path.read_text())
         return path.read_text().endswith("</html>\n")
 

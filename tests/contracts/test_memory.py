@@ -52,8 +52,11 @@ def test_weights_that_were_encoded_are_let_go() -> None:
     assert held() is None
 
 
-def test_the_original_is_read_in_the_memory_of_the_users_model() -> None:
+def test_an_original_of_large_weights_is_read_in_the_memory_of_the_users_model(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
+    driver = begun(net)
+    assert driver.afresh(net, reads=True).model.get_parameter("0.weight").data_ptr() != net[0].weight.data_ptr()
+    monkeypatch.setattr(external, "MOST", 0)
     driver = begun(net)
     follow(RECIPE, driver)
     here = net[0].weight.data_ptr()
@@ -64,7 +67,8 @@ def test_the_original_is_read_in_the_memory_of_the_users_model() -> None:
     assert driver.afresh(network(), reads=True).model.get_parameter("0.weight").data_ptr() != here
 
 
-def test_another_network_has_memory_of_its_own() -> None:
+def test_another_network_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "MOST", 0)
     driver, other = begun(network()), network()
     other[0].weight.data += 1
     assert driver.afresh(other, reads=True).model.get_parameter("0.weight").data_ptr() != other[0].weight.data_ptr()

@@ -74,8 +74,20 @@ SHARES = ("16", "4, per='channel'", "8, group=4")
 FINE = ("Int(7", "Int(8", "Float16", "BFloat16", "Sparse(lp.Int(7")  # whose rounding is small
 
 
+def named(made: str) -> str:
+    """The text that makes something, with the place of its name.
+
+    >>> named("Int(7)"), named("GPTQ()")
+    ('lp.Int(7)', 'lp.rounding.GPTQ()')
+    """
+    import lilliput as lp
+
+    name = made.partition("(")[0]
+    return next((f"lp.{space}.{made}" for space, names in lp._NAMESPACES.items() if name in names), f"lp.{made}")
+
+
 def quantize(random: Random) -> str:
-    parts = [f"weights=lp.{random.choice(WEIGHTS)}"]
+    parts = [f"weights={named(random.choice(WEIGHTS))}"]
     for key, choices in (
         ("activations", ACTIVATIONS),
         ("fit", FITS),
@@ -84,7 +96,7 @@ def quantize(random: Random) -> str:
     ):
         drawn = random.choice(choices)
         if drawn and (key != "calibration" or "activations" in parts[-1] or len(parts) > 2):
-            parts.append(f"{key}=lp.{drawn}")
+            parts.append(f"{key}={named(drawn)}")
     if random.random() < 0.1:
         parts.append("bias_correction=False")
     return f"lp.Quantize({', '.join(parts)})"
@@ -101,7 +113,7 @@ def draw_recipe(random: Random) -> list[str]:
     first = {
         "prune": lambda: f"lp.Prune({random.choice(PRUNES)})",
         "share": lambda: f"lp.techniques.Share({random.choice(SHARES)})",
-        "equalize": lambda: f"lp.techniques.Equalize(lp.{random.choice(EQUALIZES)})",
+        "equalize": lambda: f"lp.techniques.Equalize({named(random.choice(EQUALIZES))})",
         "finetune": lambda: "lp.Finetune(epochs=1, lr=1e-3)",
     }
     if kind == "default":

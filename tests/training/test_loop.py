@@ -394,7 +394,7 @@ def test_half_precision() -> None:
         ({"momentum": 0.9}, "AdamW has no momentum"),
         ({"ema": 1.0}, "moving average of 1"),
         ({"warmup": 1.0}, "warm-up of 1"),
-        ({"labels": 0.0}, "no loss at all"),
+        ({"task_loss": 0.0}, "no loss at all"),
     ],
 )
 def test_bad_knobs(fields: dict[str, Any], hint: str) -> None:

@@ -297,6 +297,8 @@ class Int(Uniform):
         found = super().dividing(shape)
         if not isinstance(found, Int):
             return None
+        if not found.nested():
+            return found
         shaped = found.parameter_shape(shape)
         held = {name: encoding.dividing(shaped) for name, encoding in found.nested().items()}
         return None if None in held.values() else replace(found, **held)  # type: ignore[arg-type]

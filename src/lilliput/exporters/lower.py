@@ -12,7 +12,7 @@ What was found by trying, on ONNX Runtime 1.31 (docs/onnxruntime.md has the figu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import ml_dtypes
 import numpy as np
@@ -176,6 +176,17 @@ class _Lowering:
                 return parameter[..., None]
             return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))] if parameter.ndim else [])
 
+        x = self._valued(node, x, laid, before)
+        if group or channels > 1:
+            x = self._reshape(x, tuple(shape[i] for i in order), before)
+            if axis:
+                x = self._new("Transpose", [x], before=before, perm=np.argsort(order).tolist())
+        return x
+
+    def _valued(
+        self, node: ir.Node, x: ir.Value, laid: Callable[[np.ndarray], np.ndarray], before: ir.Node
+    ) -> ir.Value:
+        """Codes `x` as the numbers that they stand for, their parameters `laid` out against them."""
         if node.op_type == "DecodeInt":
             offset = nodes.offset(node)
             if offset is not None:
@@ -193,7 +204,7 @@ class _Lowering:
         elif node.op_type == "DecodeTiles":
             tables = np.array(node.attributes["tables"].as_floats(), np.float32)
             held = self._constant(laid(nodes.array(node.inputs[2])), origin(node.inputs[2]))
-            choice = self._new("Cast", [held], before=before, to=kind)
+            choice = self._new("Cast", [held], before=before, to=ir.DataType.INT32)
             half = self._constant(np.array(len(tables) // 2, np.int32))
             x = self._new("Add", [x, self._new("Mul", [choice, half], before=before)], before=before)
             x = self._new("Gather", [self._constant(tables), x], before=before, axis=0)
@@ -207,10 +218,6 @@ class _Lowering:
                 x = self._new("Add", [x, self._constant(laid(starts))], before=before)
             flat = self._constant(levels.reshape(-1).astype(np.float32), origin(node.inputs[1]))
             x = self._new("Gather", [flat, x], before=before, axis=0)
-        if group or channels > 1:
-            x = self._reshape(x, tuple(shape[i] for i in order), before)
-            if axis:
-                x = self._new("Transpose", [x], before=before, perm=np.argsort(order).tolist())
         return x
 
     def _multiplied(self, node: ir.Node, before: ir.Node) -> ir.Value:

@@ -82,7 +82,7 @@ class HQQ(Range):
         shaped = found["scale"].shape
         held = {**found, "scale": held_scale(found["scale"], encoding.scale)}
         if encoding.minimum is not None:
-            held["minimum"] = encoding.minimum.represent(found["minimum"]).decode()
+            held["minimum"] = encoding.minimum.hold(found["minimum"]).decode()
         others = {name: part.reshape(shaped) for name, part in least_squared.items()}
 
         def error(given: Parameters) -> float:
@@ -158,7 +158,7 @@ def _scales(scale: Tensor, encoding: Int | Grid) -> Tensor:
 
 def _minima(minimum: Tensor, encoding: Int | Grid) -> Tensor:
     held = encoding.minimum if isinstance(encoding, Int) else None
-    return minimum if held is None or _together(encoding) else held.represent(minimum).decode()
+    return minimum if held is None or _together(encoding) else held.hold(minimum).decode()
 
 
 def _together(encoding: Int | Grid) -> bool:

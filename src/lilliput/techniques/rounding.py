@@ -311,7 +311,7 @@ def rescaled(grid: Candidates, weights: Tensor, rounded: Tensor, gram: Tensor) -
     new = torch.where((found > 0.5 * old) & (found < 2 * old), found, old).float()
     held = grid.encoding.nested().get("scale")
     if held is not None:
-        new = held.represent(new).decode()
+        new = held.hold(new).decode()
         new = torch.where(new > 0, new, old.float())
     changed = Candidates(grid.encoding, {**grid.parameters, "scale": new.reshape(scale.shape)}, grid.shape, grid.kept)
     return changed, (numbers * new.double()[..., None] + least).reshape(rounded.shape)

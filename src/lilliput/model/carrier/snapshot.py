@@ -56,7 +56,7 @@ class Snapshot:
         >>> before.forget_all_but({"bias"})
         >>> net.weight, net.bias = nn.Parameter(torch.ones(2, 2)), None
         >>> before.restore({"bias"})
-        >>> float(net.weight.sum()), tuple(net.bias.shape)
+        >>> float(net.weight.detach().sum()), tuple(net.bias.shape)
         (4.0, (2,))
         """
         self._held = [
