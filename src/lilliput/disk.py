@@ -88,7 +88,7 @@ def _unfinished(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 @contextmanager
-def unfinished_folder(target: Path) -> Iterator[Path]:
+def _unfinished_folder(target: Path) -> Iterator[Path]:
     """A folder inside `target`, on the same disk, gone in the end; what killed ones left there is removed."""
     clear_parts(target, of=_FOLDER)
     folder = target / f".{_FOLDER}.{secrets.token_hex(4)}.part"
@@ -99,6 +99,23 @@ def unfinished_folder(target: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A folder inside `target`, on the same disk, gone afterwards; and so is `target` if it was new and stays empty."""
+    new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _unfinished_folder(target) as staged:
+            yield staged
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError("cannot be written", where=str(target), why=reason, next="choose another place") from error
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                target.rmdir()
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -5,12 +5,10 @@ Everything passes through a chunk at a time, so a checkpoint may be larger than 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lilliput import entropy
-from lilliput.disk import clear_parts, unfinished_folder
+from lilliput.disk import clear_parts, staged_folder
 from lilliput.errors import FormatError, InputError, LilliputError
 from lilliput.file.assets import check_name
 from lilliput.file.container import Part, Progress, Reader, write
@@ -173,7 +171,7 @@ def unpack(path: str | Path, folder: str | Path, progress: Progress = _silent) -
     plan = _plan(reader)
     target = Path(folder)
     _check_target(plan, target)
-    with _beside(target) as staged:
+    with staged_folder(target) as staged:
         places = {name: staged / str(i) for i, name in enumerate(plan.sizes)}
         _fill(reader, plan, places, progress)
         for name in plan.heads:
@@ -289,23 +287,6 @@ def _in_the_way(place: Path) -> InputError:
     return InputError(
         "is there already, and is something else", where=str(place), next="move it away, or choose another folder"
     )
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder inside `target`, on the same disk, gone afterwards; and so is `target` if it was new and stays empty."""
-    new = not target.exists()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with unfinished_folder(target) as staged:
-            yield staged
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError("cannot be written", where=str(target), why=reason, next="choose another place") from error
-    finally:
-        if new:
-            with contextlib.suppress(OSError):
-                target.rmdir()
 
 
 def _fill(reader: Reader, plan: _Plan, places: Mapping[str, Path], progress: Progress) -> None:
