@@ -52,12 +52,14 @@ def write(folder: Path, model: nn.Module, tokenizer: Any = None) -> None:
             stored |= {f"{layer}.{part}": x for part, x in _parts(held, encoding)}
         else:
             stored[name] = held.detach()
-    with staged_folder(folder) as place:
+    with staged_folder(folder) as staged:
+        (place := staged / "net").mkdir()
         _save(place, root, stored, _described(root, schemes))
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
-        made = [one for one in place.iterdir() if not one.name.startswith(".")]
-        for one in sorted(made, key=lambda one: one.name == "config.json"):  # without which nothing is loaded
+        for one in sorted(
+            place.iterdir(), key=lambda one: one.name == "config.json"
+        ):  # without which nothing is loaded
             os.replace(one, folder / one.name)
 
 
