@@ -83,7 +83,7 @@ def compare(name: str, targets: Sequence[Target], theirs: Theirs, speed: bool = 
     files = {"float": folder / "float.onnx", "ours": folder / "net.onnx"}
     judge, sides = Judge.of(task, targets[0].open(files["float"], called)), []
     for target in targets:
-        sides.append(Ours(target, files["ours"], *judge(target.open(files["ours"], called))))
+        sides.append(Ours(target, files["ours"], *judge(target.runs.open(files["ours"], called))))
         right = mean(sides[-1].scores, task.clusters)
         change = paired_difference(judge.scores(judge.exact), sides[-1].scores, task.clusters)
         yield {
@@ -115,7 +115,7 @@ def _make(task: lp.Task, target: Target, folder: Path) -> Signature:
     unjudged = replace(task, evaluate=None, clusters=None, metric=None)
     driver, _ = begin(unjudged, target, Store(folder / "work"), silent)
     original = driver.afresh(task.model)
-    follow(target.recipe(driver.view(), driver.calibrate is not None), driver)
+    follow(target.prefers.recipe(driver.view(), driver.calibrate is not None), driver)
     built = build(original, original.model, original.state.digest, folder / "float.onnx")
     build(driver, driver.model, driver.state.digest, folder / "net.onnx")
     return built.signature
@@ -131,7 +131,7 @@ def _beside(judge: Judge, called: Signature, ours: Ours, path: Path | str) -> di
         return {"failed": path}
     example = Inputs.of(judge.task.example)
     try:
-        run = ours.target.open(path, called)
+        run = ours.target.runs.open(path, called)
         taken = timed({"theirs": path, "ours": ours.file}, ours.target, called, example, **TURNS)
     except Exception as error:
         return {"failed": str(error).splitlines()[0]}

@@ -53,11 +53,11 @@ def ours(folder: Path) -> Work:
         return driver
 
     def work(driver: Driver) -> Driver:
-        follow(target.recipe(driver.view(), calibrated=True), driver)
+        follow(target.prefers.recipe(driver.view(), calibrated=True), driver)
         return driver
 
     def export(driver: Driver) -> None:
-        target.build(folder / "ours.onnx", driver.model, driver.example, driver.dynamic)
+        target.writes.build(folder / "ours.onnx", driver.model, driver.example, driver.dynamic)
 
     return capture, work, export
 

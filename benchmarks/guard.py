@@ -48,7 +48,7 @@ def compressed(task: lp.Task, recipe: lp.Recipe | None) -> Driver:
     target = lp.targets.OnnxRuntime(threads=THREADS)
     task = replace(task, metric=None, evaluate=None, clusters=None)
     driver, _ = begin(task, target, Store(None), silent)
-    follow(recipe or target.recipe(driver.view(), driver.calibrate is not None), driver)
+    follow(recipe or target.prefers.recipe(driver.view(), driver.calibrate is not None), driver)
     return driver
 
 
@@ -57,7 +57,7 @@ def right(driver: Driver) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
         built = build(driver, driver.model, driver.state.digest, path)
-        run = driver.target.reference(path, built.signature, rounded=True)
+        run = driver.target.writes.reference(path, built.signature, rounded=True)
         assert built.written is not None and run is not None
         kept = max(one[0] for one in fidelity._off(driver.model, run, list(fidelity._samples(driver))))
         figures = {key: built.written[key] for key in ("relative", "largest", "samples")}

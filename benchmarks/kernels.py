@@ -94,7 +94,7 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
     for name in ("float", "ours"):
         subject = net if name == "float" else encoded(case, net, x)
         files[name] = OUT / f"kernel-{name}.onnx"
-        target.build(files[name], subject, example, axes)
+        target.writes.build(files[name], subject, example, axes)
     with torch.no_grad():
         signature = Signature.of(example, net(x))
     taken = timed(files, target, signature, example, rounds=15, round_s=0.05, settle_s=0.05)

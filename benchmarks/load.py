@@ -65,7 +65,7 @@ def timed(folder: Path, task: lp.Task, threads: int) -> Latencies:
     with torch.no_grad():
         signature = Signature.of(example, example.call(task.model))
     paths = {"before": folder / "work" / "original.onnx", "after": folder / "net.onnx"}
-    runs = {name: functools.partial(example.call, target.open(path, signature)) for name, path in paths.items()}
+    runs = {name: functools.partial(example.call, target.runs.open(path, signature)) for name, path in paths.items()}
     return interleaved(runs, threads=threads)
 
 

@@ -84,7 +84,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         for setting, rank, steps in recipes(name.startswith("convolutions")):
             module = lp.apply(lp.Task(net, *example.args), lp.Recipe(steps)) if steps else net
             files[setting] = folder / f"{len(files)}-{name.split()[0]}.onnx"
-            lp.targets.OnnxRuntime().build(files[setting], module, example, dynamic_axes(example, None))
+            lp.targets.OnnxRuntime().writes.build(files[setting], module, example, dynamic_axes(example, None))
             costs[setting] = rank, macs(module, example.args).total, _error(net, module, example)
         with torch.no_grad():
             signature = Signature.of(example, example.call(net))

@@ -97,7 +97,7 @@ def rows(subjects: Subjects, net: nn.Module, task: lp.Task, target: lp.targets.O
     example = Inputs.of(task.example)
     with torch.no_grad():
         signature = Signature.of(example, example.call(net))
-    runs = {name: target.open(path, signature) for name, path in subjects.items()}
+    runs = {name: target.runs.open(path, signature) for name, path in subjects.items()}
     taken = timed(subjects, target, signature, example, rounds=15)
     ours = "lilliput, ranges at run time"
     for name, run in runs.items():

@@ -107,7 +107,7 @@ def timed(
 def answer(asked: str, answered: str) -> None:
     """What this process takes, from one file to another."""
     request: Request = pickle.loads(Path(asked).read_bytes())
-    opened = {name: request.target.open(path, request.signature) for name, path in request.files.items()}
+    opened = {name: request.target.runs.open(path, request.signature) for name, path in request.files.items()}
     calls = {name: functools.partial(request.example.call, run) for name, run in opened.items()}
     taken = interleaved(calls, threads=request.target.threads_used, **request.turns)
     Path(answered).write_bytes(pickle.dumps(taken))

@@ -14,7 +14,7 @@ import pytest
 
 from lilliput.errors import RAISE_OWN
 from lilliput.measure import Clocks
-from lilliput.targets import onnx_file
+from lilliput.targets import onnx as onnx_files
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
 os.environ[RAISE_OWN] = "1"  # a mistake of ours must not pass for a property of a model
@@ -49,12 +49,12 @@ def _short_timings() -> Iterator[None]:
     """Latencies are taken as ever, but from few calls, and as if nobody else were at work: what they are, and what is
     told where somebody is, is looked at with clocks of their own in tests/measure and tests/reports alone.
     """
-    interleaved = onnx_file.interleaved
+    interleaved = onnx_files.interleaved
     quiet = Clocks(perf_counter, perf_counter, lambda: 0.0)
     short = functools.partial(interleaved, rounds=3, warmup_s=0.0, settle_s=0.0, round_s=0.01, clocks=quiet)
-    onnx_file.interleaved = short  # type: ignore[assignment]
+    onnx_files.interleaved = short  # type: ignore[assignment]
     yield
-    onnx_file.interleaved = interleaved
+    onnx_files.interleaved = interleaved
 
 
 def pytest_collection_finish() -> None:

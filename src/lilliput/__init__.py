@@ -136,8 +136,12 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
     "targets": (
         "Device",
         "Eager",
+        "OnnxFile",
         "OnnxRuntime",
         "OpenVino",
+        "Preferences",
+        "Runtime",
+        "Writer",
         "check",
     ),
     "techniques": (

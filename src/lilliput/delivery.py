@@ -91,7 +91,7 @@ def finished(
     task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, assets: Mapping[str, bytes]
 ) -> Result:
     """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
-    work, ending = place / "work", driver.target.format
+    work, ending = place / "work", driver.target.writes.format
     original = driver.afresh(task.model if task.baseline is None else task.baseline, reads=True)
     loses = brief(driver, task.model, evaluate or driver.calibrate, task.name or type(task.model).__name__)
     first = build(original, original.model, original.state.digest, work / f"original.{ending}")
@@ -176,7 +176,7 @@ def _weighed(original: Driver, driver: Driver, builds: tuple[Built, Built]) -> t
     stored = artifact(builds[1].path.with_name("net.lil"), "lil", opener)
     if opener == driver.target.name:
         return [plain], [stored]
-    before, after = (artifact(built.path, driver.target.format, driver.target.name) for built in builds)
+    before, after = (artifact(built.path, driver.target.writes.format, driver.target.name) for built in builds)
     return [before, plain], [after, stored]
 
 
@@ -192,9 +192,10 @@ def _losing(driver: Driver, taken: Latencies, before: Built, after: Built) -> li
 
 def graph_of(driver: Driver, built: Built) -> Graph | str:
     """What was built, to travel inside the file, or why nothing does."""
-    if not driver.target.opened_by:
-        return f"it was made for {driver.target.name}, which runs the module itself"
-    return Graph(built.path, driver.target.opened_by, built.signature.to_plain(), built.departure)
+    if not driver.target.writes.opened_by:
+        how = "which runs the module itself" if driver.target.runs is not None else "which is not run here"
+        return f"it was made for {driver.target.name}, {how}"
+    return Graph(built.path, driver.target.writes.opened_by, built.signature.to_plain(), built.departure)
 
 
 def _deliver(source: Path, path: Path) -> None:

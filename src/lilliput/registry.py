@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import MutableMapping
 from typing import Any, TypeVar
 
@@ -80,13 +81,17 @@ def forget(kind: type) -> None:
         ADDED.discard(kind)
 
 
-def additions() -> dict[str, Any]:
-    """What the classes that were added do, as plain data: results depend on their code, and on that of their bases."""
+def additions(target: Target | None = None) -> dict[str, Any]:
+    """What the classes that were added do, as plain data: results depend on their code, and on that of their bases.
+
+    A `target` of such a class depends on the parts that it names as well.
+    """
+    parts = (target.prefers, target.writes, target.runs) if target is not None and type(target) in _added else ()
     return {
         f"{_source(kind)} {name}": identity(_function(held))
-        for kind in _added
+        for kind in (*_added, *map(type, parts))
         for base in reversed(kind.__mro__)  # so that what a class has of its own counts
-        if base is not object and not base.__module__.startswith("lilliput.")
+        if base not in (object, ABC) and not base.__module__.startswith("lilliput.")
         for name, held in vars(base).items()
         if not name.startswith("__") or name == "__post_init__"
     }

@@ -43,7 +43,7 @@ from lilliput.modes import ordinary_modes
 from lilliput.plain import digest
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
-from lilliput.targets import TARGETS, Target
+from lilliput.targets import TARGETS, Runtime, Target
 from lilliput.targets import target as target_called
 from lilliput.targets.target import Runner
 from lilliput.task import Task, fingerprint, read_assets
@@ -166,7 +166,7 @@ def diagnose(
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
     driver, evaluate = begin(task, target_called(target), Store(work), progress, recipe)
-    recipe = recipe or driver.target.recipe(driver.view(), driver.calibrate is not None)
+    recipe = recipe or driver.target.prefers.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
     name = task.name or type(task.model).__name__
     return full(driver, task.model, evaluate or driver.calibrate, name, samples=samples, worst=worst)
@@ -255,7 +255,7 @@ def _compress(
     assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
     driver.measures = measure
-    given, recipe = recipe, recipe or target.recipe(driver.view(), driver.calibrate is not None)
+    given, recipe = recipe, recipe or target.prefers.recipe(driver.view(), driver.calibrate is not None)
     check_same(
         work / RECORD,
         {
@@ -337,7 +337,7 @@ def _built(
     model: nn.Module, example: Any, dynamic: Dynamic | None, target: str | Target, folder: Path
 ) -> tuple[Driver, Built]:
     driver, _ = begin(Task(model, example=example, dynamic=dynamic), target_called(target), Store(None), silent)
-    built = build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.format}")
+    built = build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.writes.format}")
     for place, kind in built.left_out.items():
         warnings.warn(f"output {place}: left out of the graph, for a {kind} is no tensor", stacklevel=3)
     return driver, built
@@ -367,15 +367,17 @@ def open(path: str | Path, *, threads: int | None = None, base: str | Path | Non
     target, signature = described.get("target"), Signature.read(described, where)
     if target not in TARGETS:
         raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
-    chosen = TARGETS[target](threads=threads)
-    return _opened_large(reader, chosen, signature) if large else chosen.open(restored(reader), signature)
+    runtime = TARGETS[target](threads=threads).runs
+    if runtime is None:
+        raise FormatError(f"was made for {target}, which is not run here", where=where, next="load it into its module")
+    return _opened_large(reader, runtime, signature) if large else runtime.open(restored(reader), signature)
 
 
-def _opened_large(reader: Reader, target: Target, signature: Signature) -> Runner:
+def _opened_large(reader: Reader, runtime: Runtime, signature: Signature) -> Runner:
     """A graph that no protobuf holds: it lies in a folder for as long as it is used."""
     with ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True)
         built = restore(reader, Path(stack.enter_context(folder)) / "net.onnx")
-        run = target.open(built, signature)
+        run = runtime.open(built, signature)
         weakref.finalize(run, stack.pop_all().close)
         return run

@@ -40,7 +40,7 @@ from lilliput.exporters.onnx import export
 from lilliput.file.checkpoint import pack
 from lilliput.file.container import Reader
 from lilliput.model.views.inputs import Inputs
-from lilliput.targets import onnx_file
+from lilliput.targets import onnx as onnx_files
 from lilliput.targets.kernels import exact_here
 
 MOMENTS = [
@@ -347,8 +347,8 @@ def _tell(work: Callable[[], Any], path: Path) -> None:
 
 def main(place: Path) -> None:
     torch.set_num_threads(1)
-    short = partial(onnx_file.interleaved, rounds=1, warmup_s=0.0, settle_s=0.0, round_s=0.01)
-    onnx_file.interleaved = short  # type: ignore[assignment]  # timings are not looked at here
+    short = partial(onnx_files.interleaved, rounds=1, warmup_s=0.0, settle_s=0.0, round_s=0.01)
+    onnx_files.interleaved = short  # type: ignore[assignment]  # timings are not looked at here
     torch_2_5.get_torchlib_ops = cache(torch_2_5.get_torchlib_ops)  # a third of an export reads what stays the same
     inspect.getsource = cache(inspect.getsource)  # … and so is most of the rest
     export(place / "first.onnx", Net().eval(), Inputs((torch.zeros(1, 128),), {}), {})  # much is set up only once

@@ -54,7 +54,7 @@ def built(folder: Path, kind: str) -> tuple[nn.Module, Graph]:
     if RECIPES[kind]:
         net = lp.apply(lp.Task(net, calibrate=[ids]), lp.Recipe(RECIPES[kind]))
     target, example = lp.targets.OnnxRuntime(), Inputs.of(ids)
-    target.build(folder / "net.onnx", net, example, {})
+    target.writes.build(folder / "net.onnx", net, example, {})
     called = Signature.of(example, net(ids), net.forward).to_plain()
     return net, Graph(folder / "net.onnx", "onnxruntime", called)
 

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import ClassVar
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+from zipfile import ZipFile, is_zipfile
 
+import onnx
 import pytest
 import torch
 from compared import close
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.encodings import Encoding
 from lilliput.encodings.encoding import Part
 from lilliput.errors import FormatError, InputError, RecipeError, ResumeError
+from lilliput.measure import Latencies
 from lilliput.model.carrier.parameters import encoding_of, read
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.signature import Signature
 from lilliput.registry import additions, forget
-from lilliput.targets import OnnxRuntime
+from lilliput.targets import OnnxRuntime, Preferences, Runtime, Target, Writer
+from lilliput.targets.onnxruntime import OrtPreferences
+from lilliput.targets.target import Runner
 from lilliput.techniques.encode import set_tensor
 from lilliput.techniques.ranges import Ends
 from lilliput.techniques.run import Run
@@ -80,6 +89,10 @@ class First(Score):
         return rows if path.startswith("0.") else torch.ones_like(x)
 
 
+class Fours(OrtPreferences):
+    multiple = 4
+
+
 @dataclass(frozen=True)
 class Patient(OnnxRuntime):
     """ONNX Runtime that wants multiples of 4."""
@@ -87,11 +100,85 @@ class Patient(OnnxRuntime):
     name: ClassVar[str] = "patient"
 
     @property
-    def multiple(self) -> int:
-        return 4
+    def prefers(self) -> Fours:
+        return Fours(self.profile, self.safe)
 
 
-ADDITIONS = (Ternary, Halve, Widest, First, Patient)
+class Evaluator(Runtime):
+    """The evaluator of ONNX itself, node by node; its times are made up."""
+
+    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+        held = ReferenceEvaluator(onnx.load(built) if isinstance(built, Path) else onnx.load_from_string(built))
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = [x.numpy() for x in signature.arguments(Inputs(args, kwargs))]
+            found = held.run(None, dict(zip(held.input_names, given, strict=True)))
+            return signature.assemble([torch.from_numpy(x) for x in found])
+
+        return run
+
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs, seconds: float) -> Latencies:
+        return Latencies({name: (4.0 if name == "before" else 2.0,) * 9 for name in runs}, threads=1, cores=2)
+
+
+@dataclass(frozen=True)
+class Evaluated(Target):
+    """What ONNX Runtime prefers and how it is written for it, and a runtime of its own."""
+
+    name: ClassVar[str] = "evaluated"
+
+    @property
+    def prefers(self) -> Preferences:
+        return OnnxRuntime().prefers
+
+    @property
+    def writes(self) -> Writer:
+        return replace(OnnxRuntime().writes, opened_by=self.name)
+
+    @property
+    def runs(self) -> Runtime:
+        return Evaluator()
+
+
+@dataclass(frozen=True)
+class Archive(Writer):
+    """A graph in a zip file, which nothing here runs; it is read again to be compared."""
+
+    inner: ClassVar[Writer] = OnnxRuntime().writes
+
+    format: ClassVar[str] = "zip"
+
+    def build(self, path: Path, model: nn.Module, example: Inputs, dynamic: Dynamic) -> None:
+        with TemporaryDirectory() as folder:
+            self.inner.build(Path(folder) / "net.onnx", model, example, dynamic)
+            with ZipFile(path, "w") as file:
+                file.write(Path(folder) / "net.onnx", "net.onnx")
+
+    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
+        with TemporaryDirectory() as folder, ZipFile(built) as file:
+            return self.inner.reference(Path(file.extract("net.onnx", folder)), signature, rounded=rounded)
+
+
+@dataclass(frozen=True)
+class Archived(Target):
+    """One that only writes."""
+
+    name: ClassVar[str] = "archived"
+
+    @property
+    def prefers(self) -> Preferences:
+        return OnnxRuntime().prefers
+
+    @property
+    def writes(self) -> Writer:
+        return Archive()
+
+    @property
+    def runs(self) -> None:
+        return None
+
+
+ADDITIONS = (Ternary, Halve, Widest, First, Patient, Evaluated, Archived)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +233,40 @@ def test_a_technique_a_fit_and_a_target(tmp_path: Path) -> None:
     small = lp.compress(net(), recipe, calibrate=[X], target="patient", folder=tmp_path)
     assert small.data["target"] == "patient"
     assert small.model[0].out_features == 24  # 25.6 are left, the multiples of 4 at most
+
+
+def test_a_target_with_a_runtime_of_its_own(tmp_path: Path) -> None:
+    small = lp.compress(net(), calibrate=[X], target="evaluated", folder=tmp_path)
+    assert small.data["speed"].startswith("2.00× faster") and small.data["target"] == "evaluated"
+    theirs = lp.compress(net(), calibrate=[X], target=QUICK)
+    assert small.built.read_bytes() == theirs.built.read_bytes()
+    close(lp.open(tmp_path / "net.lil")(X), lp.open(theirs.folder / "net.lil")(X), share=0.02)
+    close(lp.open(tmp_path / "net.lil")(X), small.model(X), share=0.02)
+
+
+def test_a_target_that_only_writes(tmp_path: Path) -> None:
+    small = lp.compress(net(), calibrate=[X], target="archived", folder=tmp_path)
+    assert small.built.name == "net.zip" and is_zipfile(small.built)
+    assert small.data["speed"] == "not run here: no times" and small.data["ratio"]["faster"] is None
+    theirs = lp.compress(net(), calibrate=[X], target=QUICK)
+    db, same = (one.data["agreement"]["outputs"][0]["sqnr_db"] for one in (small, theirs))
+    assert abs(db - same) < 1.5
+    with pytest.raises(FormatError, match="made for archived, which is not run here"):
+        lp.open(tmp_path / "net.lil")
+    loaded = lp.load(tmp_path / "net.lil", into=net())
+    assert torch.equal(loaded(X), small.model(X))
+
+
+def test_what_a_target_names_is_part_of_what_it_does() -> None:
+    def told(multiple: int) -> dict[str, object]:
+        part = type("Fours", (OrtPreferences,), {"multiple": multiple, "__qualname__": "Fours", "__module__": __name__})
+        body = {"prefers": property(lambda self: part(None, False)), "name": "another", "__module__": __name__}
+        kind = lp.register(dataclass(frozen=True)(type("Another", (OnnxRuntime,), body)))
+        found = additions(kind())
+        forget(kind)
+        return found
+
+    assert told(4) == told(4) and told(4) != told(8)
 
 
 def test_a_fit() -> None:

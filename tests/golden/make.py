@@ -87,7 +87,7 @@ def module(path: Path) -> dict[str, Any]:
     x = example()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         built, out = Path(folder) / "net.onnx", net(x)
-        OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})
+        OnnxRuntime().writes.build(built, net, Inputs.of(x), {0: {0: "batch"}})
         signature = Signature.of(Inputs.of(x), out)
         graph = Graph(built, "onnxruntime", signature.to_plain(), {"largest": 0.0})
         save(path, net, graph=graph, assets=ASSETS, provenance={"why": "a golden file"})
@@ -196,7 +196,7 @@ def built_inside(path: Path, net: torch.nn.Module) -> dict[str, Any]:
     x = example()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         built, out = Path(folder) / "net.onnx", net(x)
-        OnnxRuntime().build(built, net, Inputs.of(x), {0: {0: "batch"}})
+        OnnxRuntime().writes.build(built, net, Inputs.of(x), {0: {0: "batch"}})
         graph = Graph(built, "onnxruntime", Signature.of(Inputs.of(x), out).to_plain(), {"largest": 0.0})
         save(path, net, graph=graph)
     return {**told(path), "output": [round(value, 4) for value in out.reshape(-1).tolist()]}

@@ -56,6 +56,7 @@ def _report() -> dict[str, Any]:
         "schema": 1,
         "name": "SmallNet",
         "target": "onnxruntime",
+        "runs_here": True,
         "outcome": "done",
         "sentence": "The .onnx file is 3.79× smaller.",
         "speed": "1.67× faster",

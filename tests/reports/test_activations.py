@@ -139,7 +139,7 @@ def test_what_each_layer_reads_is_encoded_or_told(name: str, values: Encoding, b
     for weights in WEIGHTS:
         encodings = {path: for_weight(weights, calls[0], known[path]) for path, calls in view.weights.items()}
         encoded = {path: x for path, x in encodings.items() if x}
-        placed = TARGETS[name].place(view, Wanted(dict.fromkeys(encoded, values.for_value()), encoded))
+        placed = TARGETS[name].prefers.place(view, Wanted(dict.fromkeys(encoded, values.for_value()), encoded))
         names = {place.value for place in placed.values}
         for path, (call, *_) in view.weights.items():
             told = "stays float" in placed.left.get(path, "")

@@ -26,6 +26,8 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import value_encodings
 from lilliput.plain import to_plain
+from lilliput.targets.onnx import OnnxWriter
+from lilliput.targets.onnxruntime import OrtSession
 from lilliput.targets.operators import Operator, Owners, regions, unpaying
 
 BORDER_MS = 0.25  # of rounding what flows, where floats become integers
@@ -40,22 +42,42 @@ class Pretended(lp.targets.OnnxRuntime):
     layers_ms: tuple[tuple[float, float, float], ...] = ()
     others_cores: float = 0.0
 
+    @property
+    def writes(self) -> OnnxWriter:
+        made = super().writes
+        return PretendedWriter(made.opset, made.rules, made.opened_by, self.layers_ms)
+
+    @property
+    def runs(self) -> OrtSession:
+        return PretendedSession(self.threads_used, None, self.threads is None, self.others_cores)
+
+
+@dataclass(frozen=True)
+class PretendedWriter(OnnxWriter):
+    layers_ms: tuple[tuple[float, float, float], ...] = ()
+
     def build(self, path: Path, model: nn.Module, example: Inputs, dynamic: Any) -> None:
         super().build(path, model, example, dynamic)
         BUILT[digest(path)] = made_up(model, self.layers_ms)
 
-    def open(self, built: Any, signature: Signature) -> Any:
+
+@dataclass(frozen=True)
+class PretendedSession(OrtSession):
+    in_batches: bool = False  # which are timed on all cores
+    others_cores: float = 0.0
+
+    def open(self, built: Any, signature: Signature, module: nn.Module | None = None) -> Any:
         run = super().open(built, signature)
         run.ms = sum(one.ms for one in BUILT[digest(built)])
         return run
 
-    def latencies(self, runs: Mapping[str, Any], example: Inputs) -> Latencies:
-        if self.threads is not None:  # else batches are timed on all cores
+    def latencies(self, runs: Mapping[str, Any], example: Inputs, seconds: float) -> Latencies:
+        if not self.in_batches:
             TIMED.append({name: run.ms for name, run in runs.items()})
         taken = {name: tuple(run.ms * (1 + 0.001 * (i % 3)) for i in range(9)) for name, run in runs.items()}
         return Latencies(taken, self.others_cores, threads=1, cores=2)
 
-    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
+    def operators(self, built: Path, signature: Signature, example: Inputs, seconds: float) -> Sequence[Operator]:
         return BUILT[digest(built)]
 
 
@@ -213,7 +235,7 @@ def test_runtimes_tell_which_layer_each_operator_is_of(target: Any, tmp_path: Pa
     target = replace(target, seconds=0.1)
     signature = Signature.of(example, example.call(net))
     for path, integer in ((tmp_path / "work" / "original.onnx", False), (tmp_path / "net.onnx", True)):
-        told = target.operators(path, signature, example)
+        told = target.runs.operators(path, signature, example, target.seconds)
         layers = [one.layer for one in told if one.multiplies]
         assert layers == ["0.weight", "2.weight", "4.weight", "6.weight"]
         assert all(one.ms >= 0 for one in told) and sum(one.ms for one in told) > 0

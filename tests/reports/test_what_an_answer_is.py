@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.report.likeness import agreement
+from lilliput.targets.onnxruntime import OrtSession
 
 T = lp.targets.OnnxRuntime(threads=1, seconds=0)
 
@@ -143,20 +144,32 @@ def test_nan_in_one_output_of_many_is_named() -> None:
     assert "output boxes" in caught.value.where and "evaluate[0]" in caught.value.where
 
 
-class Crossed(lp.targets.OnnxRuntime):
-    """A runtime that gives its outputs in another order."""
-
+class CrossedSession(OrtSession):
     def load(self, built: Any) -> Any:
         held = super().load(built)
         return replace(held, run=lambda given: list(held.run(given))[::-1])
 
 
-class Cut(lp.targets.OnnxRuntime):
-    """One that leaves the last column of each output out."""
-
+class CutSession(OrtSession):
     def load(self, built: Any) -> Any:
         held = super().load(built)
         return replace(held, run=lambda given: [x[:, :-1] for x in held.run(given)])
+
+
+class Crossed(lp.targets.OnnxRuntime):
+    """A runtime that gives its outputs in another order."""
+
+    @property
+    def runs(self) -> OrtSession:
+        return CrossedSession(self.threads_used)
+
+
+class Cut(lp.targets.OnnxRuntime):
+    """One that leaves the last column of each output out."""
+
+    @property
+    def runs(self) -> OrtSession:
+        return CutSession(self.threads_used)
 
 
 @pytest.mark.parametrize("kind", [Crossed, Cut])

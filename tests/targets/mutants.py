@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from lilliput.targets import onnx_file
+from lilliput.targets import onnx as onnx_files
 
 Mutant = Callable[[onnx.ModelProto], None]
 _PRODUCTS = ("Conv", "Gemm", "MatMul", "MatMulInteger", "DynamicQuantizeLSTM", "LSTM")
@@ -27,7 +27,7 @@ class NoPlace(Exception):
 @contextmanager
 def exporting(mutant: Mutant) -> Iterator[None]:
     """Inside, every file that is built for a target has the fault, but for those of the original."""
-    export = onnx_file.export
+    export = onnx_files.export
 
     def faulty(path: Any, *given: Any, **named: Any) -> None:
         export(path, *given, **named)
@@ -36,11 +36,11 @@ def exporting(mutant: Mutant) -> Iterator[None]:
             mutant(model)
             Path(path).write_bytes(model.SerializeToString())
 
-    onnx_file.export = faulty
+    onnx_files.export = faulty
     try:
         yield
     finally:
-        onnx_file.export = export
+        onnx_files.export = export
 
 
 def _arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:

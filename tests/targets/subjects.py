@@ -88,7 +88,7 @@ def built(
     for step in steps:
         step.apply(driver)
     path = tmp_path / "net.onnx"
-    driver.target.build(path, driver.model, example, open_axes)
+    driver.target.writes.build(path, driver.model, example, open_axes)
     return driver, path
 
 
@@ -108,7 +108,7 @@ def initializers(path: Path) -> dict[str, int]:
 def agree(driver: Driver, path: Path, inputs: Sequence[Tensor], **tolerance: float) -> None:
     """What was built computes what the module computes, on more samples than it was traced with."""
     expected = driver.model(inputs[0]).detach()
-    run = driver.target.open(path, Signature.of(Inputs.of(inputs[0]), expected))
+    run = driver.target.runs.open(path, Signature.of(Inputs.of(inputs[0]), expected))
     for x in (*inputs, torch.cat(list(inputs))):
         close(run(x), driver.model(x).detach(), **tolerance)
 

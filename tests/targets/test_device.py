@@ -97,9 +97,9 @@ def test_a_command_that_fails(text: str, kind: type[LilliputError], told: str, t
     if "took over" not in told:
         target = lp.targets.Device(command=target.command, builds=builds)
     path, example = lp.export(tmp_path / "net.onnx", net(), torch.randn(1, 64)), Inputs.of(torch.randn(1, 64))
-    run = target.open(path, Signature((0,), "tensor"))
+    run = target.runs.open(path, Signature((0,), "tensor"))
     with pytest.raises(kind, match=told):
-        run(*example.args) if "outputs" in told else target.latencies({"it": run}, example)
+        run(*example.args) if "outputs" in told else target.runs.latencies({"it": run}, example, 0.1)
 
 
 @pytest.mark.parametrize("text", ["", "run {model}", "run {inputs}", "run '{model} {inputs}"])
@@ -112,6 +112,6 @@ def test_answers_of_another_number(tmp_path: Path) -> None:
     two = "import numpy, sys; numpy.savez(sys.argv[3], 1, 2); print(1)"
     target = lp.targets.Device(command=f"{sys.executable} -c '{two}' {{model}} {{inputs}} {{outputs}}")
     path = lp.export(tmp_path / "net.onnx", net(), torch.randn(1, 64))
-    run: Any = target.open(path, Signature((0,), "tensor"))
+    run: Any = target.runs.open(path, Signature((0,), "tensor"))
     with pytest.raises(MeasureError, match="left 2 outputs, where the model has 1"):
         run(torch.randn(1, 64))

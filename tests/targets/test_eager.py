@@ -164,12 +164,12 @@ def test_what_is_opened_has_the_tensors_of_the_file(tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.zero_()
     signature, path = Signature.of(Inputs.of(x), net(x)), tmp_path / "net.lil"
-    QUICK.build(path, net, Inputs.of(x), {})
-    run = QUICK.opened(path, signature, other)
+    QUICK.writes.build(path, net, Inputs.of(x), {})
+    run = QUICK.runs.open(path, signature, other)
     assert torch.equal(run(x), net(x)) and not other(x).any()
     assert not run(x).requires_grad
     with pytest.raises(InputError, match=re.escape("lilliput.load(path, into=…)")):
-        QUICK.open(path, signature)
+        QUICK.runs.open(path, signature)
     lp.save(path, net, example=x, target="eager")
     with pytest.raises(FormatError, match="made for eager, which runs the module itself"):
         lp.open(path)
@@ -226,7 +226,7 @@ def test_it_is_timed_on_its_threads_and_the_program_keeps_its_own() -> None:
     x = torch.zeros(1)
     target = lp.targets.Eager(threads=threads + 1, seconds=1e-9)
     with pytest.raises(MeasureError, match="no round of timing"):
-        target.latencies({"net": lambda x: seen.add(torch.get_num_threads())}, Inputs.of(x))
+        target.runs.latencies({"net": lambda x: seen.add(torch.get_num_threads())}, Inputs.of(x), 1e-9)
     assert seen == {threads + 1} and torch.get_num_threads() == threads
 
 

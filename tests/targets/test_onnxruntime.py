@@ -106,7 +106,7 @@ def test_weights_of_every_layout_beside_integer_values(tmp_path: Path, values: l
     driver, path = built(tmp_path, net, inputs, [lp.Quantize(activations=values)])
     for weight in ("0.weight", "2.weight"):
         encode(driver, weight, later)
-    driver.target.build(path, driver.model, Inputs.of(inputs[0]), driver.dynamic)
+    driver.target.writes.build(path, driver.model, Inputs.of(inputs[0]), driver.dynamic)
     options = (
         onnxruntime.SessionOptions()
     )  # the graph as written: the runtime may round float weights of its own accord
@@ -182,7 +182,7 @@ def test_what_is_decoded_may_be_an_output_itself(tmp_path: Path) -> None:
     torch.manual_seed(0)
     driver, path = built(tmp_path, Returned(), sentences(), [lp.Quantize()])
     x = sentences()[1]
-    run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
+    run = driver.target.runs.open(path, Signature.of(Inputs.of(x), driver.model(x)))
     for ours, theirs in zip(run(x), driver.model(x), strict=True):
         close(ours, theirs.detach(), atol=1e-6, rtol=0)
 
@@ -339,14 +339,14 @@ def test_values_given_out_encoded_leave_the_kernels_and_the_output_as_they_are(t
     assert len(taps) >= 5
     shown = tmp_path / "shown.onnx"
     with tapped(driver.model, taps), torch.no_grad():
-        driver.target.build(shown, driver.model, driver.example, driver.dynamic)
+        driver.target.writes.build(shown, driver.model, driver.example, driver.dynamic)
         answer = driver.example.call(driver.model)
     signature = Signature.of(driver.example, driver.example.call(driver.model))
     integer = {"QLinearConv", "QLinearAdd", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
     before, after = ({op: n for op, n in fused(built).items() if op in integer} for built in (path, shown))
     assert before == after and sum(before.values()) >= 3
-    plain = driver.target.open(path, signature)
-    looked_into = driver.target.open(shown, Signature.of(driver.example, answer))
+    plain = driver.target.runs.open(path, signature)
+    looked_into = driver.target.runs.open(shown, Signature.of(driver.example, answer))
     for x in inputs:
         out, values = looked_into(x)
         assert torch.equal(out, plain(x)) and len(values) == len(taps)
@@ -407,7 +407,7 @@ def test_values_on_a_grid_are_simulated_in_float_by_standard_operators(tmp_path:
     driver, path = built(tmp_path, Convolutions(), images(), [step])
     x = images()[0]
     expected = driver.model(x).detach()
-    out = driver.target.open(path, Signature.of(Inputs.of(x), expected))(x)
+    out = driver.target.runs.open(path, Signature.of(Inputs.of(x), expected))(x)
     # a value at a threshold falls either way, in few places: the rest is the same
     apart = (out - expected).abs() > 1e-5
     assert float(apart.float().mean()) < 0.1

@@ -66,7 +66,7 @@ def outputs(run: Any, x: Tensor) -> list[Tensor]:
 
 def runner(tmp_path: Path, net: nn.Module, step: lp.Quantize | None, x: Tensor) -> Any:
     driver, path = built(tmp_path, net, [x], [step] if step else [], AXES)
-    return driver, driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
+    return driver, driver.target.runs.open(path, Signature.of(Inputs.of(x), driver.model(x)))
 
 
 KINDS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
@@ -143,7 +143,7 @@ def test_an_lstm_with_ranges_found_at_run_time_runs_on_integers(weights: lp.Int,
     net, x = Net(nn.LSTM, batch_first=True), sequences()
     driver, path = built(tmp_path, net, [x], [lp.Quantize(weights=weights, activations=DYNAMIC)], AXES)
     assert fused(path)["DynamicQuantizeLSTM"] == 1 and not fused(path)["LSTM"]
-    run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
+    run = driver.target.runs.open(path, Signature.of(Inputs.of(x), driver.model(x)))
     long = torch.randn(3, 40, 16)
     with torch.no_grad():
         expected = slow_lstm(driver.model.cell, long)
@@ -202,10 +202,10 @@ def test_one_weight_encoded_otherwise_later_leaves_the_layer_in_float(tmp_path: 
     net, x = Net(nn.LSTM, batch_first=True), sequences()
     driver, path = built(tmp_path, net, [x], [AT_RUN_TIME], AXES)
     encode(driver, "cell.weight_hh_l0", lp.Int(8, symmetric=False))
-    driver.target.build(path, driver.model, Inputs.of(x), driver.dynamic)
+    driver.target.writes.build(path, driver.model, Inputs.of(x), driver.dynamic)
     assert fused(path)["LSTM"] == 1
     assert all(row["runs_as"].startswith("simulated in float") for row in layers(driver, {}, {}))
-    run = driver.target.open(path, Signature.of(Inputs.of(x), driver.model(x)))
+    run = driver.target.runs.open(path, Signature.of(Inputs.of(x), driver.model(x)))
     close(run(x)[0], driver.model(x)[0].detach(), atol=1e-5, rtol=0)
 
 
@@ -265,7 +265,7 @@ def test_the_default_recipe_gives_each_of_both_its_own_ranges(tmp_path: Path) ->
     net, x = Mixed().eval(), [torch.randn(4, 16, 12) for _ in range(2)]
     inputs = Inputs.of(x[0])
     target = lp.targets.OnnxRuntime(threads=1)
-    recipe = target.recipe(capture(net, inputs, dynamic_axes(inputs, None)), calibrated=True)
+    recipe = target.prefers.recipe(capture(net, inputs, dynamic_axes(inputs, None)), calibrated=True)
     driver, path = built(tmp_path, net, x, recipe.steps)
     ops = fused(path)
     assert (ops["QLinearConv"], ops["DynamicQuantizeLSTM"], ops["QGemm"]) == (1, 1, 1)

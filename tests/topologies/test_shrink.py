@@ -134,7 +134,7 @@ def test_attention_is_exported_though_torch_alone_cannot(name: str, tmp_path: Pa
     lp.export(tmp_path / "net.onnx", model, inputs)
     with torch.no_grad():
         signature = Signature.of(Inputs.of(inputs), model(*inputs))
-    run = lp.targets.OnnxRuntime().open(tmp_path / "net.onnx", signature)
+    run = lp.targets.OnnxRuntime().runs.open(tmp_path / "net.onnx", signature)
     for one, other in zip(flatten_outputs(run(*inputs)), answers(model, inputs), strict=True):
         close(one, other, atol=1e-5)
 

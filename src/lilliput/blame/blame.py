@@ -20,6 +20,7 @@ from lilliput.engine.run import Driver
 from lilliput.errors import raise_own, reason
 from lilliput.measure import cpu, decibels
 from lilliput.model.views.values import value_encodings
+from lilliput.targets.target import BY_REFERENCE, NOT_HERE
 from lilliput.task import Batches
 
 _BRIEF_SAMPLES, _BRIEF_SUSPECTS, _BRIEF_WORST = 4, 8, 3
@@ -106,6 +107,8 @@ def full(
     for one in chosen:
         one.causes = [_as_measured(cause, one, inside.output) for cause in one.causes]
     notes = [*_undivided(why), *_even(found)]
+    if driver.target.runs is None:
+        notes.append(f"{NOT_HERE}: {BY_REFERENCE}")
     if inside.tapping > _TAPPING:
         notes.append(
             f"giving values out changed the output by {decibels(inside.tapping):.0f} dB: "

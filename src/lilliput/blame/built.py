@@ -87,7 +87,7 @@ def _left_out(case: Case, place: Place) -> Place:
     wanted = {
         placed.value
         for encoding in {encoder.encoding for encoder in encoders.values() if isinstance(encoder.encoding, Int)}
-        for placed in case.driver.target.place(
+        for placed in case.driver.target.prefers.place(
             case.driver.view(), Wanted(dict.fromkeys(weights, encoding), weights)
         ).values
     }
@@ -122,9 +122,9 @@ def _opened(case: Case, model: nn.Module, taps: Sequence[str] = ()) -> Iterator[
     """`model` built for the target, its `taps` given out, and opened; its file is gone in the end."""
     driver = case.driver
     with tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / f"net.{driver.target.format}"
+        path = Path(folder) / f"net.{driver.target.writes.format}"
         with tapped(model, taps) if taps else nullcontext(), torch.no_grad():
-            driver.target.build(path, model, driver.example, driver.dynamic)
+            driver.target.writes.build(path, model, driver.example, driver.dynamic)
             signature = Signature.of(driver.example, driver.example.call(model), model.forward)
             run = driver.target.opened(path, signature, model)
         yield run

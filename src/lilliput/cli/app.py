@@ -52,7 +52,12 @@ def compress(
     recipe: Annotated[
         Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
     ] = None,
-    target: Annotated[str, typer.Option(help="The runtime that will run the result.")] = "onnxruntime",
+    target: Annotated[
+        str, typer.Option(help="The runtime that will run the result; onnx: a file for one that is not here.")
+    ] = "onnxruntime",
+    profile: Annotated[
+        str | None, typer.Option(help="Whose rules an ONNX file is to keep, as lilliput check knows them.")
+    ] = None,
     command: Annotated[
         str | None,
         typer.Option(help='Runs the result on another device: "run {model} {inputs}" prints milliseconds last.'),
@@ -113,7 +118,7 @@ def compress(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Options(task, out, recipe, target, command, threads, seconds, json)
+        asked = commands.Options(task, out, recipe, target, command, threads, seconds, profile, json)
         if not dry_run:
             return OUTCOMES[commands.compress(asked)]
         commands.dry_run(asked)

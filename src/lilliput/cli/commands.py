@@ -20,6 +20,7 @@ from lilliput.engine.begin import begin
 from lilliput.engine.estimate import estimated
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
+from lilliput.errors import InputError
 from lilliput.modes import ordinary_modes
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
@@ -40,6 +41,7 @@ class Options:
     command: str | None
     threads: int | None
     seconds: float | None
+    profile: str | None
     json: bool
 
     def chosen_recipe(self) -> Recipe | None:
@@ -48,10 +50,20 @@ class Options:
     def chosen_target(self) -> Target:
         given = {"threads": self.threads, "seconds": self.seconds}
         known = {name: value for name, value in given.items() if value is not None}
-        runtime = dataclasses.replace(target_called(self.target), **known)  # type: ignore[arg-type]
+        runtime = dataclasses.replace(self._with_profile(), **known)  # type: ignore[arg-type]
         if self.command is None:
             return runtime
         return Device(command=self.command, builds=runtime, **known)  # type: ignore[arg-type]
+
+    def _with_profile(self) -> Target:
+        found = target_called(self.target)
+        if self.profile is None:
+            return found
+        if all(field.name != "profile" for field in dataclasses.fields(found)):
+            raise InputError(
+                f"a profile for {found.name}, which has none", where="--profile", next="give --target onnx beside it"
+            )
+        return dataclasses.replace(found, profile=self.profile)  # type: ignore[call-arg]
 
 
 def compress(asked: Options) -> str:
@@ -64,7 +76,7 @@ def compress(asked: Options) -> str:
     if asked.json:
         print((result.folder / "report.json").read_text(encoding="utf-8"))
     else:
-        names = dict.fromkeys((f"net.{target.format}", "net.lil", "report.html", "report.json"))
+        names = dict.fromkeys((f"net.{target.writes.format}", "net.lil", "report.html", "report.json"))
         files = [result.folder / name for name in names]
         print(result, "", *files, sep="\n")
     return str(result.data["outcome"])
@@ -104,7 +116,7 @@ def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
     began = perf_counter()
     with shown() as progress:
         driver, evaluate = begin(task, target, Store(), progress, recipe, judges=True)
-        recipe = recipe or target.recipe(driver.view(), driver.calibrate is not None)
+        recipe = recipe or target.prefers.recipe(driver.view(), driver.calibrate is not None)
         judged = evaluate or driver.calibrate
         plan, estimate = estimated(
             recipe, driver, compared=judged.samples if judged else 1, begun_s=perf_counter() - began

@@ -26,7 +26,12 @@ def diagnose_command(
     recipe: Annotated[
         Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
     ] = None,
-    target: Annotated[str, typer.Option(help="The runtime that will run the result.")] = "onnxruntime",
+    target: Annotated[
+        str, typer.Option(help="The runtime that will run the result; onnx: a file for one that is not here.")
+    ] = "onnxruntime",
+    profile: Annotated[
+        str | None, typer.Option(help="Whose rules an ONNX file is to keep, as lilliput check knows them.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: all cores.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to look at.")] = 16,
     worst: Annotated[int, typer.Option(min=0, help="How many layers to build alone and left out.")] = 3,
@@ -49,7 +54,7 @@ def diagnose_command(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Options(task, folder or Path(), recipe, target, None, threads, None, json)
+        asked = commands.Options(task, folder or Path(), recipe, target, None, threads, None, profile, json)
         commands.diagnose(asked, out, folder, samples, worst)
         return DONE
 

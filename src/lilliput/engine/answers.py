@@ -151,7 +151,7 @@ def _distances(
             raise InputError(
                 "the compressed network and the one it was made of answer with NaN or infinity in different places",
                 where=", ".join(filter(None, (where, bad and _where(bad)))),
-                why=f"run by {driver.target.name}",
+                why=f"as computed for {driver.target.name}",
                 next="leave the batch out, or mend where the network divides by zero or overflows",
             )
         done += count

@@ -99,7 +99,7 @@ def _check_whole(driver: Driver, recipe: Recipe | None) -> None:
         return
     where, why = next(iter(view.problems.items()))
     where = where or type(driver.model).__name__
-    if driver.target.whole:
+    if driver.target.writes.whole:
         raise CaptureError(
             f"the model could be captured only by {view.rung}, so {driver.target.name} cannot run it",
             where=where,
@@ -146,7 +146,7 @@ def _check_baseline(baseline: nn.Module, driver: Driver) -> None:
             next="give the network that the model was made of, or leave baseline= out",
         )
     view = other.view()
-    if driver.target.whole and view.rung != "whole":
+    if driver.target.writes.whole and view.rung != "whole":
         where, why = next(iter(view.problems.items()))
         raise InputError(
             f"could be captured only by {view.rung}, so {driver.target.name} cannot run it",

@@ -25,7 +25,6 @@ from lilliput.techniques.run import Answer
 _LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own
 _BATCH = 16  # samples of a call by which throughput is told
 _THROUGHPUT_S = 2.0  # at most, for timing batches
-_NOT_ASKED = "seconds=0"
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,13 @@ def _held_bytes(held: Any) -> int:
 
 def operators(driver: Driver, built: Built) -> list[Operator]:
     """What the runtime makes of a built file, each operator with its time on the example; remembered."""
+    runtime, seconds = driver.target.runs, driver.target.seconds
+    if runtime is None:
+        return []
     question = ("operators", driver.environment, built.digest, fingerprint(driver.example), repr(driver.target))
 
     def compute() -> Answer:
-        found = driver.target.operators(built.path, built.signature, driver.example)
+        found = runtime.operators(built.path, built.signature, driver.example, seconds)
         return Answer([dataclasses.asdict(one) for one in found])
 
     rows = driver.store.answer(question, compute).data
@@ -106,18 +108,19 @@ def throughput(driver: Driver, before: Built, after: Built) -> Throughput | None
 
 def _timed(driver: Driver, doing: str, target: Target, inputs: Inputs, before: Built, after: Built) -> Latencies:
     """Both sides called on `inputs` by `target`, which may be the driver's with other threads."""
-    if not target.times:
-        return Latencies({}, untimed=_NOT_ASKED)
+    if target.runs is None or target.untimed:
+        return Latencies({}, untimed=target.untimed)
+    runtime = target.runs
     question = (doing, driver.environment, before.digest, after.digest, fingerprint(inputs), repr(target))
 
     def compute() -> Answer:
         driver.progress(doing, 0, 1)
         same = target == driver.target
         runs = {
-            name: one.run if same else target.open(one.path, one.signature)
+            name: one.run if same else runtime.open(one.path, one.signature)
             for name, one in (("before", before), ("after", after))
         }
-        taken = target.latencies(runs, inputs)
+        taken = runtime.latencies(runs, inputs, target.seconds)
         driver.progress(doing, 1, 1)
         return Answer(_plain(taken))
 

@@ -68,6 +68,7 @@ def estimated(recipe: Recipe, driver: Driver, *, compared: int, begun_s: float) 
     share = 1.0 if whole is None or driver.calibrate is None else whole.samples / driver.calibrate.samples
     calibrating_s = 0.0 if timed is None else timed.seconds * share
     forward_s = _forward_s(driver)
+    timing_s = 2 * (_WARM_S + _ROUNDS * max(_ROUND_S, 2 * forward_s))
     stages = {
         "reading the data, capturing": begun_s,
         "calibrating": calibrating_s,
@@ -76,7 +77,7 @@ def estimated(recipe: Recipe, driver: Driver, *, compared: int, begun_s: float) 
         "building for the target": _BUILD_S + _BUILD_CAPTURES * capture_s,
         "comparing outputs": 2 * forward_s * compared,
         "finding where it loses": _LOOKED * forward_s,
-        "timing": min(2 * (_WARM_S + _ROUNDS * max(_ROUND_S, 2 * forward_s)), driver.target.seconds),
+        "timing": 0.0 if driver.target.untimed else min(timing_s, driver.target.seconds),
     }
     return plan, Estimate(
         seconds=sum(stages.values()),

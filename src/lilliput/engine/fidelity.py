@@ -86,7 +86,7 @@ def _off_as_written(
     The session lives no longer than this: what follows makes copies of the network.
     """
     with nullcontext(True) if rounded else unrounded(model) as able:
-        run = driver.target.reference(path, signature, rounded=rounded) if able else None
+        run = driver.target.writes.reference(path, signature, rounded=rounded) if able else None
         return None if run is None else _off(model, run, samples)
 
 
@@ -109,7 +109,7 @@ def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Sig
     as_run = _noise_of(run, right)
     if as_run.ratio <= _LEAST:
         return ""
-    written = driver.target.reference(path, signature, rounded=True)
+    written = driver.target.writes.reference(path, signature, rounded=True)
     if written is None:
         return ""
     as_written = _noise_of(written, right)
@@ -227,7 +227,7 @@ def _refuse(driver: Driver, model: nn.Module, off: Sequence[tuple[float, float]]
     raise ExportError(
         f"the file does not compute what the module computes: {output} {relative:.2g} of their length apart,"
         f" {largest:.2g} of their spread at most",
-        where=first or driver.target.format,
+        where=first or driver.target.writes.format,
         why="the first value at which the two part" if first else "",
         next="leave what makes it out with where=, and please report it",
     )
@@ -259,10 +259,12 @@ def _apart_at(driver: Driver, model: nn.Module, names: Sequence[str], rounded: b
         tapped(model, names),
         torch.no_grad(),
     ):
-        path = Path(folder) / f"tapped.{driver.target.format}"
-        driver.target.build(path, model, driver.example, driver.dynamic)
+        path = Path(folder) / f"tapped.{driver.target.writes.format}"
+        driver.target.writes.build(path, model, driver.example, driver.dynamic)
         expected = driver.example.call(model)
-        run = driver.target.reference(path, Signature.of(driver.example, expected, model.forward), rounded=rounded)
+        run = driver.target.writes.reference(
+            path, Signature.of(driver.example, expected, model.forward), rounded=rounded
+        )
         if run is None:
             return None
         pairs = paired(list(expected[1]), list(driver.example.call(run)[1]))

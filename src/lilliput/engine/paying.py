@@ -101,8 +101,8 @@ class _Tries:
 
     def found(self) -> Tried:
         as_it_is = self.recipe.to_toml()
-        if not self.driver.target.times:
-            return Tried(as_it_is, why_not="seconds=0")
+        if self.driver.target.untimed:
+            return Tried(as_it_is, why_not=self.driver.target.untimed)
         tries = [self._try(_AS_IS, self.recipe, {})]
         if not tries[0].untold and tries[0].faster.value < 1:
             for what, recipe, reasons in self._others(tries):
@@ -121,13 +121,13 @@ class _Tries:
 
     def _try(self, what: str, recipe: Recipe, reasons: Mapping[str, str]) -> _Try:
         driver, before = self._following(recipe), self._float
-        built = build(driver, driver.model, driver.state.digest, self.work / f"net.{driver.target.format}")
+        built = build(driver, driver.model, driver.state.digest, self.work / f"net.{driver.target.writes.format}")
         return _Try(what, recipe, reasons, built, latency(driver, before, built))
 
     @cached_property
     def _float(self) -> Built:
         driver = self.driver.afresh(self.original)
-        path = self.work / f"original.{driver.target.format}"
+        path = self.work / f"original.{driver.target.writes.format}"
         return build(driver, driver.model, driver.state.digest, path)
 
     def _following(self, recipe: Recipe) -> Driver:

@@ -62,13 +62,16 @@ def try_out(driver: Driver, recipe: Recipe | None, metric: Callable[[Any], Any] 
 
 
 def _check_timed(recipe: Recipe | None, target: Target) -> None:
-    """Refuse a recipe that goes by timing for a target that is not to time."""
-    for i, step in enumerate(() if recipe is None or target.times else recipe.steps):
+    """Refuse a recipe that goes by timing for a target that is not to time, or has nothing that runs."""
+    runs = target.runs is not None
+    told = f"has {target.untimed}" if runs else f"is {target.name}, which is {target.untimed}"
+    for i, step in enumerate(recipe.steps if recipe is not None and target.untimed else ()):
         if step.times:
+            way_out = "give the target seconds" if runs else "take a target that runs here"
             raise RecipeError(
-                f"step {i + 1}, {type(step).__name__}, has a budget of latency, and the target has seconds=0",
+                f"step {i + 1}, {type(step).__name__}, has a budget of latency, and the target {told}",
                 why="such a budget is measured on the target",
-                next="give the target seconds, or the step macs= or parameters= in place of latency=",
+                next=f"{way_out}, or give the step macs= or parameters= in place of latency=",
             )
 
 

@@ -27,12 +27,13 @@ _TOLD = 4  # differences; on another machine there are many
 def conditions(target: Target) -> dict[str, Any]:
     """What results may depend on besides what they are made of: processor, threads, versions, the target's fields."""
     fields = [field.name for field in dataclasses.fields(target) if field.name != "threads"]  # counted: threads_used
+    added = additions(target)
     return {
         **environment(target.threads_used),
         "torch_threads": torch.get_num_threads(),
         **{package: _version(package) for package in _WRITERS},
         "target": target.name,
-        **({"registered": digest(additions())} if additions() else {}),
+        **({"registered": digest(added)} if added else {}),
         **{f"target_{name}": repr(getattr(target, name)) for name in fields},
     }
 

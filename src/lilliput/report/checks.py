@@ -10,6 +10,7 @@ from lilliput.report.figures import digits, interval, percent
 from lilliput.report.likeness import furthest, percent_off
 from lilliput.report.markup import Html, cell, dotted, el, joined, number, section, table, tile
 from lilliput.report.sides import what_runs
+from lilliput.targets.target import BY_REFERENCE
 
 Data = Mapping[str, Any]
 
@@ -87,7 +88,8 @@ def checks(data: Data) -> Html:
         _departure("compressed: file and module", export["after"]),
     )
     heads = ("on the example", "#largest error", "#SQNR, dB")
-    about = f"A file means {what_runs(data)}. {_RUNGS.get(capture['rung'], capture['rung'])}"
+    judge = "" if data["runs_here"] else f": {BY_REFERENCE}"
+    about = f"A file means {what_runs(data)}{judge}. {_RUNGS.get(capture['rung'], capture['rung'])}"
     written = [el("p", text) for side, what in _WRITTEN.items() for text in _written(export[side], what)]
     problems = [reasons(capture["problems"].items())] if capture["problems"] else []
     return section("Checks", el("p", about), *problems, _outputs(near), table(heads, files, "Files"), *written)

@@ -22,7 +22,7 @@ from lilliput.report.outcome import harm
 from lilliput.report.speed import NO_SPEED_UP, Speed, speed
 from lilliput.report.weights import counts, ratios
 from lilliput.targets.operators import LayerTimes
-from lilliput.targets.target import Target
+from lilliput.targets.target import BY_REFERENCE, Target
 
 SCHEMA = 1
 LOADED = "lilliput.load"  # what opens the file to store and send
@@ -31,7 +31,7 @@ STORED = "lil"  # and its ending
 
 def opener_of_stored(target: Target) -> str:
     """What opens the file to store and send: a target that runs that very file, or Lilliput."""
-    return target.name if target.format == STORED else LOADED
+    return target.name if target.writes.format == STORED else LOADED
 
 
 def side(
@@ -81,17 +81,18 @@ def assemble(
     costlier = worse(*(spent.loading[side] for side in ("before", "after")))
     changed = f"{judged.name} changes by {_change(judged.change)}" if judged else ""
     doubtful = doubts(answers["outputs"])
-    clauses = (agreement(answers["outputs"]), *doubtful, changed, costlier, _parts(driver))
+    clauses = (_judge(driver), agreement(answers["outputs"]), *doubtful, changed, costlier, _parts(driver))
     runs = 0.0 if loaded == driver.target.name else smaller
     gained = max(runs, coded / now[loaded], fast.gained)  # what coding alone would give is not the recipe's
     return {
         "schema": SCHEMA,
         "name": name,
         "target": driver.target.name,
+        "runs_here": driver.target.runs is not None,
         "outcome": "harmed" if harmed else "done" if gained >= NO_SPEED_UP else "not met",
         "harm": harmed,
         "sentence": f"Harmed: {harmed}. " * bool(harmed)
-        + sentence(smaller, stored, fast, clauses, _runtime(driver, environment), driver.target.format)
+        + sentence(smaller, stored, fast, clauses, _place(driver, environment), driver.target.writes.format)
         + " All beside the compressed model that was given." * compressed,
         "speed": fast.told,
         "slower": [dataclasses.asdict(share) for share in losing],
@@ -127,9 +128,9 @@ def _export(built: Built) -> dict[str, Any]:
     return {**finite, "written": built.written, "told": built.told}
 
 
-def sentence(smaller: float, stored: float, fast: Speed, clauses: Iterable[str], target: str, ending: str) -> str:
+def sentence(smaller: float, stored: float, fast: Speed, clauses: Iterable[str], place: str, ending: str) -> str:
     """The result in one sentence: sizes and speed, and whatever else there is to say."""
-    first = f"In {target}, the .{ending} file is {times(smaller)} and {fast.clause}"
+    first = f"{place}, the .{ending} file is {times(smaller)} and {fast.clause}"
     sent = "" if ending == STORED else f"the .lil file is {times(stored)}"
     return "; ".join(filter(None, (first, sent, *clauses))) + "."
 
@@ -146,10 +147,17 @@ def _change(change: Measurement) -> str:
     return f"{change.value:+.4f} ({interval or 'from one source, so nothing is known of its spread'})"
 
 
-def _runtime(driver: Driver, environment: Mapping[str, Any]) -> str:
+def _judge(driver: Driver) -> str:
+    """Told where nothing here runs what was written."""
+    return "" if driver.target.runs is not None else BY_REFERENCE
+
+
+def _place(driver: Driver, environment: Mapping[str, Any]) -> str:
     """The runtime and its threads, in words."""
+    if driver.target.runs is None:
+        return f"Written for {driver.target.name}"
     threads = environment["threads"]
-    return f"{driver.target.name} on {threads} thread{'' if threads == 1 else 's'}"
+    return f"In {driver.target.name} on {threads} thread{'' if threads == 1 else 's'}"
 
 
 def times(ratio: float) -> str:

@@ -67,7 +67,7 @@ def layers(
 def _runs_as(driver: Driver, path: str, call: Any, encoding: Encoding | None, activation: Encoding | None) -> str:
     """What the target will do with a layer."""
     others = [encoding_of(driver.model, other) for other in call.weights if other != path]
-    return driver.target.remark(call, encoding, activation, others)
+    return driver.target.prefers.remark(call, encoding, activation, others)
 
 
 def _producer(view: Any, call: Any, values: Mapping[str, Any]) -> Any:

@@ -12,7 +12,8 @@ from lilliput.report.checks import agreement_tiles, checks, reasons
 from lilliput.report.exact import exactly
 from lilliput.report.figures import digits, interval, percent, signed, size
 from lilliput.report.markup import Html, cell, document, dotted, el, joined, number, section, table, tile, track
-from lilliput.report.sides import file_sizes, what_runs
+from lilliput.report.sides import file_sizes, opener, what_runs
+from lilliput.targets.target import NOT_HERE
 
 Data = Mapping[str, Any]
 
@@ -87,7 +88,7 @@ def _size_tiles(data: Data) -> Iterable[Html]:
     for form, runs_on, before, after in file_sizes(data):
         runs = runs_on == data["target"]
         ratio = data["ratio"]["smaller" if runs else "smaller_file"]
-        purpose = f"which {runs_on} runs" if runs else "to store and send"
+        purpose = "to store and send" if not runs else f"which {runs_on} runs" if data["runs_here"] else NOT_HERE
         unit = "smaller" if ratio >= 1 else "larger"
         sizes = f"{size(before)} → {size(after)}"
         yield tile(f"The .{form} file, {purpose}", f"{max(ratio, 1 / ratio):.2f}×", unit, sizes)
@@ -151,7 +152,7 @@ def _size_bars(data: Data) -> Iterable[Html]:
     sizes = file_sizes(data)
     largest = max(max(both) for _, _, *both in sizes)
     for form, runs_on, *both in sizes:
-        yield el("h4", f".{form}, opened by {runs_on}")
+        yield el("h4", f".{form}, {opener(data, runs_on)}")
         for side, count in zip(("before", "after"), both, strict=True):
             yield _bar(side, count / largest, size(count))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lilliput.measure import Latencies, Measurement
 from lilliput.targets.operators import LayerTimes
+from lilliput.targets.target import NOT_HERE
 
 NO_SPEED_UP = 1.05  # less than this many times faster counts as none, and less than this many times slower as no loss
 _NAMED = 3  # layers that take longer, worst first
@@ -18,7 +19,7 @@ class Speed:
     """The ratio as far as it is known, and what a reader is told of it."""
 
     faster: Measurement | None  # None: not timed, or not known
-    verdict: str  # "2.41× faster", "about 1.20× slower", "no speed-up", "not timed", "not known"
+    verdict: str  # "2.41× faster", "about 1.20× slower", "no speed-up", "not timed", "not run here", "not known"
     because: str = ""
 
     @property
@@ -29,7 +30,8 @@ class Speed:
     def clause(self) -> str:
         """The end of a sentence that began with "the file"."""
         if self.faster is None:
-            return f"{'was' if self.verdict == 'not timed' else 'its speed is'} {self.verdict} ({self.because})"
+            untimed = self.verdict in ("not timed", NOT_HERE)
+            return f"{'was' if untimed else 'its speed is'} {self.verdict} ({self.because})"
         if self.faster.open:
             return f"runs {self.verdict} ({self.doubt})"
         interval = self._interval(self.faster)
@@ -65,6 +67,8 @@ def speed(
 
     `untried`: why nobody looked whether float would have been faster, where it was to be looked at.
     """
+    if taken.untimed == NOT_HERE:
+        return Speed(None, NOT_HERE, "no times")
     if not taken.timed:
         return Speed(None, "not timed", taken.untimed)
     doubt = taken.disturbance

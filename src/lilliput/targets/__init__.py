@@ -1,4 +1,4 @@
-"""Runtimes that run the result: one file each."""
+"""Where results run, or are written for: one file each."""
 
 from typing import Any
 
@@ -6,11 +6,17 @@ from lilliput.errors import InputError, nearest
 from lilliput.exporters.profiles import check
 from lilliput.targets.device import Device
 from lilliput.targets.eager import Eager
+from lilliput.targets.onnx_file import OnnxFile
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
-from lilliput.targets.target import Target
+from lilliput.targets.target import Preferences, Runtime, Target, Writer
 
-TARGETS: dict[str, type[Target]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "eager": Eager}
+TARGETS: dict[str, type[Target]] = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "eager": Eager,
+    "onnx": OnnxFile,
+}
 
 
 def target(name: str | Target) -> Target:
@@ -27,4 +33,17 @@ def target(name: str | Target) -> Target:
     return TARGETS[name]()
 
 
-__all__ = ["TARGETS", "Device", "Eager", "OnnxRuntime", "OpenVino", "Target", "check", "target"]
+__all__ = [
+    "TARGETS",
+    "Device",
+    "Eager",
+    "OnnxFile",
+    "OnnxRuntime",
+    "OpenVino",
+    "Preferences",
+    "Runtime",
+    "Target",
+    "Writer",
+    "check",
+    "target",
+]

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -18,18 +18,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from lilliput.encodings import Encoding
 from lilliput.errors import InputError, MeasureError, reason
 from lilliput.measure import Latencies
-from lilliput.model.edits.edit import Edit
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
-from lilliput.model.views.view import Call, View
-from lilliput.recipe import Recipe
+from lilliput.targets.onnx import OnnxWriter
 from lilliput.targets.onnxruntime import OnnxRuntime
-from lilliput.targets.operators import Operator
-from lilliput.targets.target import Runner, Target
-from lilliput.techniques.run import Placed, Wanted
+from lilliput.targets.target import Preferences, Runner, Runtime, Target, Writer
 
 _ROUNDS = 20
 
@@ -71,14 +66,14 @@ class Device(Target):
     def check(self) -> None:
         super().check()
         self.builds.check()
-        if self.builds.format != OnnxRuntime.format:
+        if self.builds.writes.format != OnnxWriter.format:
             raise InputError(
-                f"a device is given an ONNX file, and {self.builds.name} builds .{self.builds.format}",
+                f"a device is given an ONNX file, and {self.builds.name} builds .{self.builds.writes.format}",
                 where="builds",
                 next="let OnnxRuntime() or OpenVino() build it",
             )
         program = shlex.split(self.command)[0]
-        if self.times and "{" not in program and shutil.which(program) is None:
+        if not self.untimed and "{" not in program and shutil.which(program) is None:
             raise InputError(
                 "the command cannot be started",
                 where=self.command,
@@ -87,56 +82,39 @@ class Device(Target):
             )
 
     @property
-    def format(self) -> str:  # type: ignore[override]
-        return self.builds.format
+    def prefers(self) -> Preferences:
+        return self.builds.prefers
 
     @property
-    def opened_by(self) -> str:
-        return self.builds.opened_by
+    def writes(self) -> Writer:
+        return self.builds.writes
 
     @property
-    def multiple(self) -> int:
-        return self.builds.multiple
+    def runs(self) -> CommandRuntime:
+        return CommandRuntime(self.command, self.timeout_s, self.builds)
 
-    def recipe(self, view: View, calibrated: bool) -> Recipe:
-        return self.builds.recipe(view, calibrated)
 
-    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
-        return self.builds.prepare(view, root)
+@dataclass(frozen=True)
+class CommandRuntime(Runtime):
+    """Whatever the command reaches; where that gives no outputs, what `builds` computes here answers."""
 
-    def place(self, view: View, wanted: Wanted) -> Placed:
-        return self.builds.place(view, wanted)
+    command: str
+    timeout_s: float  # of one run
+    builds: Target
 
-    def remark(
-        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
-    ) -> str:
-        return self.builds.remark(call, weight, activation, others)
-
-    def build(
-        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
-    ) -> None:
-        self.builds.build(path, model, example, dynamic)
-
-    def open(self, built: Path | bytes, signature: Signature) -> Runner:
-        """The file as a callable that runs the command; its attribute `timed_ms` gives the command's own figure."""
+    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+        """The file as a callable that runs the command; its method `timed_ms` gives the command's own figure."""
         if isinstance(built, bytes):
-            raise InputError("a device opens files", where="graph")
-        here = None if "{outputs}" in self.command else self.builds.open(built, signature)
+            raise InputError("a device opens files", where="graph", next="write it, and give its path")
+        here = None if "{outputs}" in self.command else self.builds.opened(built, signature, module)
         return _OnDevice(self, built, signature, here)
 
-    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
-        return self.builds.reference(built, signature, rounded=rounded)
-
-    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
-        """None: a command tells of the whole alone."""
-        return ()
-
-    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs, seconds: float) -> Latencies:
         """The command's own figures, taken in turns; each run of it is one sample."""
         began, took = perf_counter(), 0.0
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for index in range(_ROUNDS):
-            if index and perf_counter() - began + took > self.seconds:
+            if index and perf_counter() - began + took > seconds:
                 break
             round_began = perf_counter()
             for name in list(runs)[:: -1 if index % 2 else 1]:
@@ -151,7 +129,7 @@ class Device(Target):
 class _OnDevice:
     """What was built, behind the command."""
 
-    device: Device
+    device: CommandRuntime
     built: Path
     signature: Signature
     here: Runner | None  # what answers, where the command gives no outputs

@@ -1,159 +1,88 @@
-"""What targets that run an ONNX file have in common: how it is built, opened and called."""
+"""An ONNX file for a runtime that is not here: checked, compared as it is written, and never timed."""
 
 from __future__ import annotations
 
-import functools
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import onnx
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-
-from lilliput.errors import ExportError, InputError, raise_own, reason
-from lilliput.exporters.onnx import export
-from lilliput.exporters.profiles import Profile, breaches
-from lilliput.exporters.unrounded import unrounded
-from lilliput.external import read
-from lilliput.file.session import session
-from lilliput.measure import Latencies, interleaved
-from lilliput.model.carrier.arrays import from_user
-from lilliput.model.edits.edit import Edit
-from lilliput.model.rescaling.fold import fold_norms
-from lilliput.model.views.inputs import Inputs
-from lilliput.model.views.signature import Signature
-from lilliput.model.views.view import View
-from lilliput.targets.operators import Operator
-from lilliput.targets.target import Runner, Target
-
-_ACCOUNT_S = 2.0  # of calls, to tell what each operator takes
+from lilliput.encodings import Encoding, Int
+from lilliput.encodings.integer import Uniform
+from lilliput.exporters.profiles import profile
+from lilliput.model.views.view import Call, View
+from lilliput.recipe import Recipe
+from lilliput.targets.kernels import beyond_kernels, eight_bits, two_products
+from lilliput.targets.onnx import OnnxWriter
+from lilliput.targets.onnxruntime import OnnxRuntime, OrtPreferences, no_kernel
+from lilliput.targets.placing import Placing
+from lilliput.targets.simulated import REMARK
+from lilliput.targets.target import NOT_HERE, Target
+from lilliput.techniques.quantize import Quantize
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A file as a runtime holds it."""
+class FilePreferences(OrtPreferences):
+    """Integers are placed as for ONNX Runtime, within the rules of the profile, also where float may be the faster."""
 
-    inputs: int
-    outputs: int
-    run: Callable[[Sequence[np.ndarray]], Sequence[Any]]  # the inputs in order -> the outputs in order, as arrays
+    profile: str
+    safe: bool = False
 
+    def recipe(self, view: View, calibrated: bool) -> Recipe:
+        """Ranges from calibration, which every runtime takes; without batches, weights alone."""
+        return Recipe([Quantize(weights=Int(8), activations=Int(8) if calibrated else None)])
 
-def loaded_by(held: Any) -> Loaded:
-    """What a session of ONNX Runtime holds."""
-    names = [value.name for value in held.get_inputs()]
-    run = held.run
-    return Loaded(len(names), len(held.get_outputs()), lambda given: run(None, dict(zip(names, given, strict=True))))
+    def pays_not(self, placing: Placing, call: Call) -> str:
+        return ""
 
-
-def input_names(built: Path | bytes) -> list[str]:
-    """The inputs that a file declares, in order, whether or not anything reads them."""
-    model = onnx.load_from_string(built) if isinstance(built, bytes) else onnx.load(built, load_external_data=False)
-    return [value.name for value in model.graph.input]
-
-
-def _check_given(arguments: Iterable[Any]) -> None:
-    for x in arguments:
-        numbers = tree_leaves(x) if isinstance(x, list | tuple) else []
-        if numbers and all(isinstance(one, bool | int | float) for one in numbers):
-            raise InputError("called with a list of numbers", next="give a tensor or an array: torch.tensor(…)")
+    def remark(
+        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
+    ) -> str:
+        if weight is None and activation is None:
+            return "float"
+        if call.op == "embedding":
+            return "size only: rows are decoded as they are looked up"
+        if told := two_products(call, weight, activation):
+            return told
+        if activation is not None and beyond_kernels(weight, activation):
+            return REMARK
+        whole = all(map(eight_bits, (weight, *others)))
+        if isinstance(activation, Uniform) and whole and not no_kernel(call, activation):
+            return f"integers for {self.profile}: {NOT_HERE}"
+        return "size only: decoded to float by what reads the file"
 
 
 @dataclass(frozen=True)
 class OnnxFile(Target):
-    """A runtime that reads ONNX."""
+    """An ONNX file that keeps the rules of a profile, and is not run here.
+
+    It is validated by onnx and the rules of ``"ort-cpu"``, ``"openvino"``, ``"tensorrt"`` or ``"xnnpack"``, and
+    compared with the module as it is written, by reference kernels. Nothing is timed.
+
+    Raises InputError for an unknown profile.
+
+    >>> import torch, lilliput
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 3))
+    >>> small = lilliput.compress(net, calibrate=[torch.randn(4, 3, 16, 16)], target=OnnxFile(profile="tensorrt"))
+    >>> small.data["speed"], small.data["ratio"]["faster"]
+    ('not run here: no times', None)
+    """
 
     opset: int = 20
+    profile: str = "ort-cpu"  # what breaks its rules is refused when it is written
 
-    title: ClassVar[str]  # the runtime's name in a message
-    format: ClassVar[str] = "onnx"
+    name: ClassVar[str] = "onnx"
 
-    @property
-    @abstractmethod
-    def required(self) -> Profile | None:
-        """Rules that what is built must keep; None: what the runtime itself takes, which opening it shows."""
-
-    @abstractmethod
-    def load(self, built: Path | bytes) -> Loaded:
-        """The file in the runtime; raises whatever the runtime raises."""
-
-    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
-        return fold_norms(view, root)
-
-    def build(
-        self, path: Path, model: nn.Module, example: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]
-    ) -> None:
-        rules = self.required
-        integer_bias, unsigned = rules is None or rules.integer_bias, rules is None or not rules.signed
-        export(path, model, example, dynamic, self.opset, integer_bias=integer_bias, unsigned=unsigned)
-        broken = None if rules is None else next(breaches(path, rules), None)
-        if broken is not None and rules is not None:
-            raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=broken.next)
+    def __post_init__(self) -> None:
+        profile(self.profile)
 
     @property
-    def opened_by(self) -> str:
-        return self.name
+    def prefers(self) -> FilePreferences:
+        return FilePreferences(self.profile)
 
-    def latencies(self, runs: Mapping[str, Runner], example: Inputs) -> Latencies:
-        subjects = {name: functools.partial(example.call, run) for name, run in runs.items()}
-        return interleaved(subjects, budget_s=self.seconds, threads=self.threads_used)
+    @property
+    def writes(self) -> OnnxWriter:
+        return OnnxWriter(self.opset, profile(self.profile), OnnxRuntime.name)
 
-    @abstractmethod
-    def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
-        """The operators of the file, timed for about so many seconds; raises whatever the runtime raises."""
-
-    def operators(self, built: Path, signature: Signature, example: Inputs) -> Sequence[Operator]:
-        arrays = [x.detach().numpy() for x in signature.arguments(example)]
-        try:
-            return self.accounts(built, arrays, min(_ACCOUNT_S, self.seconds))
-        except Exception as error:  # runtimes raise many kinds; what they tell explains a figure, and changes none
-            raise_own(error)
-            return ()
-
-    def open(self, built: Path | bytes, signature: Signature) -> Runner:
-        where = "graph" if isinstance(built, bytes) else str(built)
-        try:
-            if isinstance(built, Path):
-                read(built)  # tells what is missing where tensors lie beside it
-            loaded = self.load(built)
-        except InputError:
-            raise
-        except Exception as error:  # runtimes raise many kinds
-            raise ExportError(f"{self.title} does not load the export", where=where, why=reason(error)) from error
-        return self._runner(loaded, signature, where)
-
-    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
-        given = built if rounded else unrounded(built)
-        if given is None:
-            return None
-        try:
-            held = session(given, as_written=True, folder=built.parent)
-        except Exception:  # it has no kernel for a type that this target has one for, such as bfloat16
-            return None
-        return self._runner(loaded_by(held), signature, f"{built}, as it is written")
-
-    def _runner(self, loaded: Loaded, signature: Signature, where: str) -> Runner:
-        if loaded.inputs != len(signature.inputs) or loaded.outputs != signature.count:
-            raise ExportError("has other inputs or outputs than the module", where=where)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            _check_given((*args, *kwargs.values()))
-            tensors = signature.arguments(
-                Inputs(tuple(map(from_user, args)), {key: from_user(x) for key, x in kwargs.items()})
-            )
-            try:
-                found = loaded.run([x.detach().cpu().resolve_conj().resolve_neg().numpy() for x in tensors])
-            except Exception as error:  # runtimes raise many kinds
-                raise InputError(
-                    f"{self.title} fails on this input",
-                    where=where,
-                    why=reason(error),
-                    next="give inputs as the example's",
-                ) from error
-            return signature.assemble([torch.from_numpy(np.asarray(out)) for out in found])
-
-        return run
+    @property
+    def runs(self) -> None:
+        return None

@@ -29,11 +29,12 @@ from lilliput.targets.kernels import (
     two_products,
     weights_lack,
 )
-from lilliput.targets.onnx_file import Loaded, OnnxFile, loaded_by
+from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, loaded_by
 from lilliput.targets.onnxruntime_operators import operators
 from lilliput.targets.operators import Operator
 from lilliput.targets.placing import Placing
 from lilliput.targets.simulated import REMARK
+from lilliput.targets.target import Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
 
@@ -41,40 +42,19 @@ SAFE_CODE = 63  # of a weight: two products with codes of 255 sum to 32,130, whi
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(OnnxFile):
-    """ONNX Runtime on a CPU: int8 weights, unsigned 8-bit activations.
+class OrtPreferences(OnnxPreferences):
+    """What ONNX Runtime on a CPU takes; with `rules`, of that what another runtime takes too."""
 
-    With a `profile` the file also keeps to what another runtime takes: ``"tensorrt"``, ``"xnnpack"``, ``"openvino"``.
-    `safe` is for x86 without VNNI, where sums of pairs of products can overflow 16 bits: weights have 7 bits.
-
-    Raises InputError for an unknown profile.
-    """
-
-    profile: str | None = None  # what breaks its rules is refused when it is built
-    safe: bool = False
-
-    name: ClassVar[str] = "onnxruntime"
-    title: ClassVar[str] = "ONNX Runtime"
-
-    def __post_init__(self) -> None:
-        if self.profile is not None:
-            profile(self.profile)
+    profile: str | None
+    safe: bool
 
     @property
-    def required(self) -> Profile | None:
-        if not self.safe:
-            return None if self.profile is None else profile(self.profile)
-        rules = profile(self.profile or "ort-cpu")
-        return replace(rules, name=f"{rules.name}, safe without VNNI,", largest_code=SAFE_CODE)
-
-    @property
-    def multiple_here(self) -> int:
-        """Convolutions take 16 channels at a time where there is AVX-512, else 8; fewer take as long as so many."""
-        return 16 if self.profile is None and "avx512f" in cpu().flags else 8
+    def rules(self) -> Profile | None:
+        return rules_of(self.profile, self.safe)
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Networks with convolutions with ranges from calibration, others, and LSTMs, with ranges found at run time."""
-        convolutional, rules = any(call.op in CONVOLUTIONS for call in view.calls), self.required
+        convolutional, rules = any(call.op in CONVOLUTIONS for call in view.calls), self.rules
         weights = Int(7) if self.safe else exact_here() if self.profile is None else Int(8)
         run_time = rules is None or rules.dynamic
         static, dynamic = (Quantize(weights=weights, activations=Int(8, dynamic=at_run)) for at_run in (False, True))
@@ -86,8 +66,12 @@ class OnnxRuntime(OnnxFile):
         others = ("*", *(f"!{path}" for path in lstms))
         return Recipe([replace(dynamic, where=tuple(lstms)), replace(static, where=others)])
 
+    def pays_not(self, placing: Placing, call: Call) -> str:
+        """Why a layer gains nothing from integers; empty where it gains, or where that is not known."""
+        return placing.pays_not(call)
+
     def place(self, view: View, wanted: Wanted) -> Placed:
-        rules = self.required
+        rules = self.rules
         if rules is not None and rules.signed:
             wanted = replace(wanted, activations={path: _signed(one) for path, one in wanted.activations.items()})
         placing = Placing(view, wanted, outputs=True)
@@ -96,7 +80,7 @@ class OnnxRuntime(OnnxFile):
                 placing.leave(call, f"{rules.name} does not take ranges found at run time")
             elif no_kernel_finds(encoding):
                 placing.simulate(call, encoding)
-            elif why := _no_kernel(call, encoding) or weights_lack(call, wanted.weights) or placing.pays_not(call):
+            elif why := no_kernel(call, encoding) or weights_lack(call, wanted.weights) or self.pays_not(placing, call):
                 placing.lacks(call, encoding, why)
             elif call.op in INTEGER_CONVOLUTIONS:
                 placing.convolution(call, encoding)
@@ -118,9 +102,9 @@ class OnnxRuntime(OnnxFile):
             return told
         if activation is not None and beyond_kernels(weight, activation):
             return REMARK
-        if not isinstance(activation, Uniform) or not eight_bits(weight) or _no_kernel(call, activation):
+        if not isinstance(activation, Uniform) or not eight_bits(weight) or no_kernel(call, activation):
             return "size only: decoded to float when the runtime loads it"
-        rules = self.required
+        rules = self.rules
         if rules is not None and rules.signed:
             return f"integers for {self.profile}; ONNX Runtime may compute it in float"
         if activation.bits < 8:
@@ -129,11 +113,66 @@ class OnnxRuntime(OnnxFile):
             return "int8 kernel, but in float where a ReLU follows"
         return "int8 kernel, range found at each run" if at_run_time(activation) else "int8 kernel"
 
+
+@dataclass(frozen=True)
+class OrtSession(OnnxSession):
+    """ONNX Runtime, on a CPU."""
+
+    written_for: str | None = None  # another runtime, whose kernels are not this machine's
+
+    title: ClassVar[str] = "ONNX Runtime"
+
+    @property
+    def multiple(self) -> int | None:
+        """Convolutions take 16 channels at a time where there is AVX-512, else 8; fewer take as long as so many."""
+        return 16 if self.written_for is None and "avx512f" in cpu().flags else None
+
     def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
-        return operators(built, arrays, self.threads_used, seconds)
+        return operators(built, arrays, self.threads, seconds)
 
     def load(self, built: Path | bytes) -> Loaded:
-        return loaded_by(session(built, self.threads_used))
+        return loaded_by(session(built, self.threads))
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Target):
+    """ONNX Runtime on a CPU: int8 weights, unsigned 8-bit activations.
+
+    With a `profile` the file also keeps to what another runtime takes: ``"tensorrt"``, ``"xnnpack"``, ``"openvino"``.
+    `safe` is for x86 without VNNI, where sums of pairs of products can overflow 16 bits: weights have 7 bits.
+
+    Raises InputError for an unknown profile.
+    """
+
+    opset: int = 20
+    profile: str | None = None  # what breaks its rules is refused when it is built
+    safe: bool = False
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        if self.profile is not None:
+            profile(self.profile)
+
+    @property
+    def prefers(self) -> OrtPreferences:
+        return OrtPreferences(self.profile, self.safe)
+
+    @property
+    def writes(self) -> OnnxWriter:
+        return OnnxWriter(self.opset, rules_of(self.profile, self.safe), self.name)
+
+    @property
+    def runs(self) -> OrtSession:
+        return OrtSession(self.threads_used, self.profile)
+
+
+def rules_of(name: str | None, safe: bool = False) -> Profile | None:
+    """Rules that what is built must keep; None: what the runtime itself takes, which opening it shows."""
+    if not safe:
+        return None if name is None else profile(name)
+    rules = profile(name or "ort-cpu")
+    return replace(rules, name=f"{rules.name}, safe without VNNI,", largest_code=SAFE_CODE)
 
 
 def _signed(encoding: Encoding) -> Encoding:
@@ -141,7 +180,7 @@ def _signed(encoding: Encoding) -> Encoding:
     return replace(encoding, symmetric=True) if isinstance(encoding, Int) else encoding
 
 
-def _no_kernel(call: Call, values: Uniform) -> str:
+def no_kernel(call: Call, values: Uniform) -> str:
     """Why nothing multiplies such integers by the weights of a call; empty where a kernel does."""
     dynamic = at_run_time(values)
     if call.op in RECURRENT:
@@ -172,7 +211,7 @@ def _recurrent(call: Call, weights: Sequence[Encoding | None], activation: Encod
         return "float"
     if activation is not None and any(beyond_kernels(weight, activation) for weight in weights):
         return REMARK
-    if isinstance(activation, Uniform) and all(map(eight_bits, weights)) and not _no_kernel(call, activation):
+    if isinstance(activation, Uniform) and all(map(eight_bits, weights)) and not no_kernel(call, activation):
         return "int8 kernel, ranges of inputs and hidden states found at each run"
     why = "no integer kernel with projections" if call.op == "lstm" and _projected(call) else ""
     why = f"no integer kernel for {call.op.partition('_')[0]}" if call.op != "lstm" else why

@@ -16,7 +16,6 @@ import numpy as np
 
 from lilliput.encodings import Encoding, Int, Sparse
 from lilliput.errors import InputError, nearest, reason
-from lilliput.exporters.profiles import Profile
 from lilliput.model.views.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.kernels import (
@@ -29,11 +28,12 @@ from lilliput.targets.kernels import (
     two_products,
     weights_lack,
 )
-from lilliput.targets.onnx_file import Loaded, OnnxFile, input_names
+from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, input_names
 from lilliput.targets.openvino_operators import operators
 from lilliput.targets.operators import Operator, called
 from lilliput.targets.placing import Placing
 from lilliput.targets.simulated import REMARK
+from lilliput.targets.target import Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
 
@@ -42,29 +42,8 @@ _PRECISIONS = ("f32", "bf16", "f16")
 _LONG_TAILS = frozenset({"gelu", "silu"})  # what they give has outliers that one range serves badly
 
 
-@dataclass(frozen=True)
-class OpenVino(OnnxFile):
-    """OpenVINO on a CPU: int8 weights, unsigned 8-bit activations; layers in float compute in `precision`.
-
-    Raises InputError where the package is not installed.
-
-    >>> OpenVino(threads=1).name
-    'openvino'
-    """
-
-    precision: str | None = "f32"  # or "bf16", "f16"; None: what OpenVINO chooses, which is bf16 where there is AMX
-
-    name: ClassVar[str] = "openvino"
-    title: ClassVar[str] = "OpenVINO"
-
-    def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in _PRECISIONS:
-            raise InputError(f"precision={self.precision!r}", next=nearest(str(self.precision), _PRECISIONS))
-        openvino_package()
-
-    @property
-    def required(self) -> Profile | None:
-        return None
+class OpenVinoPreferences(OnnxPreferences):
+    """What OpenVINO on a CPU takes."""
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
         """Ranges from calibration; without batches, weights alone, beside which it finds those of linear layers."""
@@ -105,6 +84,15 @@ class OpenVino(OnnxFile):
             return "integer weights, decoded in the kernel, or int8 kernel with ranges that the runtime finds"
         return "size only: decoded to float when the runtime loads it"
 
+
+@dataclass(frozen=True)
+class OpenVinoSession(OnnxSession):
+    """OpenVINO, on a CPU."""
+
+    precision: str | None
+
+    title: ClassVar[str] = "OpenVINO"
+
     def load(self, built: Path | bytes) -> Loaded:
         compiled = self._compiled(built)
         request, names = compiled.create_infer_request(), input_names(built)
@@ -127,7 +115,7 @@ class OpenVino(OnnxFile):
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": self.threads_used,
+            "INFERENCE_NUM_THREADS": self.threads,
             "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
             **more,
         }
@@ -135,6 +123,39 @@ class OpenVino(OnnxFile):
             settings["INFERENCE_PRECISION_HINT"] = self.precision
         given = built if isinstance(built, bytes) else str(built)
         return core.compile_model(core.read_model(given), "CPU", settings)
+
+
+@dataclass(frozen=True)
+class OpenVino(Target):
+    """OpenVINO on a CPU: int8 weights, unsigned 8-bit activations; layers in float compute in `precision`.
+
+    Raises InputError where the package is not installed.
+
+    >>> OpenVino(threads=1).name
+    'openvino'
+    """
+
+    opset: int = 20
+    precision: str | None = "f32"  # or "bf16", "f16"; None: what OpenVINO chooses, which is bf16 where there is AMX
+
+    name: ClassVar[str] = "openvino"
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in _PRECISIONS:
+            raise InputError(f"precision={self.precision!r}", next=nearest(str(self.precision), _PRECISIONS))
+        openvino_package()
+
+    @property
+    def prefers(self) -> OpenVinoPreferences:
+        return OpenVinoPreferences()
+
+    @property
+    def writes(self) -> OnnxWriter:
+        return OnnxWriter(self.opset, None, self.name)
+
+    @property
+    def runs(self) -> OpenVinoSession:
+        return OpenVinoSession(self.threads_used, self.precision)
 
 
 def openvino_package() -> Any:

@@ -26,14 +26,14 @@ _SAMPLE = 1 << 16  # elements of a tensor by which it is told what fitting all o
 
 def prepare(run: Run) -> None:
     """Make the edits that the target needs before anything is encoded (folding of normalisations)."""
-    for edit, given in run.target.prepare(run.view(), run.model):
+    for edit, given in run.target.prefers.prepare(run.view(), run.model):
         run.apply(edit, given)
 
 
 def place(run: Run, activations: Mapping[str, Encoding], weights: Mapping[str, Encoding]) -> Placed:
     """The values that the target wants encoded if `weights` are: what each of their layers reads, or why not."""
     flowing = {name: one.encoding for name, one in value_encodings(run.model).items()}
-    return run.target.place(run.view(), Wanted(activations, weights, flowing))
+    return run.target.prefers.place(run.view(), Wanted(activations, weights, flowing))
 
 
 def encode(run: Run, path: str, encoding: Encoding, choice: Choice = NEAREST) -> None:

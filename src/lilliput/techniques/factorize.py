@@ -151,7 +151,7 @@ class Factorize(Technique):
         top, form = most(self.form, shape), self.form
         if self.rank is not None:
             return (self.rank,) if form == "product" else tuple(min(self.rank, one) for one in top)
-        multiple = 1 if form == "separable" else self.multiple or run.target.multiple
+        multiple = 1 if form == "separable" else self.multiple or run.target.prefers.multiple
         if self.amount is not None:
             return tuple(rounded(rank, multiple, up=False) for rank in leaving(form, shape, self.amount))
         assert self.energy is not None

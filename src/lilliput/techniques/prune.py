@@ -112,7 +112,7 @@ class Prune(Technique):
         if self.multiple is not None:
             return self.multiple
         here = run.target.multiple_here
-        found = run.target.multiple if self.latency is None else here
+        found = run.target.prefers.multiple if self.latency is None else here
         run.tell("multiples", {"of": found, "here": here})
         return found
 

@@ -74,13 +74,28 @@ class Placed:
     told: Mapping[str, str] = field(default_factory=dict)  # whose layer's input is encoded otherwise than asked -> how
 
 
-class Runtime(Protocol):
-    """What a target says to techniques."""
+class PreferencesLike(Protocol):
+    """What a target prefers, as far as techniques ask for it."""
 
     @property
     def multiple(self) -> int:
         """What it likes numbers of channels to be multiples of, on any machine."""
         ...
+
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        """Edits that change how the model is written but not what it computes, wanted before encoding."""
+        ...
+
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        """The values to encode: what each of those layers reads, or why not."""
+        ...
+
+
+class TargetLike(Protocol):
+    """What a target says to techniques."""
+
+    @property
+    def prefers(self) -> PreferencesLike: ...
 
     @property
     def multiple_here(self) -> int:
@@ -90,14 +105,6 @@ class Runtime(Protocol):
     @property
     def threads_used(self) -> int:
         """While it is measured."""
-        ...
-
-    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
-        """Edits that change how the model is written but not what it computes, wanted before encoding."""
-        ...
-
-    def place(self, view: View, wanted: Wanted) -> Placed:
-        """The values to encode: what each of those layers reads, or why not."""
         ...
 
     def timed(self, networks: Mapping[str, nn.Module], example: Inputs, dynamic: Dynamic) -> Latencies:
@@ -126,7 +133,7 @@ class Run(Protocol):
     calibrate: Batches | None
 
     @property
-    def target(self) -> Runtime: ...
+    def target(self) -> TargetLike: ...
 
     @property
     def lessons(self) -> Lessons | None: ...
