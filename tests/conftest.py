@@ -14,6 +14,7 @@ import pytest
 
 from lilliput.errors import RAISE_OWN
 from lilliput.measure import Clocks
+from lilliput.targets import eager
 from lilliput.targets import onnx as onnx_files
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports it by itself
@@ -52,9 +53,9 @@ def _short_timings() -> Iterator[None]:
     interleaved = onnx_files.interleaved
     quiet = Clocks(perf_counter, perf_counter, lambda: 0.0)
     short = functools.partial(interleaved, rounds=3, warmup_s=0.0, settle_s=0.0, round_s=0.01, clocks=quiet)
-    onnx_files.interleaved = short  # type: ignore[assignment]
+    onnx_files.interleaved = eager.interleaved = short  # type: ignore[assignment]
     yield
-    onnx_files.interleaved = interleaved
+    onnx_files.interleaved = eager.interleaved = interleaved
 
 
 def pytest_collection_finish() -> None:
