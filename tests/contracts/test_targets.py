@@ -43,7 +43,11 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{sys.executable} '{path}' {{model}} {{inputs}} {{outputs}}"
 
 
-OURS = (*TARGETS, "device", *(f"onnx for {name}" for name in PROFILES if name != "ort-cpu"))
+OURS = (  # but llama.cpp, for decoders of transformers alone: tests/targets/test_gguf.py
+    *(name for name in TARGETS if name != "gguf"),
+    "device",
+    *(f"onnx for {name}" for name in PROFILES if name != "ort-cpu"),
+)
 HERE = [name for name in OURS if not name.startswith("onnx") or name == "onnxruntime"]
 FILES = [name for name in OURS if name not in HERE]
 

@@ -6,6 +6,7 @@ from lilliput.errors import InputError, nearest
 from lilliput.exporters.profiles import check
 from lilliput.targets.device import Device
 from lilliput.targets.eager import Eager
+from lilliput.targets.gguf import Gguf
 from lilliput.targets.onnx_file import OnnxFile
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
@@ -16,6 +17,7 @@ TARGETS: dict[str, type[Target]] = {
     "openvino": OpenVino,
     "eager": Eager,
     "onnx": OnnxFile,
+    "gguf": Gguf,
 }
 
 
@@ -37,6 +39,7 @@ __all__ = [
     "TARGETS",
     "Device",
     "Eager",
+    "Gguf",
     "OnnxFile",
     "OnnxRuntime",
     "OpenVino",
