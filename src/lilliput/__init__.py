@@ -92,6 +92,8 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
         "Sparse",
         "freeze",
         "mxfp4",
+        "save_gguf",
+        "save_pretrained",
         "to_dense",
         "unfreeze",
     ),
@@ -136,6 +138,7 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
     "targets": (
         "Device",
         "Eager",
+        "Gguf",
         "OnnxFile",
         "OnnxRuntime",
         "OpenVino",

@@ -43,8 +43,9 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{sys.executable} '{path}' {{model}} {{inputs}} {{outputs}}"
 
 
-OURS = (  # but llama.cpp, for decoders of transformers alone: tests/targets/test_gguf.py
-    *(name for name in TARGETS if name != "gguf"),
+NAMED = [name for name in TARGETS if name != "gguf"]  # which is for decoders alone: tests/targets/test_gguf.py
+OURS = (
+    *NAMED,
     "device",
     *(f"onnx for {name}" for name in PROFILES if name != "ort-cpu"),
 )
@@ -153,7 +154,7 @@ def test_what_runs_is_timed_within_its_seconds(target: Target, tmp_path: Path) -
     assert len([one for one in told if one.multiplies]) in (0, 3) and all(one.ms >= 0 for one in told)
 
 
-@pytest.mark.parametrize("target", TARGETS, indirect=True)
+@pytest.mark.parametrize("target", NAMED, indirect=True)
 def test_what_travels_inside_a_file_is_opened_or_told(target: Target, tmp_path: Path) -> None:
     lp.save(tmp_path / "net.lil", net(), example=images(), target=target)
     if target.writes.opened_by:

@@ -26,7 +26,7 @@ from lilliput.techniques.run import Wanted
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 installed = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None,
-    reason="llama-cpp-python is not installed: it has no wheel to test by",
+    reason="llama-cpp-python is not installed: PyPI has no wheel of it",
 )
 
 
