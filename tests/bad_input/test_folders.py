@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.errors import InputError, ResumeError
+from lilliput.targets.onnx import OnnxWriter
 
 Refused = Callable[..., Any]
 Tasks = Callable[..., lp.Task]
@@ -124,7 +125,7 @@ def test_the_same_run_again_repeats_nothing(
     def build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", build)
+    monkeypatch.setattr(OnnxWriter, "build", build)
     before = _contents(finished.folder)
     task = lp.Task(net, example=batches[0][:1], calibrate=batches, evaluate=batches[:2])
     again = lp.compress(task, RECIPE, folder=finished.folder, target=quick)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import lilliput as lp
 from lilliput.errors import InputError
+from lilliput.targets.onnx import OnnxWriter
 
 
 class Fewer:
@@ -118,6 +119,6 @@ def test_work_survives_a_bad_metric(
     def build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", build)
+    monkeypatch.setattr(OnnxWriter, "build", build)
     result = lp.compress(task(metric=lambda model: [0.5, 1.0]), folder=folder, target=quick)
     assert result.data["after"]["metric"]["value"] == 0.75

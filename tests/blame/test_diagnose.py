@@ -23,6 +23,7 @@ from lilliput.engine.run import Driver, silent
 from lilliput.engine.store import Store
 from lilliput.measure import Noise
 from lilliput.targets.kernels import exact_here
+from lilliput.targets.onnx import OnnxWriter
 from lilliput.task import Batches
 from lilliput.techniques.encode import prepare
 
@@ -282,7 +283,7 @@ def test_it_resumes_from_its_folder(full: tuple[lp.results.Diagnosis, Path], mon
     def no_build(*args: Any) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(lp.targets.OnnxRuntime, "build", no_build)
+    monkeypatch.setattr(OnnxWriter, "build", no_build)
     again = lp.diagnose(
         activation_outlier(images()), lp.Recipe([STATIC]), target=TARGET, folder=full[1], samples=8, worst=1
     )

@@ -22,6 +22,7 @@ from lilliput.model.surgery.coupling import Coupling, coupling
 from lilliput.model.surgery.coupling.rules import RULES
 from lilliput.model.views import capture
 from lilliput.model.views.inputs import Inputs
+from lilliput.targets.onnxruntime import OrtSession
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 HALF, INT8 = lp.Prune("channels", 0.5, multiple=1), lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))
@@ -62,7 +63,7 @@ SLIPS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "where it loses": (simulation, "alone", lambda: compressed(INT8)),
     "answers in double precision": (fidelity, "without_values", doubled),
     "a pass over the exported graph": (exporter, "simplify", lambda: compressed(INT8)),
-    "the account of operators": (lp.targets.OnnxRuntime, "accounts", lambda: compressed(INT8)),
+    "the account of operators": (OrtSession, "accounts", lambda: compressed(INT8)),
 }
 
 

@@ -20,6 +20,8 @@ import lilliput as lp
 from lilliput.cli.app import app
 from lilliput.engine import estimate
 from lilliput.model.surgery.coupling import Shrinking
+from lilliput.targets.onnx import OnnxWriter
+from lilliput.targets.onnxruntime import OrtSession
 from lilliput.techniques.rounding import AdaRound, Rounding
 from lilliput.training.loop import Trainer
 
@@ -76,9 +78,9 @@ def nothing_done(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in (
         (torch.optim.AdamW, "step"),
         (Trainer, "run"),
-        (lp.targets.OnnxRuntime, "build"),
-        (lp.targets.OnnxRuntime, "open"),
-        (lp.targets.OnnxRuntime, "latencies"),
+        (OnnxWriter, "build"),
+        (OrtSession, "open"),
+        (OrtSession, "latencies"),
         (Rounding, "round"),
         (lp.rounding.GPTQ, "rows"),
         (AdaRound, "rows"),
