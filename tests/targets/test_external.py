@@ -209,7 +209,7 @@ def test_a_file_without_its_tensors_is_refused(left: int | None, ran: Ran, tmp_p
     refused(FormatError, lambda: external.read(path))
     x = batches()[0]
     with pytest.raises(ExportError, match="missing" if left is None else "cut short"):
-        ORT.open(path, Signature.of(Inputs.of(x), ran.small.model(x).detach()))
+        ORT.runs.open(path, Signature.of(Inputs.of(x), ran.small.model(x).detach()))
     refused(FormatError, lambda: unrounded(path))
     refused(InputError, lambda: lp.targets.check(path))
 
