@@ -23,6 +23,7 @@ from lilliput.engine.evidence import Built, build, judge
 from lilliput.engine.run import Driver
 from lilliput.entropy import Coder
 from lilliput.errors import InputError
+from lilliput.feeding import Batches
 from lilliput.file.container import recoded
 from lilliput.file.graph import Graph
 from lilliput.file.lil import lossless_bytes
@@ -43,7 +44,7 @@ from lilliput.report.layers import layers
 from lilliput.report.page import page
 from lilliput.report.speed import NO_SPEED_UP
 from lilliput.targets.operators import LayerTimes, slower_layers
-from lilliput.task import Batches, Task
+from lilliput.task import Task
 from lilliput.techniques.encode import prepare
 
 

@@ -30,6 +30,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
+from lilliput.feeding import fingerprint
 from lilliput.file.container import Reader
 from lilliput.file.graph import is_large, restore, restored
 from lilliput.file.lil import check_readable
@@ -46,7 +47,7 @@ from lilliput.recipe import Recipe
 from lilliput.targets import TARGETS, Runtime, Target
 from lilliput.targets import target as target_called
 from lilliput.targets.target import Runner
-from lilliput.task import Task, fingerprint, read_assets
+from lilliput.task import Task, read_assets
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer
 from lilliput.training.lessons import Kept, Lessons, learn

@@ -21,10 +21,10 @@ from lilliput.blame.simulation import Case, alone, divided, pieces_of, with_plac
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver, silent
 from lilliput.engine.store import Store
+from lilliput.feeding import Batches
 from lilliput.measure import Noise
 from lilliput.targets.kernels import exact_here
 from lilliput.targets.onnx import OnnxWriter
-from lilliput.task import Batches
 from lilliput.techniques.encode import prepare
 
 TARGET = lp.targets.OnnxRuntime(threads=1)

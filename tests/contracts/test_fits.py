@@ -20,9 +20,9 @@ from lilliput.encodings.codebook import interval_levels, lloyd, quantile_levels
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
+from lilliput.feeding import Batches
 from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.values import value_encodings
-from lilliput.task import Batches
 from lilliput.techniques.combinations import FITS, formats, table
 from lilliput.techniques.ranges import Use
 from lilliput.techniques.rounding import ROUNDINGS, Rounding

@@ -15,11 +15,11 @@ import lilliput as lp
 from lilliput.encodings import Int
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.store import Store
+from lilliput.feeding import Batches
 from lilliput.model.carrier.parameters import read
 from lilliput.model.views.capture import capture
 from lilliput.model.views.inputs import Inputs
 from lilliput.progress import silent
-from lilliput.task import Batches
 from lilliput.techniques.observe import observed
 from lilliput.techniques.ranges import MSE
 from lilliput.techniques.statistics import Observe, Statistics

@@ -19,6 +19,7 @@ from lilliput.engine.begin import begin, follow
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import EncodingError, InputError, LilliputError, RecipeError
+from lilliput.feeding import Batches
 from lilliput.model.carrier.parameters import read
 from lilliput.model.views.capture import capture
 from lilliput.model.views.inputs import Inputs
@@ -26,7 +27,6 @@ from lilliput.model.views.view import Call, Window
 from lilliput.progress import silent
 from lilliput.report.layers import layers
 from lilliput.targets import OnnxRuntime
-from lilliput.task import Batches
 from lilliput.techniques.choice import Choice
 from lilliput.techniques.encode import encode, set_tensor
 from lilliput.techniques.inputs import Stop, gram, moments, patches

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import lilliput as lp
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
+from lilliput.feeding import Batches
 from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.signature import Signature
 from lilliput.targets import Target
 from lilliput.targets.kernels import exact_here
-from lilliput.task import Batches
 from lilliput.techniques.technique import Technique
 
 ORT = lp.targets.OnnxRuntime(threads=1)

@@ -18,6 +18,7 @@ from lilliput.encodings import BFloat16, Encoding, Float16, Int, Sparse
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import RecipeError
+from lilliput.feeding import Batches
 from lilliput.file.lil import load, save
 from lilliput.model.carrier.carrier import encoded_tensors, freeze, tensors, to_dense, unfreeze
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
@@ -25,7 +26,6 @@ from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.model.views.values import value_encodings
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
-from lilliput.task import Batches
 from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize

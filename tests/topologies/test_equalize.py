@@ -18,6 +18,7 @@ from lilliput.encodings import Float16, Int
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
+from lilliput.feeding import Batches
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.parameters import encoding_of, read, shapes
 from lilliput.model.rescaling.pairs import find_pairs
@@ -25,7 +26,6 @@ from lilliput.model.views.inputs import Inputs, dynamic_axes
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import OnnxRuntime
-from lilliput.task import Batches
 from lilliput.techniques.equalize import Equalize
 from lilliput.techniques.prune import Prune
 from lilliput.techniques.quantize import Quantize

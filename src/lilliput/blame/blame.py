@@ -18,10 +18,10 @@ from lilliput.blame.places import Place, encoded_weights, places
 from lilliput.blame.simulation import Case, pieces_of
 from lilliput.engine.run import Driver
 from lilliput.errors import raise_own, reason
+from lilliput.feeding import Batches
 from lilliput.measure import cpu, decibels
 from lilliput.model.views.values import value_encodings
 from lilliput.targets.target import BY_REFERENCE, NOT_HERE
-from lilliput.task import Batches
 
 _BRIEF_SAMPLES, _BRIEF_SUSPECTS, _BRIEF_WORST = 4, 8, 3
 _GAIN_DB = 0.5  # of the output, by which leaving a place in float must help to be advised

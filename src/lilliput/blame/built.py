@@ -16,11 +16,11 @@ from lilliput.blame.exact import with_encodings
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.blame.simulation import Case
 from lilliput.encodings import Encoding, Int
+from lilliput.feeding import ask
 from lilliput.measure import Noise
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import tapped, value_encodings
 from lilliput.outputs import flatten_outputs
-from lilliput.task import ask
 from lilliput.techniques.run import Answer, Wanted
 
 Runner = Callable[..., Any]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lilliput.blame.places import Place, encoded_weights
 from lilliput.encodings import Encoding, Int, LowRank, Sparse
 from lilliput.encodings.blocks import Blocked
+from lilliput.feeding import ask
 from lilliput.measure import Noise
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import Interception, Value, ValueEncoder, value_encodings
 from lilliput.model.views.view import CONVOLUTIONS
-from lilliput.task import ask
 
 
 @dataclass(frozen=True)

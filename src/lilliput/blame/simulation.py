@@ -12,11 +12,11 @@ from torch import nn
 from lilliput.blame.exact import differs, simulated
 from lilliput.blame.places import Place
 from lilliput.engine.run import Driver
+from lilliput.feeding import Batches, ask, batch_size, fingerprint
 from lilliput.measure import Noise
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import tapped
 from lilliput.plain import digest
-from lilliput.task import Batches, ask, batch_size, fingerprint
 from lilliput.techniques.run import Answer
 
 _PIECE = 4  # samples that run at a time: what all layers give is held at once

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from lilliput.engine.evidence import Built
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, nearest
+from lilliput.feeding import Batches, ask, batch_size, fingerprint
 from lilliput.measure import KINDS, Distance, DistanceSoFar, Kind, Measurement, as_rows, mean, misfit, places
 from lilliput.model.views.inputs import Inputs
 from lilliput.outputs import flatten_outputs
-from lilliput.task import Batches, Task, ask, batch_size, fingerprint
+from lilliput.task import Task
 from lilliput.techniques.run import Answer
 
 
@@ -25,10 +26,10 @@ def kinds(task: Task, driver: Driver) -> dict[str, Kind]:
     Raises InputError for a kind or a place that there is none of, and for an output that cannot be of its kind.
     """
     with torch.no_grad():
-        answered = driver.example.call(driver.model)
+        answered = ask(driver.model, driver.example, "example" if task.example is not None else "calibrate[0][:1]")
     rows = (as_rows(x, batch_size(driver.example)) for x in flatten_outputs(answered))
     shapes = {place: tuple(x.shape) for place, x in zip(places(answered), rows, strict=True)}
-    told, judged = task.output, "logits" if "logits" in shapes else next(iter(shapes), "")  # as metrics judge it
+    told, judged = task.output, _judged(shapes)
     if told is None:
         said = getattr(task.metric, "output", None)
         return {judged: said} if shapes and said in KINDS and not misfit(said, shapes[judged]) else {}
@@ -36,6 +37,11 @@ def kinds(task: Task, driver: Driver) -> dict[str, Kind]:
         raise InputError(f"is {told!r}", where="output", next=f"give one of {', '.join(KINDS)}, or {{output: one}}")
     named = {judged: told} if isinstance(told, str) else {str(place): kind for place, kind in told.items()}
     return {place: _checked(place, kind, shapes) for place, kind in named.items()}
+
+
+def _judged(places: Collection[str]) -> str:
+    """The output that metrics look at: the logits, or else the first that is no loss."""
+    return "logits" if "logits" in places else next((one for one in places if one != "loss"), next(iter(places), ""))
 
 
 def _checked(place: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Kind:

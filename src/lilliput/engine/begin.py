@@ -17,6 +17,7 @@ from lilliput.engine.room import make_room
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import CaptureError, InputError
+from lilliput.feeding import Batches, ask, check_like
 from lilliput.model.edits.copies import check_apart
 from lilliput.model.edits.division import Divide
 from lilliput.model.edits.edits import EncodeTensor, Train
@@ -29,7 +30,7 @@ from lilliput.plain import digest
 from lilliput.progress import Progress
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
-from lilliput.task import Batches, Task, ask, check_clusters, check_like, checked_example
+from lilliput.task import Task, check_clusters, checked_example, fed
 from lilliput.techniques.technique import Technique
 from lilliput.training.lessons import Lessons
 
@@ -50,6 +51,7 @@ def begin(
     whole, where the target or the recipe wants that; if it `judges`, also the task's metric.
     """
     check_given(task, recipe, target)
+    task = fed(task)
     example, dynamic = checked_example(task)
     checked = {
         name: None if source is None else Batches.checked(source, name, example, dynamic)
@@ -68,9 +70,12 @@ def begin(
         progress=progress,
         lessons=Lessons.of(task, task.model),
     )
+    for batches in filter(None, checked.values()):
+        for name, why in batches.told.items():
+            driver.skip(name, why, lasting=True)
     check_apart(task.model, driver.model, example)
-    batches = dict(_named(driver.calibrate, 2))
-    asked = {"example": example, **batches} if task.example is not None or not batches else batches
+    named = dict(_named(driver.calibrate, 2))
+    asked = {"example": example, **named} if task.example is not None or not named else named
     with other_floats_told(driver, task):
         for where, inputs in asked.items():
             _check_runs(driver.model, inputs, where)
@@ -78,7 +83,7 @@ def begin(
     varied = [(f"example, input {key!r} changed", one) for key, one in changed_one_by_one(example)]
     unlike = [*(one for _, one in others), *(one for _, one in changed_one_by_one(inputs)), changed_together(inputs)]
     driver.warm(check_repeatable(driver.model, driver.before, inputs, where, unlike))
-    driver.probes = [*(one for one in batches.items() if _taken(*one, example, dynamic)), *varied]
+    driver.probes = [*(one for one in named.items() if _taken(*one, example, dynamic)), *varied]
     if judges:
         kinds(task, driver)
     try_out(driver, recipe, task.metric if judges else None)

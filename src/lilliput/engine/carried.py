@@ -7,11 +7,11 @@ from torch import nn
 
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.feeding import ask
 from lilliput.model.carrier.carrier import encoded_tensors, to_dense
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.views.values import without_values
 from lilliput.outputs import departure
-from lilliput.task import ask
 
 _SAME = 1e-5  # of the largest answer
 

@@ -13,13 +13,13 @@ import torch
 from lilliput.engine.evidence import Built
 from lilliput.engine.run import Driver
 from lilliput.errors import MeasureError
+from lilliput.feeding import batch_size, fingerprint
 from lilliput.measure import Latencies, Measurement
 from lilliput.measure.loading import RUNTIMES, Loading, loading
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.views.inputs import Inputs
 from lilliput.targets.operators import Operator
 from lilliput.targets.target import Target
-from lilliput.task import batch_size, fingerprint
 from lilliput.techniques.run import Answer
 
 _LEAST_LOADED = 4 << 20  # bytes of weights in float; with fewer, what loading takes is the runtime's own

@@ -16,11 +16,12 @@ from lilliput.engine.plan import Plan
 from lilliput.engine.planned import planned
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError
+from lilliput.feeding import Batches, Source, batch_size
+from lilliput.feeding.takes import ANY
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
 from lilliput.model.views.inputs import Inputs
 from lilliput.recipe import Recipe
-from lilliput.task import Batches, batch_size
 
 # seen with ONNX Runtime on EfficientNet-Lite0 and on eight linear layers of 2048 inputs
 _BUILD_CAPTURES = 9  # captures that both builds take as long as
@@ -110,7 +111,8 @@ def _first(driver: Driver) -> Timed | None:
     if first is None:
         raise InputError("holds no batches", where=driver.calibrate.field, next="give at least one batch")
     timed = Timed(first)
-    driver.calibrate = Batches.checked(timed, driver.calibrate.field, driver.example, driver.dynamic)
+    source = Source(driver.calibrate.field, ANY, timed)
+    driver.calibrate = Batches.checked(source, source.field, driver.example, driver.dynamic)
     timed.seconds = 0.0
     return timed
 

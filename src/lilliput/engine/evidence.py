@@ -18,11 +18,11 @@ from lilliput.engine.room import make_room
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, reason
 from lilliput.external import files_of
+from lilliput.feeding import fingerprint
 from lilliput.measure import DistanceSoFar, Measurement, cpu, furthest, mean, paired_difference
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import value_encodings
 from lilliput.outputs import flatten_outputs, left_out
-from lilliput.task import fingerprint
 from lilliput.techniques.run import Answer
 
 _LEAST_DB = 14.0  # of the export and the module: an error of a fifth; integer kernels round otherwise than simulated

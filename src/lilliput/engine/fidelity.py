@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lilliput.encodings.integer import Uniform
 from lilliput.engine.run import Driver
 from lilliput.errors import ExportError, InputError, LilliputError, raise_own
+from lilliput.feeding import ask, batch_size, check_like
 from lilliput.measure import Noise
 from lilliput.model.carrier.carrier import encoded_tensors
 from lilliput.model.carrier.duplicate import duplicate
@@ -28,7 +29,6 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import tapped, unrounded, value_encodings, without_values
 from lilliput.outputs import difference, finite, flatten_outputs, paired
-from lilliput.task import ask, batch_size, check_like
 
 RELATIVE = 1e-3  # length of the error, of the length of an output
 LARGEST = 1e-2  # largest error, of the spread of an output

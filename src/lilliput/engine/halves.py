@@ -77,6 +77,9 @@ class _Converted:
     def __iter__(self) -> Iterator[Any]:
         return (tree_map(_float32, batch) for batch in self.source)
 
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
 
 def _converted(source: Any) -> Any:
     """What is no source of batches stays, to be refused for what it is."""

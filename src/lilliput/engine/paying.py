@@ -15,11 +15,11 @@ from lilliput.engine.evidence import Built, build
 from lilliput.engine.run import Driver
 from lilliput.engine.tried import Tried
 from lilliput.errors import LilliputError
+from lilliput.feeding import fingerprint
 from lilliput.measure import Latencies, Measurement
 from lilliput.model.views.view import MULTIPLIES, RECURRENT
 from lilliput.recipe import Recipe
 from lilliput.targets.operators import slower_layers, unpaying
-from lilliput.task import fingerprint
 from lilliput.techniques.run import Answer
 from lilliput.techniques.where import but, chosen
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lilliput.engine.evidence import asked_scores, check_scores
 from lilliput.engine.run import Driver
 from lilliput.errors import InputError, RecipeError, raise_own, reason
+from lilliput.feeding import ask
 from lilliput.model.carrier.carrier import tensor_held
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.edits.copies import as_it_stands
@@ -23,7 +24,7 @@ from lilliput.model.views.signature import Signature
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
-from lilliput.task import Task, ask
+from lilliput.task import Task
 
 _REAL_S = 2.0  # of answers that are computed for a metric; then those are given again that inputs of a shape had
 _GIVEN_UP_S = 10.0  # after which a metric that is only given answers again is believed

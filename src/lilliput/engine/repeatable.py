@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
+from lilliput.feeding import ask
 from lilliput.model.carrier.snapshot import Snapshot
 from lilliput.model.surgery.trial import same_chance
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import Interception
 from lilliput.outputs import departure, flatten_outputs
-from lilliput.task import ask
 
 _SAME = 1e-5  # of the largest answer: sums in another order differ by less
 

@@ -15,6 +15,7 @@ from lilliput.engine.room import is_large
 from lilliput.engine.store import Store
 from lilliput.engine.told import Told
 from lilliput.engine.tried import Tried
+from lilliput.feeding import Batches, ask
 from lilliput.model.carrier.identity import model_digest
 from lilliput.model.carrier.snapshot import Snapshot
 from lilliput.model.edits.copies import as_it_stands, private_copy
@@ -26,7 +27,6 @@ from lilliput.model.views.view import View
 from lilliput.plain import digest
 from lilliput.progress import Progress, silent
 from lilliput.targets.target import Target
-from lilliput.task import Batches, ask
 from lilliput.techniques.run import Answer, Lessons, Rough
 
 

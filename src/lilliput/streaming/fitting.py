@@ -14,6 +14,7 @@ from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.engine.told import Told
 from lilliput.errors import InputError
+from lilliput.feeding import Batches
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.carrier.identity import model_digest
 from lilliput.model.carrier.snapshot import Snapshot
@@ -25,7 +26,6 @@ from lilliput.streaming.passes import Flow, Passes, answers
 from lilliput.streaming.sections import Alone, Arguments, Section, alone
 from lilliput.streaming.weights import Weights
 from lilliput.targets import Eager
-from lilliput.task import Batches
 from lilliput.techniques.technique import used_weights
 
 

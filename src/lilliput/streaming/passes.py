@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lilliput.errors import InputError, LilliputError, raise_own
+from lilliput.feeding import Batches, ask, fingerprint
 from lilliput.model.views.inputs import Inputs
 from lilliput.streaming.sections import Arguments, Section
-from lilliput.task import Batches, ask, fingerprint
 
 _CALL = "_compiled_call_impl"  # of a module: what torch calls in place of its forward and hooks, if it is set
 
@@ -181,11 +181,11 @@ class Flow(Batches):
     @classmethod
     def of(cls, now: Sequence[Inputs], before: Sequence[Inputs], where: str) -> Flow:
         digest = hashlib.sha256("".join(map(fingerprint, (*now, *before))).encode()).hexdigest()
-        return cls(now, where, digest, len(now), now, before)
+        return cls(now, where, digest, len(now), now=now, before=before)
 
     @property
     def original(self) -> Flow:
-        return Flow(self.before, self.field, self.digest, self.samples, self.before, self.before)
+        return Flow(self.before, self.field, self.digest, self.samples, now=self.before, before=self.before)
 
     def __iter__(self) -> Iterator[Inputs]:
         return iter(self.now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lilliput.engine.resume import RECORD, check_same, conditions
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import InputError, RecipeError
+from lilliput.feeding import Batches, Source, Takes, batched, first_sample
 from lilliput.file.assets import asset_parts
 from lilliput.file.container import Part, write
 from lilliput.file.lil import Contents, check_readable, contents, header_of
@@ -33,7 +34,7 @@ from lilliput.streaming.passes import check_calls
 from lilliput.streaming.sections import Section, sections, weights_of
 from lilliput.streaming.weights import Weights
 from lilliput.targets import Eager
-from lilliput.task import Batches, first_sample, read_assets
+from lilliput.task import read_assets
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def stream(
     source: Any,
     recipe: Recipe,
     *,
-    calibrate: Iterable[Any] | None = None,
+    calibrate: Any | None = None,
     dynamic: Dynamic | None = None,
     folder: str | Path | None = None,
     coder: Coder = "dense",
@@ -94,10 +95,11 @@ def stream(
     writing = _Writing(model, root, weights, held)
     written = write(path, writing.header, writing.parts(fitting.all(), len(found), progress), coder)
     sizes = {entry.name: entry.stored_bytes for entry in written.entries}
-    return Streamed(Path(path), {**sizes, "": written.bytes - sum(sizes.values())}, fitting.notes, fitting.skipped)
+    skipped = {**fitting.skipped, **(batches.told if batches else {})}
+    return Streamed(Path(path), {**sizes, "": written.bytes - sum(sizes.values())}, fitting.notes, skipped)
 
 
-def _check(model: nn.Module, recipe: Recipe, calibrate: Iterable[Any] | None) -> None:
+def _check(model: nn.Module, recipe: Recipe, calibrate: Any | None) -> None:
     """Refuse what can be judged without the source."""
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}", next="give a torch.nn.Module")
@@ -129,17 +131,13 @@ def _meant(recipe: Recipe, root: nn.Module, *, flowing: bool) -> list[Section]:
     return [one for one, whether in zip(found, meant, strict=True) if whether or (flowing and one.block)]
 
 
-def _batches(model: nn.Module, found: Sequence[Section], calibrate: Iterable[Any], dynamic: Dynamic | None) -> Batches:
-    example = first_sample(calibrate, "calibrate", dynamic)
-    try:
-        example.by_parameter(model.forward)
-    except TypeError as error:
-        remedy = "give the inputs alone, without labels: [x for x, _ in batches]"
-        raise InputError(
-            "the model does not take this input", where="calibrate[0]", why=str(error), next=remedy
-        ) from None
+def _batches(model: nn.Module, found: Sequence[Section], calibrate: Any, dynamic: Dynamic | None) -> Batches:
+    takes = Takes.of(model.forward)
+    source = Source.of(batched(calibrate), "calibrate", takes)
+    example = first_sample(source, "calibrate", dynamic)
+    takes.check(example, "calibrate[0]")
     check_calls(duplicate(model).eval(), found, example)
-    return Batches.checked(calibrate, "calibrate", example, dynamic_axes(example, dynamic))
+    return Batches.checked(source, "calibrate", example, dynamic_axes(example, dynamic))
 
 
 def _store(folder: str | Path | None, recipe: Recipe, weights: Weights, batches: Batches | None) -> Store:

@@ -8,13 +8,13 @@ from math import prod
 from torch import Tensor, nn
 
 from lilliput.encodings.encoding import tensor_digest
+from lilliput.feeding import fingerprint
 from lilliput.model.carrier.carrier import owner_of
 from lilliput.model.carrier.parameters import encoding_of, held_at, read
 from lilliput.model.edits.division import Divide
 from lilliput.model.surgery.trial import misfit, shapes
 from lilliput.model.views.values import value_encodings
 from lilliput.model.views.view import Call
-from lilliput.task import fingerprint
 from lilliput.techniques.forms import DIVISIONS, Form, Ranks
 from lilliput.techniques.run import Answer, Run, counted
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lilliput.encodings import Sparse, tensor_digest
+from lilliput.feeding import ask, fingerprint
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.carrier.parameters import encoding_of, read, rescaled, shapes, write
 from lilliput.model.rescaling.pairs import Pair, find_pairs
 from lilliput.model.views.view import MULTIPLIES, Call
 from lilliput.modes import exact_products
 from lilliput.outputs import departure
-from lilliput.task import ask, fingerprint
 from lilliput.techniques.encode import prepare, set_tensor
 from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.techniques.scalings import Scaling, factors

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
+from lilliput.feeding import Batches, ask, batch_size
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import Interception
 from lilliput.model.views.view import MULTIPLIES, View
 from lilliput.outputs import departure
 from lilliput.progress import Progress
-from lilliput.task import Batches, ask, batch_size
 from lilliput.techniques.run import Answer, Run
 from lilliput.techniques.statistics import Observe, Statistics
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding
+from lilliput.feeding import Batches
 from lilliput.measure import Latencies
 from lilliput.model.edits.edit import Edit
 from lilliput.model.views.inputs import Dynamic, Inputs
 from lilliput.model.views.view import View
-from lilliput.task import Batches
 
 
 @dataclass(frozen=True)

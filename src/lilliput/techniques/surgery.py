@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from lilliput.errors import InputError
+from lilliput.feeding import batch_size, fingerprint
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.edits.edit import structure
 from lilliput.model.edits.edits import Step
@@ -16,7 +17,6 @@ from lilliput.model.surgery.coupling import Coupling, Group, Shrinking, coupling
 from lilliput.model.surgery.depth import Dispensable, blocks, layers, relied_on, with_configs, without
 from lilliput.model.surgery.trial import Change, changed, misfit, shapes
 from lilliput.model.views.inputs import Inputs
-from lilliput.task import batch_size, fingerprint
 from lilliput.techniques.budget import left_of
 from lilliput.techniques.run import Answer, Run, only_by_doing
 

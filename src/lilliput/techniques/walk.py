@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lilliput.feeding import Batches, ask
 from lilliput.model.carrier.parameters import read
 from lilliput.model.edits.copies import as_it_stands
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.values import Interception, value_encodings
 from lilliput.model.views.view import Call
-from lilliput.task import Batches, ask
 from lilliput.techniques.blocks import Block, BlockStop
 from lilliput.techniques.inputs import Stop
 from lilliput.techniques.observe import batches_of

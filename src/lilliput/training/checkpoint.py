@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from lilliput.errors import FormatError, reason
@@ -72,33 +68,3 @@ def _restored(plain: Any, reader: Reader) -> Any:
     if kind == "dict":
         return {_restored(key, reader): _restored(value, reader) for key, value in held}
     return (tuple if kind == "tuple" else list)(_restored(value, reader) for value in held)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of torch's, NumPy's and Python's random numbers."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    held: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": random.getstate(),
-    }
-    return {**held, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else held
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Inside, random numbers may be seeded and drawn: afterwards they go on as if nothing had been."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    random.setstate(state["python"])

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lilliput.encodings.encoding import tensor_bytes
 from lilliput.errors import InputError
+from lilliput.feeding import batch_size, fingerprint, read_batches
+from lilliput.feeding.chance import seed_all
+from lilliput.model.views.inputs import Inputs
 from lilliput.nested import leaves
 from lilliput.progress import Progress, silent
-from lilliput.task import batch_size, fingerprint, read_batches
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[bytes]:
 
 def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The first tensor of a batch as the arguments of a call: labels may follow it."""
-    return tuple(x for x in leaves(batch) if isinstance(x, Tensor) and x.dim())[:1], {}
+    held = list(batch.tensors().values()) if isinstance(batch, Inputs) else leaves(batch)
+    return tuple(x for x in held if isinstance(x, Tensor) and x.dim())[:1], {}
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -130,14 +131,6 @@ def labels_of(batch: Any) -> Tensor | None:
     last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     fits = isinstance(last, Tensor) and last.dtype == torch.int64 and last.dim() == 1
     return last if fits else None
-
-
-def seed_all(seed: int, epoch: int) -> None:
-    """Seed torch's, NumPy's and Python's own random numbers."""
-    mixed = int.from_bytes(hashlib.sha256(f"{seed},{epoch}".encode()).digest()[:4], "little")
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
 
 
 def _check(batch: Any, where: str) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
+from lilliput.feeding import batched
+from lilliput.feeding.chance import random_state_kept
 from lilliput.file.lil import save
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.duplicate import duplicate
@@ -27,7 +29,6 @@ from lilliput.task import Task, checked_example
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.training import rehearsal
-from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed, check_apart
 from lilliput.training.loop import Derailed, Loss, Material, train
 from lilliput.training.memory import enough_memory
@@ -58,7 +59,10 @@ class Lessons:
         def coupled(model: nn.Module) -> Sequence[Group]:
             return coupling(model, checked_example(task)[0]).groups
 
-        return cls(task.train, task.loss, task.validate, teachers, task.evaluate, coupled)
+        train = batched(task.train, task.collate, shuffle=True)
+        validate = None if task.validate is None else batched(task.validate, task.collate)
+        judged = None if task.evaluate is None else batched(task.evaluate, task.collate)
+        return cls(train, task.loss, validate, teachers, judged, coupled)
 
     def rehearse(self, run: Run, step: Finetune) -> float:
         """Try the training on one batch, without a step; the seconds that a batch takes.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.feeding import chance, fingerprint
 from lilliput.model.carrier.carrier import freeze, unfreeze
 from lilliput.model.carrier.duplicate import apart_buffers, duplicate
 from lilliput.model.surgery.coupling import Group
@@ -23,7 +24,6 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
 from lilliput.progress import Progress, silent
-from lilliput.task import fingerprint
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.plugin import Moment
 from lilliput.training import checkpoint
@@ -176,7 +176,7 @@ class Trainer:
         """The loss on the first batch to validate with, which would else fail only after an epoch."""
         feed = self.material.validate
         if feed is not None and not self.standing.history:
-            with torch.no_grad(), eval_mode(self.model), checkpoint.random_state_kept(), self.watching():
+            with torch.no_grad(), eval_mode(self.model), chance.random_state_kept(), self.watching():
                 self.loss(next(feed.epoch(0)), f"{feed.field}[0]")
 
     # the loop
@@ -238,7 +238,7 @@ class Trainer:
                 where=self.material.train.field,
                 next="give a source that is the same each time, shuffled by torch's random numbers alone",
             )
-        checkpoint.set_random_state(self.random)
+        chance.set_random_state(self.random)
 
     def _batch(self, i: int, batch: Any) -> None:
         moved = self._moved(batch, self.where())
@@ -322,7 +322,7 @@ class Trainer:
         if feed is None:
             return
         total = 0.0
-        with eval_mode(self.model), checkpoint.random_state_kept():
+        with eval_mode(self.model), chance.random_state_kept():
             for i, batch in enumerate(feed.epoch(0)):
                 where = f"{feed.field}[{i}]"
                 total += float(self.loss(batch, where))
@@ -393,7 +393,7 @@ class Trainer:
                 "average": None if self.average is None else [self.average.updates, self.average.held],
                 "best": self.best,
                 "good": self.good,
-                "random": checkpoint.random_state(),
+                "random": chance.random_state(),
             },
         )
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.feeding import batch_size
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.nested import mapped
-from lilliput.task import batch_size
 from lilliput.techniques.finetune import Finetune
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from lilliput.errors import InputError, LilliputError, reason
+from lilliput.feeding import read_batches
+from lilliput.feeding.chance import random_state_kept
 from lilliput.model.surgery.coupling import Group
-from lilliput.task import read_batches
 from lilliput.techniques.finetune import Finetune
-from lilliput.training.checkpoint import random_state_kept
 from lilliput.training.data import Feed
 from lilliput.training.gradients import without_gradients
 from lilliput.training.loop import Loss, Material, Trainer

@@ -40,8 +40,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
     open_axes = {
         key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
     }
-    shapes = Inputs(tuple(map(open_axes.get, range(len(wide.args)))), {key: open_axes.get(key) for key in wide.kwargs})
-    given = shapes.by_parameter(model.forward)
+    given = wide.each(lambda key, _: open_axes.get(key)).by_parameter(model.forward)
     with unchanged(model), torch.no_grad(), WholeLayers(), called(model), flat(model):
         captured = torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False

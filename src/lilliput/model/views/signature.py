@@ -59,8 +59,11 @@ class Signature:
         parameters = tuple(name for name, one in known.items() if one.kind in _POSITIONAL)
         defaults = {name: one.default for name, one in known.items() if is_plain(one.default)}
         given = {_named(key, parameters): value for key, value in inputs.named()}
-        constants = {**defaults, **{name: x for name, x in given.items() if not isinstance(x, Tensor)}}
-        fixed = {name: _as_stored(x) for name, x in constants.items() if not isinstance(given.get(name), Tensor)}
+        plain = {name: x for name, x in given.items() if not isinstance(x, Tensor)}
+        parted = {name.partition(".")[0] for name in given.keys() - plain.keys()}  # that hold tensors, or are some
+        fixed = {
+            name: _as_stored(x) for name, x in {**defaults, **plain}.items() if name in plain or name not in parted
+        }
         required = tuple(name for name, x in fixed.items() if name not in defaults or not _same(x, defaults[name]))
         return cls(tuple(inputs.tensors()), _described(outputs), parameters, fixed, required)
 
@@ -131,10 +134,12 @@ class Signature:
 
 
 def _named(key: str | int, parameters: Sequence[str]) -> str:
-    """The parameter that takes an argument, whether it is given by position or by keyword."""
-    if isinstance(key, str):
+    """The parameter that takes an argument, or a part of one, whether it is given by position or by keyword."""
+    first, dot, rest = str(key).partition(".")
+    if isinstance(key, str) and not (dot and first.isdigit()):
         return key
-    return parameters[key] if 0 <= key < len(parameters) else f"argument {key}"
+    index = int(first)
+    return f"{parameters[index] if 0 <= index < len(parameters) else f'argument {index}'}{dot}{rest}"
 
 
 def _as_stored(x: Any) -> Any:

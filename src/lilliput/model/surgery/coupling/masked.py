@@ -34,7 +34,8 @@ def masked(coupling: Coupling, gone: Collection[int], inputs: Inputs) -> list[Te
     signature = coupling.captured.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = {**dict(coupling.captured.named_parameters()), **dict(coupling.captured.named_buffers())}
-    run, given, values = _Masked(coupling, gone), iter([x for _, x in inputs.copied().named()]), list[Any]()
+    own = inputs.copied()
+    run, given, values = _Masked(coupling, gone), iter(tree_leaves((own.args, dict(own.kwargs)))), list[Any]()
     for node in coupling.captured.graph.nodes:
         if node.op == "placeholder":
             if node.name in named:
