@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import InputError, MeasureError
 from lilliput.modes import eval_mode
+from lilliput.outputs import judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ def _split(batch: Any, where: str) -> tuple[list[Any], dict[str, Any], Tensor]:
 
 def _first_tensor(output: Any, where: str) -> Tensor:
     if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
+        output = output[judged(output)] if output else None
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or not output.ndim:

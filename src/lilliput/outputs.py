@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -69,6 +69,16 @@ def leaves(output: object, where: str = "") -> Iterator[tuple[str, Any]]:
         )
     for key, value in held.items:
         yield from leaves(value, f"{where}.{key}" if where else str(key))
+
+
+def judged(places: Iterable[str]) -> str:
+    """Of the places of tensors in an output the one that metrics judge and teachers teach: no loss, logits if any.
+
+    >>> judged(["loss", "logits"]), judged(["loss", "0"]), judged([""])
+    ('logits', '0', '')
+    """
+    known = list(places)
+    return "logits" if "logits" in known else next((one for one in known if one != "loss"), next(iter(known), ""))
 
 
 def flatten_outputs(output: object) -> list[Tensor]:

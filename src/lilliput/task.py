@@ -78,14 +78,12 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
     """The task's example and its open axes, as far as they can be judged without running the model."""
     _check_model(task)
     _check_dynamic(task.dynamic)
-    takes = Takes.of(task.model.forward)
     if task.example is not None:
-        example, where = example_of(task.example, takes), "example"
+        example = example_of(task.example, Takes.of(task.model.forward))
     elif task.calibrate is not None:
-        example, where = first_sample(fed(task).calibrate or (), "calibrate", task.dynamic), "calibrate[0]"
+        example = first_sample(fed(task).calibrate or (), "calibrate", task.dynamic)
     else:
         raise InputError("a task needs an example", next="give example= or calibrate=")
-    takes.check(example, where)
     return example, dynamic_axes(example, task.dynamic)
 
 

@@ -60,8 +60,8 @@ UNSOUND: dict[str, tuple[Callable[[Batches], Any], str, str, str]] = {
     "labels alone": (
         lambda b: [{"labels": torch.arange(4)}],
         "calibrate[0]",
-        "holds no tensor",
-        "what the model takes",
+        "does not take this input",
+        "forward takes: x",
     ),
     "samples": (lambda b: list(b[0]), "calibrate[0]", "fails on this input", "that it accepts"),
     "one tensor": (lambda b: b[0], "calibrate", "is one tensor", "[tensor]"),

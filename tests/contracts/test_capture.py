@@ -276,9 +276,9 @@ def test_a_model_that_fails_on_its_example_is_the_users_to_repair() -> None:
         view_of(Net(), torch.randn(1, 5, 6, 6))
 
 
-@pytest.mark.parametrize("example", [3, "x", [1, 2], (torch.zeros(1), 2), None])
+@pytest.mark.parametrize("example", [3, "x", None, [object()], (torch.zeros(1), float("inf"))])
 def test_what_is_no_input_is_refused(example: Any) -> None:
-    with pytest.raises(InputError, match="give a tensor"):
+    with pytest.raises(InputError, match=r"give (a tensor|tensors)"):
         Inputs.of(example)
 
 

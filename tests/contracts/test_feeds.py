@@ -25,6 +25,7 @@ from lilliput.encodings import tensor_digest
 from lilliput.errors import InputError
 from lilliput.feeding import Source, Takes, batch_size, fingerprint
 from lilliput.feeding import source as source_room
+from lilliput.training import data as data_room
 
 QUICK = lp.targets.OnnxRuntime(threads=1, seconds=0)
 RECIPE = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8))])
@@ -319,3 +320,64 @@ def test_samples_of_other_lengths_need_a_collator() -> None:
 def test_a_number_of_samples_that_is_none(samples: Any) -> None:
     with pytest.raises(InputError, match=r"^samples: is"):
         lp.apply(lp.Task(made(Image), calibrate=IMAGES, samples=samples), RECIPE)
+
+
+# training
+
+
+def own_loss(model: Any, batch: Any) -> Tensor:
+    out: Tensor = model(**batch)["loss"]
+    return out
+
+
+LABELLED = [{**one, "labels": (one["input_ids"][:, 0] % 4)} for one in MASKED]
+ROWS = [{"input_ids": row.tolist(), "labels": int(row[0]) % 4} for row in torch.cat(IDS)]
+
+
+def collated_rows(rows: list[dict[str, Any]]) -> Encoding:
+    return Encoding({key: torch.tensor([row[key] for row in rows]) for key in rows[0]})
+
+
+# name: what trains, and how samples are collated
+TRAINED: dict[str, tuple[Callable[[], Any], Any]] = {
+    "dicts": (lambda: LABELLED, None),
+    "mappings": (lambda: [Encoding(one) for one in LABELLED], None),
+    "rows with a collator": (lambda: ROWS, collated_rows),
+    "a dataset with a collator": (lambda: _Rows(), collated_rows),
+    "a dataset": (lambda: _Rows(), None),
+}
+
+
+class _Rows(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, i: int) -> Any:
+        return ROWS[i]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_calibrates_trains(name: str) -> None:
+    """By the loss that the model itself makes of labels, beside a teacher; the terms find the logits."""
+    feed, collate = TRAINED[name]
+    torch.manual_seed(1)
+    teacher, net = Text().eval(), made(Text)
+    given: dict[str, Any] = {"train": feed(), "validate": feed(), "collate": collate, "teacher": teacher}
+    kd = lp.distill.LogitKD(temperature=1)
+    step = lp.Finetune(epochs=12, lr=0.03, distill=[kd])
+    trained = lp.train(lp.Task(net, loss=own_loss, **given), step)
+    assert trained.history[-1]["validation_loss"] < 0.8 * trained.history[0]["validation_loss"]
+    lp.apply(lp.Task(net, calibrate=feed(), collate=collate), RECIPE)
+
+    inputs = MASKED[0]["input_ids"]
+    alone = lp.train(lp.Task(net, **given), step).model
+    with torch.no_grad():
+        near, far = (((x(inputs)["logits"] - teacher(inputs)["logits"]) ** 2).mean() for x in (alone, net))
+    assert near < 0.5 * far
+
+
+def test_training_data_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_room, "LONGEST", 5)
+    loss = lambda model, batch: model(batch[0]).square().mean()  # noqa: E731
+    with pytest.raises(InputError, match=r"^train: does not end within 5 batches; give a source that tells its length"):
+        lp.train(lp.Task(made(Image), train=Endless(), loss=loss))

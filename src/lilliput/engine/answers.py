@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from lilliput.errors import InputError, nearest
 from lilliput.feeding import Batches, ask, batch_size, fingerprint
 from lilliput.measure import KINDS, Distance, DistanceSoFar, Kind, Measurement, as_rows, mean, misfit, places
 from lilliput.model.views.inputs import Inputs
-from lilliput.outputs import flatten_outputs
+from lilliput.outputs import flatten_outputs, judged
 from lilliput.task import Task
 from lilliput.techniques.run import Answer
 
@@ -29,19 +29,14 @@ def kinds(task: Task, driver: Driver) -> dict[str, Kind]:
         answered = ask(driver.model, driver.example, "example" if task.example is not None else "calibrate[0][:1]")
     rows = (as_rows(x, batch_size(driver.example)) for x in flatten_outputs(answered))
     shapes = {place: tuple(x.shape) for place, x in zip(places(answered), rows, strict=True)}
-    told, judged = task.output, _judged(shapes)
+    told, place = task.output, judged(shapes)
     if told is None:
         said = getattr(task.metric, "output", None)
-        return {judged: said} if shapes and said in KINDS and not misfit(said, shapes[judged]) else {}
+        return {place: said} if shapes and said in KINDS and not misfit(said, shapes[place]) else {}
     if not isinstance(told, str | Mapping):
         raise InputError(f"is {told!r}", where="output", next=f"give one of {', '.join(KINDS)}, or {{output: one}}")
-    named = {judged: told} if isinstance(told, str) else {str(place): kind for place, kind in told.items()}
+    named = {place: told} if isinstance(told, str) else {str(place): kind for place, kind in told.items()}
     return {place: _checked(place, kind, shapes) for place, kind in named.items()}
-
-
-def _judged(places: Collection[str]) -> str:
-    """The output that metrics look at: the logits, or else the first that is no loss."""
-    return "logits" if "logits" in places else next((one for one in places if one != "loss"), next(iter(places), ""))
 
 
 def _checked(place: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Kind:

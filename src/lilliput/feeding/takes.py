@@ -10,6 +10,7 @@ from inspect import Parameter
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lilliput.errors import InputError
 from lilliput.feeding.rows import Uneven
@@ -68,11 +69,13 @@ class Takes:
             given, left_out = self._by_position(given)
         _check_even(given, where)
         try:
-            return Inputs.of(given), left_out
+            inputs = Inputs.of(given)
         except InputError as error:
             raise InputError(error.what, where=where, why=error.why, next=error.next) from None
+        self._check(inputs, where)
+        return inputs, left_out
 
-    def check(self, inputs: Inputs, where: str) -> None:
+    def _check(self, inputs: Inputs, where: str) -> None:
         """Refuse inputs that lack what `forward` needs."""
         if self.parameters is None:
             return
@@ -99,8 +102,9 @@ class Takes:
             return False
         if self.parameters is None or self.also is None:
             return True
-        needed = [name for name in self.parameters if self._needs(name)]
-        return any(self._knows(key) for key in given) or len(needed) != 1
+        needed = [one for name, one in self.parameters.items() if self._needs(name)]
+        takes_one = len(needed) == 1 and needed[0].annotation not in (Tensor, "Tensor", "torch.Tensor")
+        return any(self._knows(key) for key in given) or not takes_one
 
     def _knows(self, key: Any) -> bool:
         if self.parameters is None or self.also is None:
@@ -170,7 +174,7 @@ def _typed(name: str, annotation: Any, forward: Callable[..., Any]) -> frozenset
         except Exception:  # names that are there for type checkers alone
             return None
     (told, *_) = typing.get_args(annotation) or (None,)
-    return frozenset(typing.get_type_hints(told)) if typing.is_typeddict(told) else None
+    return told.__required_keys__ | told.__optional_keys__ if typing.is_typeddict(told) else None
 
 
 ANY = Takes(None, None)

@@ -132,10 +132,8 @@ def _meant(recipe: Recipe, root: nn.Module, *, flowing: bool) -> list[Section]:
 
 
 def _batches(model: nn.Module, found: Sequence[Section], calibrate: Any, dynamic: Dynamic | None) -> Batches:
-    takes = Takes.of(model.forward)
-    source = Source.of(batched(calibrate), "calibrate", takes)
+    source = Source.of(batched(calibrate), "calibrate", Takes.of(model.forward))
     example = first_sample(source, "calibrate", dynamic)
-    takes.check(example, "calibrate[0]")
     check_calls(duplicate(model).eval(), found, example)
     return Batches.checked(source, "calibrate", example, dynamic_axes(example, dynamic))
 

@@ -19,6 +19,8 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.nested import leaves
 from lilliput.progress import Progress, silent
 
+LONGEST = 100_000  # batches of an epoch, of a source that does not tell how many it holds
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -41,6 +43,10 @@ class Feed:
         seed_all(seed, 0)
         for where, batch in _told(source, field, progress):
             _check(batch, where)
+            if batches >= LONGEST and _length(source) == 1:
+                raise InputError(
+                    f"does not end within {LONGEST} batches", where=field, next="give a source that tells its length"
+                )
             read, size, labels = fingerprint(batch), batch_size(batch), labels_of(batch)
             first = first or read
             whole.update(read.encode())
@@ -127,10 +133,11 @@ def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """The labels of a batch that is a tuple and ends in them: integers on one axis."""
+    """The labels of a batch that is a tuple and ends in them, or a dict that holds them: integers on one axis."""
     last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    fits = isinstance(last, Tensor) and last.dtype == torch.int64 and last.dim() == 1
-    return last if fits else None
+    found = batch.get("labels") if isinstance(batch, Mapping) else last
+    fits = isinstance(found, Tensor) and found.dtype == torch.int64 and found.dim() == 1
+    return found if fits else None
 
 
 def _check(batch: Any, where: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError
-from lilliput.feeding import batched
+from lilliput.feeding import Takes, batched
 from lilliput.feeding.chance import random_state_kept
 from lilliput.file.lil import save
 from lilliput.model.carrier.carrier import tensors
@@ -22,7 +22,6 @@ from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.carrier.identity import identity, model_digest
 from lilliput.model.edits.edits import Train
 from lilliput.model.surgery.coupling import Group, coupling
-from lilliput.model.views.inputs import Inputs
 from lilliput.plain import digest, short_repr
 from lilliput.progress import Progress
 from lilliput.task import Task, checked_example
@@ -147,7 +146,7 @@ def learn(
             answers, key = None, digest(teachers, feed.digest, step.precision)
             if step.save_teacher and step.distill:
                 answers = folder / f"{key}.teachers"
-                _save_teachers(answers, key, step, lessons, feed, progress)
+                _save_teachers(answers, key, step, lessons, feed, Takes.of(model.forward), progress)
             material = Material(
                 *(feed, lessons.loss, validate, tuple(lessons.teachers)),
                 answers=None if answers is None else (answers, key),
@@ -177,22 +176,26 @@ def _saved(error: Derailed, model: nn.Module, folder: Path | None) -> InputError
     return InputError(error.what, where=error.where, why=why, next=error.next)
 
 
-def _save_teachers(path: Path, key: str, step: Finetune, lessons: Lessons, feed: Feed, progress: Progress) -> None:
+def _save_teachers(
+    path: Path, key: str, step: Finetune, lessons: Lessons, feed: Feed, takes: Takes, progress: Progress
+) -> None:
     """Ask the teachers for every sample of the training batches, unless that was done before."""
     if path.exists():
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(step.precision)
     with enough_memory(step, feed, lambda: feed.field), torch.autocast(device, kind, enabled=kind is not None):
-        save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, progress))
+        save_answers(path, key, Live(lessons.teachers, step.distill), _calls(lessons.loss, feed, takes, progress))
 
 
-def _calls(loss: Loss | None, feed: Feed, progress: Progress) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+def _calls(
+    loss: Loss | None, feed: Feed, takes: Takes, progress: Progress
+) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
     """The arguments that the loss calls the model with, for every batch of an epoch."""
     for i, batch in enumerate(feed.epoch(0)):
         progress("asking the teachers", i, feed.batches)
         if loss is None:
-            inputs = Inputs.of(batch)
+            inputs, _ = takes.inputs(batch, f"{feed.field}[{i}]")
             yield inputs.args, inputs.kwargs
             continue
         try:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.errors import InputError, LilliputError, reason
-from lilliput.feeding import chance, fingerprint
+from lilliput.feeding import Takes, chance, fingerprint
 from lilliput.model.carrier.carrier import freeze, unfreeze
 from lilliput.model.carrier.duplicate import apart_buffers, duplicate
 from lilliput.model.surgery.coupling import Group
-from lilliput.model.views.inputs import Inputs
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
 from lilliput.progress import Progress, silent
@@ -105,6 +104,7 @@ class Trainer:
         progress: Progress = silent,
     ) -> None:
         self.original, self.step, self.material, self.progress = model, step, material, progress
+        self.takes = Takes.of(model.forward)  # where no loss calls the model
         if material.loss is None and not step.distill:
             raise InputError("has nothing to train by", where="task", next="give loss=, or distill= in Finetune")
         if material.validate is not None and step.patience is not None:
@@ -297,7 +297,7 @@ class Trainer:
         try:
             with self.accelerator.autocast():
                 if self.material.loss is None:
-                    Inputs.of(batch).call(model)
+                    self.takes.inputs(batch, where)[0].call(model)
                     return None
                 loss = self.material.loss(model, batch)
         except LilliputError:

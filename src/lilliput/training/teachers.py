@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lilliput.errors import FormatError, InputError, LilliputError, reason
 from lilliput.file.container import Part, Reader, write
 from lilliput.model.carrier.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
+from lilliput.outputs import judged, leaves
 from lilliput.techniques.distill import Seen, Term, attention_of
 from lilliput.training.data import samples
 from lilliput.training.memory import starved
@@ -69,12 +70,10 @@ class Watcher:
 
 
 def first_output(output: Any) -> Tensor:
-    """The first tensor of what a module returned, with its graph."""
-    if isinstance(output, Tensor):
-        return output
-    for leaf in tree_leaves(output if not isinstance(output, Mapping) else list(output.values())):
-        if isinstance(leaf, Tensor):
-            return leaf
+    """The tensor of what a module returned that says what it answers, with its graph: logits, or the first."""
+    held = {place: leaf for place, leaf in leaves(output) if isinstance(leaf, Tensor)}
+    if held:
+        return held[judged(held)]
     raise InputError(
         f"an output of type {type(output).__name__} holds no tensor",
         where="distill",

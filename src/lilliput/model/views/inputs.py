@@ -115,7 +115,8 @@ def _from_user(value: Any) -> Any:
 
 def _is_structure(value: Any) -> bool:
     """Whether this is a list, tuple, named tuple or dict, and no object of another library's that is one as well."""
-    return type(value) in (tuple, list) or isinstance(value, dict) or hasattr(value, "_fields")
+    named = type(value).__bases__ == (tuple,) and hasattr(value, "_fields")
+    return type(value) in (tuple, list) or isinstance(value, dict) or named
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
