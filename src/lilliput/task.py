@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lilliput.errors import InputError, reason
 from lilliput.feeding import Batches, Source, Takes, batched, example_of, first_sample
+from lilliput.feeding.pipeline import Pipeline, Prepared, open_lengths, prepared
 from lilliput.feeding.rows import Collate
 from lilliput.feeding.source import SAMPLES
 from lilliput.model.edits.copies import check_plain
@@ -32,7 +33,7 @@ class Task:
     "logits", or else the first; {"boxes": "values", "scores": "classes"} names each. What nobody says is values.
     """
 
-    model: nn.Module
+    model: nn.Module  # or a pipeline of transformers, whose network is meant, and whose samples it prepares
     example: Any = None  # one input, as latency is measured with; None: the first sample of `calibrate`
     calibrate: Any = None  # batches or samples that the model will meet, to find ranges with
     evaluate: Any = None  # others, to judge by how far outputs agree with the original's
@@ -60,6 +61,19 @@ def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, by
         except (OSError, TypeError) as error:
             raise InputError("cannot be read", where=f"assets[{name!r}]", why=reason(error)) from error
     return read
+
+
+def of_pipeline(task: Task) -> Task:
+    """The task of the network of a pipeline, its samples prepared as the pipeline does; any other task as it is."""
+    pipeline: Any = task.model
+    if isinstance(pipeline, nn.Module) or not isinstance(pipeline, Pipeline):
+        return task
+    given = {name: prepared(pipeline, getattr(task, name)) for name in ("calibrate", "evaluate", "train", "validate")}
+    lengths = None
+    if isinstance(given["calibrate"], Prepared) and isinstance(task.calibrate[0], str):
+        inputs, _ = Takes.of(pipeline.model.forward).inputs(next(iter(given["calibrate"])), "calibrate[0]")
+        lengths = open_lengths(inputs.tensors())
+    return replace(task, model=pipeline.model, dynamic=task.dynamic or lengths, **given)
 
 
 def fed(task: Task) -> Task:

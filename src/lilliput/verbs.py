@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from lilliput.engine.store import Store
 from lilliput.entropy import Coder
 from lilliput.errors import FormatError, InputError, nearest
 from lilliput.feeding import fingerprint
+from lilliput.feeding.pipeline import Pipeline
 from lilliput.file.container import Reader
 from lilliput.file.graph import is_large, restore, restored
 from lilliput.file.lil import check_readable
@@ -47,7 +48,7 @@ from lilliput.recipe import Recipe
 from lilliput.targets import TARGETS, Runtime, Target
 from lilliput.targets import target as target_called
 from lilliput.targets.target import Runner
-from lilliput.task import Task, read_assets
+from lilliput.task import Task, of_pipeline, read_assets
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer
 from lilliput.training.lessons import Kept, Lessons, learn
@@ -59,7 +60,7 @@ def compress(
     recipe: Recipe | None = None,
     *,
     target: str | Target = "onnxruntime",
-    calibrate: Iterable[Any] | None = None,
+    calibrate: Any = None,
     baseline: nn.Module | None = None,
     folder: str | Path | None = None,
     measure: bool = True,
@@ -103,7 +104,7 @@ def apply(
     recipe: Recipe,
     *,
     target: str | Target = "onnxruntime",
-    calibrate: Iterable[Any] | None = None,
+    calibrate: Any = None,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
@@ -138,7 +139,7 @@ def diagnose(
     recipe: Recipe | None = None,
     *,
     target: str | Target = "onnxruntime",
-    calibrate: Iterable[Any] | None = None,
+    calibrate: Any = None,
     folder: str | Path | None = None,
     samples: int = 16,
     worst: int = 3,
@@ -176,11 +177,11 @@ def diagnose(
 def _checked(
     task: Task | nn.Module,
     recipe: Recipe | None,
-    calibrate: Iterable[Any] | None,
+    calibrate: Any,
     verb: str,
     baseline: nn.Module | None = None,
 ) -> Task:
-    if isinstance(task, nn.Module):
+    if isinstance(task, nn.Module | Pipeline):
         task = Task(task, calibrate=calibrate, baseline=baseline)
     elif not isinstance(task, Task):
         raise InputError(f"{verb} of a {type(task).__name__}", next="give a torch.nn.Module or a Task")
@@ -190,7 +191,7 @@ def _checked(
         raise InputError("a baseline beside a task", next="give it to the task: Task(…, baseline=…)")
     if not isinstance(recipe, Recipe | None):
         raise InputError(f"a recipe of type {type(recipe).__name__}", next="give lp.Recipe([…])")
-    return task
+    return of_pipeline(task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +220,7 @@ def train(
     """
     if not isinstance(task, Task):
         raise InputError(f"train of a {type(task).__name__}", next="give lp.Task(model, train=…, loss=…)")
+    task = of_pipeline(task)
     if not isinstance(task.model, nn.Module):
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     if not isinstance(step, Finetune | None):

@@ -381,3 +381,35 @@ def test_training_data_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch
     loss = lambda model, batch: model(batch[0]).square().mean()  # noqa: E731
     with pytest.raises(InputError, match=r"^train: does not end within 5 batches; give a source that tells its length"):
         lp.train(lp.Task(made(Image), train=Endless(), loss=loss))
+
+
+# pipelines
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away"],
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    net = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=len(words), **sizes))
+    return transformers.pipeline("text-classification", model=net.eval(), tokenizer=tokenizer)
+
+
+def test_a_pipeline_is_taken_for_its_model_and_its_tokenizer(pipe: Any, tmp_path: Path) -> None:
+    texts = ["the cat sat", "a dog ran far away", "the mat"] * 6
+    small = lp.compress(pipe, WEIGHTS, calibrate=texts, target=QUICK, measure=False)
+    run = lp.open(small.save(tmp_path / "net.lil"), threads=1)
+    assert small.data["conditions"]["calibration_samples"] == 18
+    given = pipe.tokenizer(["the cat ran", "a mat and a dog sat far away"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        close(run(**given)["logits"], small.model(**given)["logits"], atol=1e-5)

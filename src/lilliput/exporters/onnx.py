@@ -7,7 +7,7 @@ domain of their own, which `lilliput.exporters.lower` turns into standard operat
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,7 @@ from lilliput.exporters.simulated import expand as expand_simulated
 from lilliput.exporters.translators import translators_kept
 from lilliput.external import SMALL, Held, beside, write
 from lilliput.model.views.inputs import Inputs
-from lilliput.model.views.program import program, quiet
+from lilliput.model.views.program import OUTPUTS, program, quiet
 
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
     "decode_int": ("DecodeInt", ("codes", "scale", "offset", "minimum"), ("axis", "group")),
@@ -154,6 +154,7 @@ def export(
     try:
         with quiet(), translators_kept(), decomposed_where_needed():
             captured = _copying(program(model, example, dynamic))
+            places = captured.graph_module.meta[OUTPUTS]
             _refuse_wrong(captured)
             exported = torch.onnx.export(
                 captured,
@@ -184,6 +185,7 @@ def export(
     expand_low_rank(graph)
     lower(graph, integer_bias=integer_bias, unsigned=unsigned)
     _name_axes(graph, example, dynamic)
+    _name_outputs(graph.graph, places)
     _strip(graph)
     _write(graph, Path(path))
     origins.write(graph, path)
@@ -249,6 +251,27 @@ def _name_axes(model: ir.Model, example: Inputs, dynamic: Mapping[str | int, Map
             value.shape = ir.Shape(
                 [names.get(str(dim), str(dim)) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
             )
+
+
+def _name_outputs(graph: ir.Graph, places: Sequence[str]) -> None:
+    """Give outputs the names that they have in the module's answer; what is an input as well keeps that name."""
+    given = {*graph.inputs, *graph.initializers.values()}
+    taken = {value.name: value for node in graph for value in node.outputs} | {value.name: value for value in given}
+    named = set[ir.Value]()
+    for value, place in zip(graph.outputs, places, strict=True):
+        if value in given or value in named:
+            continue
+        taken.pop(value.name, None)
+        name = place or "output"
+        other = taken.get(name)
+        if other in given or other in named:
+            name = f"{name}_output"
+        elif other is not None:
+            other.name = f"{name}_within"
+            taken[other.name] = other
+        value.name = name
+        taken[name] = value
+        named.add(value)
 
 
 def _strip(model: ir.Model) -> None:

@@ -63,11 +63,16 @@ def given_back(told: Any, out: Tensor) -> Any:
 
 
 @contextmanager
-def flat(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` answers with a tuple of the outputs of its graph alone, as `Signature` takes them."""
+def flat(model: nn.Module) -> Iterator[list[str]]:
+    """Inside, `model` answers with a tuple of the outputs of its graph alone, as `Signature` takes them.
+
+    Gives a list that holds their places in the answer, such as `logits` or `0.1`, once it has answered.
+    """
+    places: list[str] = []
 
     def flattened(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, ...]:
-        found = [leaf for _, leaf in leaves(output)]
+        held = list(leaves(output))
+        found = [leaf for _, leaf in held]
         if not any(isinstance(leaf, Tensor) for leaf in found):
             kinds = ", ".join(sorted({type(leaf).__name__ for leaf in found})) or "nothing"
             raise CaptureError(f"the model answers with no tensor, but with {kinds}", next="let it return tensors")
@@ -76,11 +81,12 @@ def flat(model: nn.Module) -> Iterator[None]:
                 "the model answers with a truth value that depends on the length of an axis",
                 next="return a tensor, or fix the lengths by dynamic={}",
             )
+        places[:] = [place for place, leaf in held if _goes_out(leaf)]
         return tuple(_outgoing(leaf) for leaf in found if _goes_out(leaf))
 
     hook = model.register_forward_hook(flattened)
     try:
-        yield
+        yield places
     finally:
         hook.remove()
 

@@ -22,6 +22,8 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.passed import flat
 from lilliput.model.views.recurrent import WholeLayers
 
+OUTPUTS = "lilliput outputs"  # in the meta of a program's graph: the places of its outputs in the module's answer
+
 
 def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mapping[int, str]]) -> ExportedProgram:
     """`model` as an exported program with the named axes left open; `model` must be in eval mode.
@@ -41,11 +43,12 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
     }
     given = wide.each(lambda key, _: open_axes.get(key)).by_parameter(model.forward)
-    with unchanged(model), torch.no_grad(), WholeLayers(), called(model), flat(model):
+    with unchanged(model), torch.no_grad(), WholeLayers(), called(model), flat(model) as places:
         captured = torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )
     _open_regions(captured)
+    captured.graph_module.meta[OUTPUTS] = list(places)
     return captured
 
 
