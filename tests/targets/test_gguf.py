@@ -92,8 +92,7 @@ def test_it_answers_as_the_module(length: int, tmp_path: Path) -> None:
         right = net(input_ids=tokens(2, length))
     run = target.opened(path, Signature.of(example, right, net.forward))
     found = run(input_ids=tokens(2, length))
-    assert type(found) is type(right)
-    close(found.logits, right.logits, share=0.01)
+    close(found["logits"], right.logits, share=0.01)
     masked = Inputs.of({"input_ids": tokens(), "attention_mask": torch.tensor([[1] * 24, [1] * 20 + [0] * 4])})
     with torch.no_grad():
         run = target.opened(path, Signature.of(masked, masked.call(net), net.forward))
@@ -107,5 +106,5 @@ def test_a_network_is_compressed_for_it_judged_and_timed_there(tmp_path: Path) -
     task = lp.Task(decoder(), example=batches[0], evaluate=batches, output="tokens", dynamic={"input_ids": {}})
     small = lp.compress(task, target=Gguf(threads=1, seconds=1), folder=tmp_path)
     assert small.built.name == "net.gguf" and small.data["ratio"]["smaller"] > 5
-    assert 15 < small.data["after"]["departure"]["sqnr_db"] < 100
+    assert 15 < small.data["export"]["after"]["sqnr_db"] < 100
     assert small.data["agreement"]["value"] > 0.5
