@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lilliput as lp
 from lilliput.encodings import tensor_digest
-from lilliput.errors import InputError
+from lilliput.errors import CaptureError, InputError
 from lilliput.feeding import Source, Takes, batch_size, fingerprint
 from lilliput.feeding import source as source_room
 from lilliput.training import data as data_room
@@ -320,6 +320,34 @@ def test_samples_of_other_lengths_need_a_collator() -> None:
 def test_a_number_of_samples_that_is_none(samples: Any) -> None:
     with pytest.raises(InputError, match=r"^samples: is"):
         lp.apply(lp.Task(made(Image), calibrate=IMAGES, samples=samples), RECIPE)
+
+
+def test_one_tensor_given_twice_is_two_inputs(tmp_path: Path) -> None:
+    x, other = IMAGES[0], IMAGES[1]
+    net = made(Nested)
+    lp.save(tmp_path / "net.lil", net, example={"maps": [x] * 2}, target=QUICK)
+    with torch.no_grad():
+        close(lp.open(tmp_path / "net.lil", threads=1)(maps=[x, other]), net([x, other]), atol=1e-5)
+
+
+class Stateful(nn.Module):
+    """The state's first axis is one of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(16, 8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        out: Tensor = self.cell(x, (h, c))[0]
+        return out
+
+
+def test_a_first_axis_that_is_no_batch() -> None:
+    given = (torch.randn(4, 5, 16), torch.randn(2, 4, 8), torch.randn(2, 4, 8))
+    net = made(Stateful)
+    with pytest.raises(CaptureError, match=r"name the axes that vary, dynamic=\{input: \{axis: name\}\}, or \{\}"):
+        lp.compress(lp.Task(net, calibrate=[given]), WEIGHTS, target=QUICK, measure=False)
+    lp.compress(lp.Task(net, calibrate=[given], dynamic={}), WEIGHTS, target=QUICK, measure=False)
 
 
 # training

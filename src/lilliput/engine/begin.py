@@ -109,7 +109,11 @@ def _check_whole(driver: Driver, recipe: Recipe | None) -> None:
             f"the model could be captured only by {view.rung}, so {driver.target.name} cannot run it",
             where=where,
             why=why,
-            next='rewrite what fails, compress the submodule that holds the weights, or give target="eager"',
+            next=(
+                "name the axes that vary, dynamic={input: {axis: name}}, or {} where none does"
+                if "Constraints violated" in why
+                else 'rewrite what fails, compress the submodule that holds the weights, or give target="eager"'
+            ),
         )
     if recipe is not None and any("values" in step.establishes for step in recipe.steps):
         raise CaptureError(

@@ -63,9 +63,14 @@ def _told(source: Source) -> dict[str, str]:
 
 
 def first_sample(batches: Iterable[Inputs], name: str, dynamic: Dynamic | None = None) -> Inputs:
-    """The first sample of the first batch, as a batch of one; where the first axis is not open, the batch as it is."""
+    """The first sample of the first batch, as a batch of one.
+
+    Where the first axis is not open, and where inputs are of several lengths along it, the batch as it is.
+    """
     for inputs in batches:
-        return inputs.map(lambda key, x: x[:1] if x.dim() and (dynamic is None or 0 in dynamic.get(key, {})) else x)
+        cut = {key for key, x in inputs.tensors().items() if x.dim() and (dynamic is None or 0 in dynamic.get(key, {}))}
+        lengths = {len(x) for key, x in inputs.tensors().items() if key in cut}
+        return inputs if len(lengths) > 1 else inputs.map(lambda key, x, cut=cut: x[:1] if key in cut else x)
     raise empty(name)
 
 

@@ -38,7 +38,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
             x = x.repeat_interleave(2, dim=axis) if x.shape[axis] == 1 else x
         return x
 
-    wide = inputs.map(widen)
+    wide = inputs.copied().map(widen)  # one tensor given twice would be one input
     open_axes = {
         key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
     }
