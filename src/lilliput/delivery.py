@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lilliput.engine.answers import closeness
 from lilliput.engine.costs import costs, operators
 from lilliput.engine.estimate import tensor_bytes
 from lilliput.engine.evidence import Built, build, judge
+from lilliput.engine.halves import came_in, copy_given_back
 from lilliput.engine.run import Driver
 from lilliput.entropy import Coder
 from lilliput.errors import InputError
@@ -89,9 +90,18 @@ class Result:
 
 
 def finished(
-    task: Task, driver: Driver, evaluate: Batches | None, recipe: Recipe, place: Path, assets: Mapping[str, bytes]
+    task: Task,
+    came: Task,
+    driver: Driver,
+    evaluate: Batches | None,
+    recipe: Recipe,
+    place: Path,
+    assets: Mapping[str, bytes],
 ) -> Result:
-    """Build before and after for the target, measure both, and only when all is well deliver it into `place`."""
+    """Build before and after for the target, measure both, and only when all is well deliver it into `place`.
+
+    `task` is the one that is computed; what is stored and delivered has the types of its model as it `came`.
+    """
     work, ending = place / "work", driver.target.writes.format
     original = driver.afresh(task.model if task.baseline is None else task.baseline, reads=True)
     loses = brief(driver, task.model, evaluate or driver.calibrate, task.name or type(task.model).__name__)
@@ -100,21 +110,24 @@ def finished(
     original.settle()
     driver.settle()
     provenance = {"recipe": to_plain(list(recipe.steps)), "base": driver.state.base, "state": driver.state.digest}
+    delivered = copy_given_back(driver.model, came.model)
     stored = write_module(
-        work / "net.lil", driver.model, graph=graph_of(driver, last), assets=assets, provenance=provenance
+        work / "net.lil", delivered, graph=graph_of(driver, last), assets=assets, provenance=provenance
     )
-    data = _reported(task, original, driver, evaluate, recipe, (first, last), stored, loses)
+    data = _reported(task, came, original, driver, evaluate, recipe, (first, last), stored, loses)
     for name, text in (("report.json", json.dumps(data, indent=1, allow_nan=False)), ("report.html", page(data))):
         with whole_file(work / name) as file:
             file.write(text.encode())
     for name in dict.fromkeys(("report.json", "report.html", "net.lil", f"net.{ending}")):
         _deliver(work / name, place / name)
     driver.settle()
-    return Result(driver.model, driver.state, data, place, model_digest(driver.model), place / f"net.{ending}")
+    delivered = copy_given_back(driver.model, came.model)
+    return Result(delivered, driver.state, data, place, model_digest(delivered), place / f"net.{ending}")
 
 
 def _reported(
     task: Task,
+    came: Task,
     original: Driver,
     driver: Driver,
     evaluate: Batches | None,
@@ -131,7 +144,8 @@ def _reported(
     near = closeness(driver, task, *builds, evaluate)
     judged = judge(driver, task.metric, *builds) if task.metric else None
     spent = costs(driver, *builds)
-    weighed_before, weighed = _weighed(original, driver, builds)
+    as_delivered = replace(driver, model=copy_given_back(driver.model, came.model))
+    weighed_before, weighed = _weighed(original, came, driver, builds)
     return report_data.assemble(
         name=name,
         driver=driver,
@@ -147,7 +161,7 @@ def _reported(
         judged=judged,
         spent=spent,
         losing=_losing(driver, spent.taken, *builds),
-        rows=layers(driver, exact_tensors(original, driver), stored),
+        rows=layers(as_delivered, exact_tensors(original, driver), stored),
         conditions={
             "timed_on": {str(key): list(x.shape) for key, x in driver.example.tensors().items()},
             "calibration_samples": driver.calibrate.samples if driver.calibrate else 0,
@@ -158,20 +172,22 @@ def _reported(
         },
         environment=environment(driver.target.threads_used),
         loses=loses,
+        halves=came_in(came.model) or came_in(came.baseline),
         compressed=task.baseline is None and bool(edits_of(task.model)),
     )
 
 
-def _weighed(original: Driver, driver: Driver, builds: tuple[Built, Built]) -> tuple[list[Any], list[Any]]:
+def _weighed(original: Driver, came: Task, driver: Driver, builds: tuple[Built, Built]) -> tuple[list[Any], list[Any]]:
     """What there is to deliver on both sides, with its bytes: what the target runs, and what is stored and sent.
 
     Where that is one file, it is there once.
     """
     opener = report_data.opener_of_stored(driver.target)
+    held = copy_given_back(original.model, came.model if came.baseline is None else came.baseline)
     plain = {
         "format": "tensors",
-        "bytes": tensor_bytes(original.model),
-        "coded_bytes": lossless_bytes(original.model),
+        "bytes": tensor_bytes(held),
+        "coded_bytes": lossless_bytes(held),
         "runs_on": opener,
     }
     stored = artifact(builds[1].path.with_name("net.lil"), "lil", opener)

@@ -30,6 +30,8 @@ def eval_mode(model: Callable[..., Any]) -> Iterator[None]:
 def ordinary_modes() -> Iterator[None]:
     """Inside, torch computes as where nobody has set anything: with gradients, in float32, outside of inference mode.
 
+    What is made without a device is made on the CPU.
+
     >>> with torch.inference_mode(), ordinary_modes():
     ...     torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     (False, True)
@@ -37,10 +39,18 @@ def ordinary_modes() -> Iterator[None]:
     kind = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+        with torch.inference_mode(False), torch.enable_grad(), _no_autocast(), _on_cpu():
             yield
     finally:
         torch.set_default_dtype(kind)
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 @contextmanager

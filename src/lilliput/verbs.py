@@ -23,7 +23,7 @@ from lilliput.delivery import Result, finished, graph_of
 from lilliput.disk import clear_parts
 from lilliput.engine.begin import begin, follow
 from lilliput.engine.evidence import Built, build
-from lilliput.engine.halves import given_back, in_float32
+from lilliput.engine.halves import came_in, given_back, in_float32, untrainable
 from lilliput.engine.paying import paying
 from lilliput.engine.resume import RECORD, check_same, conditions
 from lilliput.engine.run import Driver
@@ -72,6 +72,7 @@ def compress(
     with `baseline`, or else with the model as it is given: give the network as it was at first where the model is
     itself the result of another run. With a `folder`, all results are written there, and a killed run is resumed by
     calling again. Without `measure`, nothing is timed and no memory measured; what is built is compared all the same.
+    A model in float16 or bfloat16 is computed, built and timed in float32; it and its `.lil` file come back as it came.
 
     Raises LilliputError for bad input, a recipe that cannot work, a model that cannot be captured or exported, and
     when nothing was changed.
@@ -167,6 +168,7 @@ def diagnose(
         if type(value) is not int or value < least:
             raise InputError(f"is {value!r}", where=name, next=f"give a whole number from {least} on")
     work = None if folder is None else Path(folder) / "work"
+    task = in_float32(task)
     driver, evaluate = begin(task, target_called(target), Store(work), progress, recipe)
     recipe = recipe or driver.target.prefers.recipe(driver.view(), driver.calibrate is not None)
     follow(recipe, driver)
@@ -225,6 +227,8 @@ def train(
         raise InputError(f"the model is a {type(task.model).__name__}", next="give a torch.nn.Module")
     if not isinstance(step, Finetune | None):
         raise InputError(f"train by a {type(step).__name__}", next="give lp.Finetune(…)")
+    if came_in(task.model):
+        raise untrainable(task.model)
     model, lessons = private_copy(task.model), Lessons.of(task, task.model)
     if lessons is None:
         raise InputError("there is nothing to train with", where="train", next="give train= and loss=")
@@ -253,7 +257,8 @@ def _measuring(target: str | Target, measure: bool) -> Target:
 def _compress(
     task: Task, recipe: Recipe | None, target: Target, place: Path, measure: bool, progress: Progress
 ) -> Result:
-    work = place / "work"
+    work, came = place / "work", task
+    task = in_float32(task)
     clear_parts(place, work)
     assets = read_assets(task.assets)
     driver, evaluate = begin(task, target, Store(work), progress, recipe, judges=True)
@@ -276,7 +281,7 @@ def _compress(
     follow(recipe, driver)
     if given is None:
         driver, recipe = paying(task.model, driver, recipe, work)
-    return finished(task, driver, evaluate, recipe, place, assets)
+    return finished(task, came, driver, evaluate, recipe, place, assets)
 
 
 @ordinary_modes()
@@ -325,6 +330,8 @@ def export(
 ) -> Path:
     """Write a module, compressed or not, as the file that `target` runs; opened and compared with the module.
 
+    One in float16 or bfloat16 is built in float32.
+
     Raises CaptureError and ExportError for what cannot be captured whole or computes something else.
 
     >>> import tempfile
@@ -339,7 +346,8 @@ def export(
 def _built(
     model: nn.Module, example: Any, dynamic: Dynamic | None, target: str | Target, folder: Path
 ) -> tuple[Driver, Built]:
-    driver, _ = begin(Task(model, example=example, dynamic=dynamic), target_called(target), Store(None), silent)
+    task = in_float32(Task(model, example=example, dynamic=dynamic))
+    driver, _ = begin(task, target_called(target), Store(None), silent)
     built = build(driver, driver.model, driver.state.digest, folder / f"net.{driver.target.writes.format}")
     for place, kind in built.left_out.items():
         warnings.warn(f"output {place}: left out of the graph, for a {kind} is no tensor", stacklevel=3)

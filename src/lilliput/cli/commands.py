@@ -18,6 +18,7 @@ from lilliput.cli.load import load_task
 from lilliput.cli.progress import shown
 from lilliput.engine.begin import begin
 from lilliput.engine.estimate import estimated
+from lilliput.engine.halves import in_float32
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.errors import InputError
@@ -115,7 +116,7 @@ def dry_run(asked: Options) -> None:
 def _plan(task: Task, recipe: Recipe | None, target: Target) -> dict[str, Any]:
     began = perf_counter()
     with shown() as progress:
-        driver, evaluate = begin(task, target, Store(), progress, recipe, judges=True)
+        driver, evaluate = begin(in_float32(task), target, Store(), progress, recipe, judges=True)
         recipe = recipe or target.prefers.recipe(driver.view(), driver.calibrate is not None)
         judged = evaluate or driver.calibrate
         plan, estimate = estimated(

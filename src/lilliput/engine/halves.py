@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lilliput.errors import InputError
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
@@ -21,17 +22,48 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def in_float32(task: Task) -> Task:
-    """The same task of a float32 model, where it is one in half precision that is not to be trained."""
-    if not isinstance(task.model, nn.Module) or task.train is not None or not _halves(task.model):
+    """The same task in float32, where its model or its baseline is in half precision.
+
+    Raises InputError for one that is to be trained.
+    """
+    if not (came_in(task.model) or came_in(task.baseline)):
         return task
-    check_plain(task.model)
+    if task.train is not None:
+        raise untrainable(task.model if came_in(task.model) else task.baseline)
     return replace(
         task,
-        model=duplicate(task.model).float(),
+        model=_float32_copy(task.model),
+        baseline=_float32_copy(task.baseline),
         example=tree_map(_float32, task.example),
         calibrate=_converted(task.calibrate),
         evaluate=_converted(task.evaluate),
+        metric=_Fed(task.metric) if callable(task.metric) else task.metric,
     )
+
+
+def untrainable(model: Any) -> InputError:
+    """The error about a model in half precision that is to be trained."""
+    return InputError(
+        f"the model is in {came_in(model)}, and is to be trained",
+        where="train",
+        why="steps smaller than the rounding of a weight are lost, and batches and loss are made for one type",
+        next="give model.float(), and batches in float32; Finetune(precision=) computes in halves all the same",
+    )
+
+
+def came_in(model: Any) -> str:
+    """The half precision that parameters of a model are in, in words; empty where none are.
+
+    >>> came_in(nn.Linear(2, 2).bfloat16()), came_in(nn.Linear(2, 2))
+    ('bfloat16', '')
+    """
+    found = {str(kind).removeprefix("torch.") for kind in _halves(model)} if isinstance(model, nn.Module) else set()
+    return " and ".join(sorted(found))
+
+
+def copy_given_back(model: nn.Module, given: nn.Module) -> nn.Module:
+    """As `given_back`, of a copy where anything is to be changed."""
+    return given_back(duplicate(model), given) if came_in(given) else model
 
 
 @torch.no_grad()
@@ -64,6 +96,13 @@ def _halves(model: nn.Module) -> list[torch.dtype]:
     return [x.dtype for _, x in _parameters(model) if x.dtype in _HALVES]
 
 
+def _float32_copy(model: Any) -> Any:
+    if not came_in(model):
+        return model
+    check_plain(model)
+    return duplicate(model).float()
+
+
 def _float32(x: Any) -> Any:
     return x.float() if isinstance(x, Tensor) and x.dtype in _HALVES else x
 
@@ -79,6 +118,23 @@ class _Converted:
 
     def __len__(self) -> int:
         return len(self.source)  # type: ignore[arg-type]
+
+
+class _Fed:
+    """A metric whose data may be in half precision: what it asks is asked in float32."""
+
+    def __init__(self, metric: Callable[[Any], Any]) -> None:
+        self._metric = metric
+        self.name = getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_metric"], name)
+
+    def __call__(self, run: Callable[..., Any]) -> Any:
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            return run(*tree_map(_float32, args), **tree_map(_float32, kwargs))
+
+        return self._metric(asked)
 
 
 def _converted(source: Any) -> Any:

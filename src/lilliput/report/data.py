@@ -69,9 +69,13 @@ def assemble(
     conditions: Mapping[str, Any],
     environment: Mapping[str, Any],
     loses: Mapping[str, Any],
+    halves: str,
     compressed: bool,
 ) -> dict[str, Any]:
-    """The whole report; `compressed`: what it is compared with is itself the result of another run."""
+    """The whole report; `compressed`: what it is compared with is itself the result of another run.
+
+    `halves` is the half precision that the model came in, if any.
+    """
     was, now = ({item["runs_on"]: item["bytes"] for item in side["artifacts"]} for side in (before, after))
     fast = speed(spent.taken, rows, losing, driver.tried.why_not if driver.tried else "")
     loaded = opener_of_stored(driver.target)
@@ -81,7 +85,15 @@ def assemble(
     costlier = worse(*(spent.loading[side] for side in ("before", "after")))
     changed = f"{judged.name} changes by {_change(judged.change)}" if judged else ""
     doubtful = doubts(answers["outputs"])
-    clauses = (_judge(driver), agreement(answers["outputs"]), *doubtful, changed, costlier, _parts(driver))
+    clauses = (
+        _judge(driver),
+        agreement(answers["outputs"]),
+        *doubtful,
+        changed,
+        costlier,
+        _parts(driver),
+        _widened(driver, halves),
+    )
     runs = 0.0 if loaded == driver.target.name else smaller
     gained = max(runs, coded / now[loaded], fast.gained)  # what coding alone would give is not the recipe's
     return {
@@ -140,6 +152,15 @@ def _parts(driver: Driver) -> str:
     if driver.view().rung == "whole":
         return ""
     return "no graph holds the whole network, so its weights alone were changed"
+
+
+def _widened(driver: Driver, halves: str) -> str:
+    """Told of a model in half precision: which size is beside which."""
+    if not halves:
+        return ""
+    ending = driver.target.writes.format
+    built = f", and the .{ending} file is beside one in float32" * (ending != STORED)
+    return f"what came in {halves} was computed in float32{built}; the .lil file is beside the tensors as they came"
 
 
 def _change(change: Measurement) -> str:
