@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Encoding as Encoding
     from lilliput.encodings import Int as Int
     from lilliput.file.lil import load as load
+    from lilliput.importers import from_onnx as from_onnx
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
     from lilliput.streaming.stream import stream as stream
@@ -51,6 +52,7 @@ _PLACES = {
     "Encoding": "encodings",
     "export": "verbs",
     "Finetune": "techniques",
+    "from_onnx": "importers",
     "Int": "encodings",
     "load": "file.lil",
     "open": "verbs",

@@ -14,6 +14,7 @@ from lilliput.feeding import Batches, Source, Takes, batched, example_of, first_
 from lilliput.feeding.pipeline import Pipeline, Prepared, open_lengths, prepared
 from lilliput.feeding.rows import Collate
 from lilliput.feeding.source import SAMPLES
+from lilliput.importers import open_axes
 from lilliput.model.edits.copies import check_plain
 from lilliput.model.views.inputs import Dynamic, Inputs, dynamic_axes
 
@@ -92,13 +93,20 @@ def checked_example(task: Task) -> tuple[Inputs, dict[str | int, dict[int, str]]
     """The task's example and its open axes, as far as they can be judged without running the model."""
     _check_model(task)
     _check_dynamic(task.dynamic)
+    dynamic = open_axes(task.model) if task.dynamic is None else task.dynamic
     if task.example is not None:
         example = example_of(task.example, Takes.of(task.model.forward))
     elif task.calibrate is not None:
-        example = first_sample(fed(task).calibrate or (), "calibrate", task.dynamic)
+        example = first_sample(fed(task).calibrate or (), "calibrate", dynamic)
     else:
         raise InputError("a task needs an example", next="give example= or calibrate=")
-    return example, dynamic_axes(example, task.dynamic)
+    return example, dynamic_axes(example, _of(example, dynamic) if task.dynamic is None else dynamic)
+
+
+def _of(example: Inputs, dynamic: Dynamic | None) -> Dynamic | None:
+    """What a model's own file says of inputs by position and by name, for those that are given."""
+    given = example.tensors()
+    return None if dynamic is None else {key: axes for key, axes in dynamic.items() if key in given}
 
 
 def _check_model(task: Task) -> None:

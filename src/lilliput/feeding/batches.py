@@ -65,13 +65,22 @@ def _told(source: Source) -> dict[str, str]:
 def first_sample(batches: Iterable[Inputs], name: str, dynamic: Dynamic | None = None) -> Inputs:
     """The first sample of the first batch, as a batch of one.
 
-    Where the first axis is not open, and where inputs are of several lengths along it, the batch as it is.
+    Where the first axis is not open, where inputs are of several lengths along it, and where another input has its
+    samples along another, the batch as it is.
     """
     for inputs in batches:
         cut = {key for key, x in inputs.tensors().items() if x.dim() and (dynamic is None or 0 in dynamic.get(key, {}))}
         lengths = {len(x) for key, x in inputs.tensors().items() if key in cut}
-        return inputs if len(lengths) > 1 else inputs.map(lambda key, x, cut=cut: x[:1] if key in cut else x)
+        if len(lengths) > 1 or _has_samples_elsewhere(dynamic or {}):
+            return inputs
+        return inputs.map(lambda key, x, cut=cut: x[:1] if key in cut else x)
     raise empty(name)
+
+
+def _has_samples_elsewhere(dynamic: Dynamic) -> bool:
+    """Whether an axis that is the first of one input is a later one of another."""
+    first = {axes[0] for axes in dynamic.values() if 0 in axes}
+    return any(axis and name in first for axes in dynamic.values() for axis, name in axes.items())
 
 
 def empty(name: str) -> InputError:
