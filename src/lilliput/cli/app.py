@@ -45,9 +45,14 @@ def compress(
     task: Annotated[
         Path,
         typer.Argument(
-            metavar="TASK.py", help="A file that defines `task`, an lp.Task or a function that returns one."
+            metavar="TASK.py|NET.onnx",
+            help="A file that defines `task`, an lp.Task or a function that returns one; or a network.",
         ),
     ],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="For NET.onnx: arrays by the names of its inputs, samples first."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for all results.")] = Path("out"),
     recipe: Annotated[
         Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
@@ -78,7 +83,7 @@ def compress(
         ),
     ] = False,
 ) -> None:
-    """Compress the model of TASK.py, and measure what came of it.
+    """Compress the model of TASK.py, or the network in NET.onnx, and measure what came of it.
 
     Run again with the same folder, a run that was cut off goes on where it was.
 
@@ -86,6 +91,10 @@ def compress(
     A TASK.py:
       import lilliput as lp
       task = lp.Task(net, example=batch, calibrate=batches, metric=lp.metrics.top1(labelled))
+
+    \b
+    A network in ONNX, with inputs as it will meet them (numpy.savez("inputs.npz", images=array)):
+      lilliput compress net.onnx --inputs inputs.npz
 
     \b
     A recipe, its steps in order. Weights and values that flow as integers of 8 bits:
@@ -118,7 +127,7 @@ def compress(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Options(task, out, recipe, target, command, threads, seconds, profile, json)
+        asked = commands.Options(task, inputs, out, recipe, target, command, threads, seconds, profile, json)
         if not dry_run:
             return OUTCOMES[commands.compress(asked)]
         commands.dry_run(asked)

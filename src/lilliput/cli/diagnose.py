@@ -14,9 +14,14 @@ def diagnose_command(
     task: Annotated[
         Path,
         typer.Argument(
-            metavar="TASK.py", help="A file that defines `task`, an lp.Task or a function that returns one."
+            metavar="TASK.py|NET.onnx",
+            help="A file that defines `task`, an lp.Task or a function that returns one; or a network.",
         ),
     ],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="For NET.onnx: arrays by the names of its inputs, samples first."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write it, as .html or .json.")
     ] = None,
@@ -54,7 +59,7 @@ def diagnose_command(
     def run() -> int:
         from lilliput.cli import commands
 
-        asked = commands.Options(task, folder or Path(), recipe, target, None, threads, None, profile, json)
+        asked = commands.Options(task, inputs, folder or Path(), recipe, target, None, threads, None, profile, json)
         commands.diagnose(asked, out, folder, samples, worst)
         return DONE
 

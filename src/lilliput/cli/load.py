@@ -1,21 +1,68 @@
-"""A task from the user's own file."""
+"""A task from the user's own file: Python that defines one, or a network in ONNX with inputs beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from lilliput.errors import InputError, reason
+from lilliput.importers import from_onnx
 from lilliput.task import Task
 
+_BATCH = 16  # samples
 
-def load_task(path: Path) -> Task:
+
+def load_task(path: Path, inputs: Path | None = None) -> Task:
+    """The task in a file: an ONNX file with `inputs` to calibrate with, or Python that defines a `task`."""
+    if path.suffix.lower() == ".onnx":
+        return _onnx_task(path, inputs)
+    if inputs is not None:
+        raise InputError("goes with an ONNX file", where="--inputs", next="give calibrate= to the task of the file")
+    return _python_task(path)
+
+
+def _onnx_task(path: Path, inputs: Path | None) -> Task:
+    """The network of an ONNX file, and a file of arrays by the names of its inputs, samples along the first axis."""
+    net = from_onnx(path)
+    axes = net.meta["dynamic"]
+    if inputs is None:
+        raise InputError(
+            "needs inputs to calibrate with",
+            where=str(path),
+            next=f"give --inputs FILE.npz, made by numpy.savez(file, {', '.join(f'{name}=…' for name in axes)})",
+        )
+    try:
+        with np.load(inputs, allow_pickle=False) as held:
+            arrays = {name: torch.from_numpy(held[name]) for name in held.files}
+    except Exception as error:  # whatever NumPy says of a file
+        raise InputError("holds no arrays", where=str(inputs), why=reason(error), next="write numpy.savez") from None
+    if set(arrays) != set(axes):
+        raise InputError(
+            f"holds {', '.join(sorted(arrays))}", where=str(inputs), next=f"name the arrays {', '.join(axes)}"
+        )
+    return Task(net, calibrate=_batches(arrays, axes), name=path.stem)
+
+
+def _batches(arrays: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]) -> list[dict[str, Tensor]]:
+    """Some samples at a time, where all inputs have them along their first axis; or else all as one batch."""
+    lengths = {len(x) if 0 in axes[name] and x.dim() else 0 for name, x in arrays.items()}
+    if len(lengths) > 1 or 0 in lengths:
+        return [dict(arrays)]
+    parts = (x.split(_BATCH) for x in arrays.values())
+    return [dict(zip(arrays, part, strict=True)) for part in zip(*parts, strict=True)]
+
+
+def _python_task(path: Path) -> Task:
     """The `task` that the file at `path` defines: a Task, or a function that returns one.
 
     The file's folder is on `sys.path` meanwhile. An error in the file is reported with its file and line.
