@@ -235,3 +235,14 @@ def test_upsampling_of_old(scale: float, tmp_path: Path) -> None:
     tensors = {"scales": np.array([1, 1, scale, scale], np.float32)}
     path = file(tmp_path / "net.onnx", [node("Upsample", "x scales", "y")], {"x": [1, 2, 4, 4]}, ["y"], tensors, 9)
     agrees(path, x=floats(1, 2, 4, 4))
+
+
+def test_the_label_that_scikit_learn_looks_up(tmp_path: Path) -> None:
+    extractor = helper.make_node("ArrayFeatureExtractor", ["classes", "best"], ["label"], domain="ai.onnx.ml")
+    nodes = [node("MatMul", "x w", "y"), node("ArgMax", "y", "best", axis=1), extractor]
+    tensors, kinds = {"w": floats(6, 4), "classes": whole(3, 5, 7, 11)}, {"label": TensorProto.INT64}
+    path = file(tmp_path / "net.onnx", nodes, {"x": ["n", 6]}, ["label"], tensors, kinds=kinds)
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(model, path)
+    agrees(path, x=floats(9, 6))

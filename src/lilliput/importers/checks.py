@@ -6,7 +6,7 @@ from onnx import NodeProto
 
 from lilliput.errors import InputError
 from lilliput.importers.operators.table import OPERATORS, found
-from lilliput.importers.reading import STANDARD, File, every
+from lilliput.importers.reading import STANDARD, File, every, named
 
 BUILT_IN = frozenset({"Constant", "If", "LSTM", "GRU", "RNN"})  # that no function of tensors computes
 _INTEGERS = frozenset(
@@ -32,7 +32,7 @@ def check(file: File) -> None:
             next="inline it: onnx.inliner.inline_local_functions(model)",
         )
     nodes = list(every(file.model.graph))
-    opset = file.opset if any(node.domain in STANDARD for node in nodes) else 0
+    opset = file.opset if any(node.domain in STANDARD for node in nodes) else 1
     for node in nodes:
         if not _known(node, opset):
             count = sum((other.op_type, other.domain) == (node.op_type, node.domain) for other in nodes)
@@ -40,8 +40,7 @@ def check(file: File) -> None:
 
 
 def _known(node: NodeProto, opset: int) -> bool:
-    standard = node.domain in STANDARD
-    return standard and (node.op_type in BUILT_IN or found(node.op_type, opset) is not None)
+    return named(node) in BUILT_IN or found(named(node), opset) is not None
 
 
 def _refusal(node: NodeProto, file: File, many: str) -> InputError:

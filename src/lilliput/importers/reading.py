@@ -102,7 +102,7 @@ class File:
         where = f"{self.path}: node {proto.name or (proto.output[0] if proto.output else '?')!r}"
         kinds = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
         return Node(
-            proto.op_type,
+            named(proto),
             proto.name,
             tuple(proto.input),
             tuple(proto.output),
@@ -127,6 +127,11 @@ def _plain(attribute: AttributeProto, where: str) -> Any:
     if isinstance(value, onnx.SparseTensorProto):
         raise InputError("holds a sparse tensor", where=where, next="store it as a dense one")
     return value if isinstance(value, TensorProto | int | float) else list(value)
+
+
+def named(node: NodeProto) -> str:
+    """The operator of a node, after its domain where it is none of the standard's."""
+    return node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
 
 
 def every(graph: GraphProto) -> Iterator[NodeProto]:

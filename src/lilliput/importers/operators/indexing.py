@@ -25,6 +25,13 @@ def gather(data: Value, indices: Value, *, axis: int = 0) -> Value:
     return data.index_select(axis, places).reshape(shape)
 
 
+@operator("ai.onnx.ml.ArrayFeatureExtractor")
+def array_feature_extractor(X: Tensor, Y: Tensor) -> Tensor:
+    """Columns, as scikit-learn's networks look up the label of a class; one row is two axes, as runtimes answer."""
+    rows = X.reshape(1, -1) if X.dim() == 1 else X
+    return rows.index_select(-1, Y.reshape(-1))
+
+
 @operator("GatherElements")
 def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     return torch.gather(data, axis, _from_front(indices, data.shape[axis]))
