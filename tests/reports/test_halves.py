@@ -13,6 +13,7 @@ from compared import close
 from torch import Tensor, nn
 
 import lilliput as lp
+from lilliput.engine.halves import given_back
 from lilliput.errors import InputError
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -189,3 +190,25 @@ def test_a_transformer_in_bfloat16() -> None:
     with torch.no_grad():
         right = copy.deepcopy(model).float().eval()(**tokens[0]).last_hidden_state
         close(small.model(**tokens[0]).last_hidden_state.float(), right, share=0.05)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_batches_that_can_be_read_once_are_converted_too(dtype: torch.dtype) -> None:
+    """Values that flow are calibrated by the same numbers, whatever gives them."""
+    recipe = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=lp.Int(8))])
+    listed = lp.apply(lp.Task(net(dtype), calibrate=batches(dtype)), recipe, target="eager")
+    streamed = lp.apply(lp.Task(net(dtype), calibrate=(x for x in batches(dtype))), recipe, target="eager")
+    x = batches(dtype)[1]
+    assert torch.equal(listed(x), streamed(x)) and not torch.equal(listed(x), net(dtype).eval()(x))
+
+
+def test_numbers_that_its_type_does_not_hold_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).half()
+    with torch.no_grad():
+        model[0].weight.fill_(6e4)
+    grown = copy.deepcopy(model).float()
+    with torch.no_grad():
+        grown[0].weight.mul_(2)
+    with pytest.raises(InputError, match=r"0\.weight: has come to 1\.2e\+05, more than float16 holds.*bfloat16"):
+        given_back(grown, model)
+    assert given_back(grown, copy.deepcopy(model).bfloat16())[0].weight.dtype is torch.bfloat16

@@ -24,12 +24,12 @@ _HALVES = (torch.float16, torch.bfloat16)
 def in_float32(task: Task) -> Task:
     """The same task in float32, where its model or its baseline is in half precision.
 
-    Raises InputError for one that is to be trained.
+    Raises InputError for a model that is to be trained.
     """
     if not (came_in(task.model) or came_in(task.baseline)):
         return task
-    if task.train is not None:
-        raise untrainable(task.model if came_in(task.model) else task.baseline)
+    if task.train is not None and came_in(task.model):
+        raise untrainable(task.model)
     return replace(
         task,
         model=_float32_copy(task.model),
@@ -79,13 +79,25 @@ def given_back(model: nn.Module, given: nn.Module) -> nn.Module:
         if isinstance(held, EncodedTensor):
             held.dtype = kind
         else:
-            held.data = held.data.to(kind)
+            held.data = _narrowed(paths[0], held.data, kind)
     for path, module in model.named_modules(remove_duplicate=False):
         for name, x in module._buffers.items():
-            kind = kinds.get(f"{path}.{name}" if path else name)
+            kind = kinds.get(where := f"{path}.{name}" if path else name)
             if x is not None and x.is_floating_point() and kind is not None:
-                module._buffers[name] = x.to(kind)
+                module._buffers[name] = _narrowed(where, x, kind)
     return model
+
+
+def _narrowed(where: str, x: Tensor, kind: torch.dtype) -> Tensor:
+    """`x` in another type; raises InputError where numbers become infinite by it."""
+    found = x.to(kind)
+    if bool((found.isinf() & x.isfinite()).any()):
+        raise InputError(
+            f"has come to {x.abs().max().item():.3g}, more than {str(kind).removeprefix('torch.')} holds",
+            where=where,
+            next="give model.float(), or model.bfloat16()",
+        )
+    return found
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -139,5 +151,7 @@ class _Fed:
 
 def _converted(source: Any) -> Any:
     """What is no source of batches stays, to be refused for what it is."""
-    plain = isinstance(source, Iterable) and not isinstance(source, Tensor | dict | str | Iterator)
+    if isinstance(source, Iterator):
+        return (tree_map(_float32, batch) for batch in source)
+    plain = isinstance(source, Iterable) and not isinstance(source, Tensor | dict | str)
     return _Converted(source) if plain else source
