@@ -163,7 +163,7 @@ def test_modules_that_are_not_what_runs(make: Callable[[], nn.Module], what: str
     assert what in caught.value.what and caught.value.where == where and caught.value.next
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64], ids=str)  # halves are taken: tests/reports/test_halves.py
 @pytest.mark.parametrize(
     "step", [lp.Quantize(), lp.Quantize(activations=lp.Int(8)), lp.Prune("weights", 0.5)], ids=repr
 )

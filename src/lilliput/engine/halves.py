@@ -26,6 +26,9 @@ def in_float32(task: Task) -> Task:
 
     Raises InputError for a model that is to be trained.
     """
+    for model in (task.model, task.baseline):
+        if isinstance(model, nn.Module):
+            check_plain(model)
     if not (came_in(task.model) or came_in(task.baseline)):
         return task
     if task.train is not None and came_in(task.model):
@@ -111,7 +114,6 @@ def _halves(model: nn.Module) -> list[torch.dtype]:
 def _float32_copy(model: Any) -> Any:
     if not came_in(model):
         return model
-    check_plain(model)
     return duplicate(model).float()
 
 
