@@ -97,7 +97,7 @@ def apart(one: Carried, module: Any, given: Mapping[str, torch.Tensor]) -> float
 def rows() -> Iterator[dict[str, Any]]:
     for one in FILES:
         began = time.perf_counter()
-        module = lp.from_onnx(one.path)
+        module = lp.formats.from_onnx(one.path)
         batches = [inputs(one, module, seed) for seed in range(3)]
         task = lp.Task(module, calibrate=batches, example=batches[0])
         small = lp.compress(task, target=OnnxRuntime(seconds=0))

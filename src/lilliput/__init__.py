@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Encoding as Encoding
     from lilliput.encodings import Int as Int
     from lilliput.file.lil import load as load
-    from lilliput.importers import from_onnx as from_onnx
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
     from lilliput.streaming.stream import stream as stream
@@ -52,7 +51,6 @@ _PLACES = {
     "Encoding": "encodings",
     "export": "verbs",
     "Finetune": "techniques",
-    "from_onnx": "importers",
     "Int": "encodings",
     "load": "file.lil",
     "open": "verbs",
@@ -93,6 +91,7 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
         "Signs",
         "Sparse",
         "freeze",
+        "from_onnx",
         "mxfp4",
         "save_gguf",
         "save_pretrained",

@@ -29,6 +29,7 @@ from lilliput.encodings import (
     mxfp4,
 )
 from lilliput.exporters import compressed_tensors, gguf
+from lilliput.importers import from_onnx
 from lilliput.model.carrier.carrier import freeze, to_dense, unfreeze
 from lilliput.techniques.assignment import Assignment
 
@@ -48,6 +49,7 @@ __all__ = [
     "Signs",
     "Sparse",
     "freeze",
+    "from_onnx",
     "mxfp4",
     "save_gguf",
     "save_pretrained",

@@ -31,7 +31,7 @@ def whole(*numbers: int) -> Array:
 
 def agrees(path: Path, *, fixed: dict[str, Any] | None = None, **given: Array) -> nn.Module:
     """Import a file, and hold its answers against the runtime's."""
-    net = lp.from_onnx(path, fixed=fixed)
+    net = lp.formats.from_onnx(path, fixed=fixed)
     expected = answered(path, {**given, **{name: np.array(value) for name, value in (fixed or {}).items()}})
     with torch.no_grad():
         found = net(**{name: torch.from_numpy(x.copy()) for name, x in given.items()})
@@ -71,19 +71,19 @@ def test_layers_are_torchs_under_the_files_names(tmp_path: Path) -> None:
 def test_it_is_compressed_pruned_saved_and_loaded(tmp_path: Path) -> None:
     path = convolutional(tmp_path / "net.onnx")
     batches = [torch.from_numpy(floats(4, 3, 8, 8)) for _ in range(3)]
-    task, quick = lp.Task(lp.from_onnx(path), calibrate=batches), OnnxRuntime(seconds=0)
+    task, quick = lp.Task(lp.formats.from_onnx(path), calibrate=batches), OnnxRuntime(seconds=0)
     small = lp.compress(task, target=quick)
     onnx_file = small.export(tmp_path / "small.onnx")
     found = answered(onnx_file, {"x": batches[0].numpy()})
     close(torch.from_numpy(next(iter(found.values()))), small.model(batches[0])["logits"].detach(), share=0.05)
-    again = lp.load(small.save(tmp_path / "net.lil"), into=lp.from_onnx(path))
+    again = lp.load(small.save(tmp_path / "net.lil"), into=lp.formats.from_onnx(path))
     assert torch.equal(again(batches[0])["logits"], small.model(batches[0])["logits"])
     pruned = lp.apply(task, lp.Recipe([lp.Prune("channels", 0.5)]))
     assert pruned.conv.weight.shape == (4, 3, 3, 3) and pruned.head.weight.shape == (5, 64)
 
 
 def test_axes_vary_as_the_file_says(tmp_path: Path) -> None:
-    open_, closed = (lp.from_onnx(convolutional(tmp_path / "net.onnx", batch)) for batch in ("samples", 2))
+    open_, closed = (lp.formats.from_onnx(convolutional(tmp_path / "net.onnx", batch)) for batch in ("samples", 2))
     assert open_.meta["dynamic"] == {"x": {0: "samples"}} and closed.meta["dynamic"] == {"x": {}}
     example = torch.from_numpy(floats(2, 3, 8, 8))
     for net, first in ((open_, "samples"), (closed, 2)):
@@ -152,7 +152,7 @@ def test_a_branch_that_an_input_decides_wants_it_fixed(tmp_path: Path) -> None:
     tensors, kinds = {"usual": np.array(16000, np.int64)}, {"rate": TensorProto.INT64}
     path = file(tmp_path / "net.onnx", nodes, {"x": ["n", 2], "rate": []}, ["y"], tensors, kinds=kinds)
     with pytest.raises(lp.errors.InputError, match=r"If_of_y.*takes a branch by the values of an input.*fixed="):
-        lp.from_onnx(path)
+        lp.formats.from_onnx(path)
     for rate in (16000, 8000):
         agrees(path, fixed={"rate": rate}, x=floats(3, 2))
 
@@ -188,7 +188,7 @@ def test_halves_stay_halves_and_integers_become_floats(tmp_path: Path) -> None:
     kinds = {"x": TensorProto.FLOAT16, "y": TensorProto.FLOAT16}
     tensors = {"w": floats(6, 4).astype(np.float16)}
     path = file(tmp_path / "half.onnx", nodes[1:], {"x": ["n", 6]}, ["y"], {"wf": tensors["w"]}, kinds=kinds)
-    assert lp.from_onnx(path)(torch.ones(1, 6).half())["y"].dtype == torch.float16
+    assert lp.formats.from_onnx(path)(torch.ones(1, 6).half())["y"].dtype == torch.float16
 
 
 def test_tensors_that_lie_beside(tmp_path: Path) -> None:
@@ -199,10 +199,10 @@ def test_tensors_that_lie_beside(tmp_path: Path) -> None:
     (tmp_path / "net.onnx.data").write_bytes(b"")
     close(dict(net.state_dict()), before)
     with pytest.raises(lp.errors.InputError, match="cut short"):
-        lp.from_onnx(path)
+        lp.formats.from_onnx(path)
     (tmp_path / "net.onnx.data").unlink()
     with pytest.raises(lp.errors.InputError, match=r"the file with its tensors is missing.*keep net.onnx and"):
-        lp.from_onnx(path)
+        lp.formats.from_onnx(path)
 
 
 def test_smaller_things(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ W = {"w": np.ones((2, 2), np.float32)}
 
 def _refused(path: Path, *said: str, **given: Any) -> None:
     with pytest.raises(InputError) as error:
-        lp.from_onnx(path, **given)
+        lp.formats.from_onnx(path, **given)
     assert str(path) in str(error.value) and error.value.next
     for part in said:
         assert part in str(error.value)
