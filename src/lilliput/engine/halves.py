@@ -50,7 +50,7 @@ def untrainable(model: Any) -> InputError:
         f"the model is in {came_in(model)}, and is to be trained",
         where="train",
         why="steps smaller than the rounding of a weight are lost, and batches and loss are made for one type",
-        next="give model.float(), and batches in float32; Finetune(precision=) computes in halves all the same",
+        next="give model.float(), and batches in float32; a step that trains computes in halves by its precision=",
     )
 
 
