@@ -189,8 +189,7 @@ def interleaved(
     timers = {name: _Timer(name, call, clocks) for name, call in subjects.items()}
     began = clocks.wall()
     warm = {name: timer.calls_s(warmup_s) for name, timer in timers.items()}
-    slowest_s = max(median(calls).value for calls in warm.values())
-    share = min(max(_MANY_CALLS * slowest_s / round_s, _LEAST_SHARE), 1.0) if round_s else 1.0
+    share = _share(max(median(calls).value for calls in warm.values()), round_s)
     settle_s, round_s = share * settle_s, share * round_s
     pace_s = sum(max(2 * calls[-1], settle_s + round_s) for calls in warm.values())
     for index in range(rounds):
@@ -220,6 +219,11 @@ def interleaved(
         {name: timer.tails_ms() for name, timer in timers.items()},
         {name: timer.joules / len(timer.calls_ms) for name, timer in timers.items() if timer.joules > 0},
     )
+
+
+def _share(call_s: float, round_s: float) -> float:
+    """Of the time of a round, what is enough where the slowest call takes so long."""
+    return min(max(_MANY_CALLS * call_s / round_s, _LEAST_SHARE), 1.0) if round_s else 1.0
 
 
 def _sure(timers: Sequence[_Timer]) -> bool:

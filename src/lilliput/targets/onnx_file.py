@@ -11,11 +11,11 @@ from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import profile
 from lilliput.model.views.view import Call, View
 from lilliput.recipe import Recipe
-from lilliput.targets.kernels import beyond_kernels, eight_bits, two_products
+from lilliput.targets.kernels import eight_bits
 from lilliput.targets.onnx import OnnxWriter
 from lilliput.targets.onnxruntime import OnnxRuntime, OrtPreferences, no_kernel
 from lilliput.targets.placing import Placing
-from lilliput.targets.simulated import REMARK
+from lilliput.targets.simulated import told_alike
 from lilliput.targets.target import NOT_HERE, Target
 from lilliput.techniques.quantize import Quantize
 
@@ -39,12 +39,8 @@ class FilePreferences(OrtPreferences):
     ) -> str:
         if weight is None and activation is None:
             return "float"
-        if call.op == "embedding":
-            return "size only: rows are decoded as they are looked up"
-        if told := two_products(call, weight, activation):
+        if told := told_alike(call, weight, activation):
             return told
-        if activation is not None and beyond_kernels(weight, activation):
-            return REMARK
         whole = all(map(eight_bits, (weight, *others)))
         if isinstance(activation, Uniform) and whole and not no_kernel(call, activation):
             return f"integers for {self.profile}: {NOT_HERE}"

@@ -26,14 +26,13 @@ from lilliput.targets.kernels import (
     eight_bits,
     exact_here,
     no_kernel_finds,
-    two_products,
     weights_lack,
 )
 from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, loaded_by
 from lilliput.targets.onnxruntime_operators import operators
 from lilliput.targets.operators import Operator
 from lilliput.targets.placing import Placing
-from lilliput.targets.simulated import REMARK
+from lilliput.targets.simulated import REMARK, told_alike
 from lilliput.targets.target import Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
@@ -96,12 +95,8 @@ class OrtPreferences(OnnxPreferences):
             return _recurrent(call, (weight, *others), activation)
         if weight is None and isinstance(activation, Uniform | None):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
-        if call.op == "embedding":
-            return "size only: rows are decoded as they are looked up"
-        if told := two_products(call, weight, activation):
+        if told := told_alike(call, weight, activation):
             return told
-        if activation is not None and beyond_kernels(weight, activation):
-            return REMARK
         if not isinstance(activation, Uniform) or not eight_bits(weight) or no_kernel(call, activation):
             return "size only: decoded to float when the runtime loads it"
         rules = self.rules

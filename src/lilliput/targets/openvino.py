@@ -21,18 +21,16 @@ from lilliput.recipe import Recipe
 from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,
     at_run_time,
-    beyond_kernels,
     eight_bits,
     exact_here,
     no_kernel_finds,
-    two_products,
     weights_lack,
 )
 from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, input_names
 from lilliput.targets.openvino_operators import operators
 from lilliput.targets.operators import Operator, called
 from lilliput.targets.placing import Placing
-from lilliput.targets.simulated import REMARK
+from lilliput.targets.simulated import told_alike
 from lilliput.targets.target import Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
@@ -72,12 +70,8 @@ class OpenVinoPreferences(OnnxPreferences):
     ) -> str:
         if weight is None:
             return "float"
-        if call.op == "embedding":
-            return "size only: rows are decoded as they are looked up"
-        if told := two_products(call, weight, activation):
+        if told := told_alike(call, weight, activation):
             return told
-        if activation is not None and beyond_kernels(weight, activation):
-            return REMARK
         if activation is not None and eight_bits(weight) and (call.op == "linear" or call.op in INTEGER_CONVOLUTIONS):
             return "int8 kernel"
         if call.op == "linear" and activation is None and _whole_rows(weight):

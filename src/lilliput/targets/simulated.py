@@ -9,10 +9,19 @@ from lilliput.encodings import Blockwise, Encoding
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
 from lilliput.model.views.view import RECURRENT, Call, View
-from lilliput.targets.kernels import hidden, reading
+from lilliput.targets.kernels import beyond_kernels, hidden, reading, two_products
 from lilliput.techniques.run import Placed, Placement
 
 REMARK = "simulated in float: shows accuracy, gains nothing"
+
+
+def told_alike(call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
+    """What is to be said of a layer whatever reads the ONNX file; empty where kernels differ in it."""
+    if call.op == "embedding":
+        return "size only: rows are decoded as they are looked up"
+    if told := two_products(call, weight, activation):
+        return told
+    return REMARK if activation is not None and beyond_kernels(weight, activation) else ""
 
 
 def operands(view: View, activations: Mapping[str, Encoding]) -> Placed:
