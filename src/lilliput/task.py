@@ -17,6 +17,7 @@ from lilliput.feeding.source import SAMPLES
 from lilliput.importers import open_axes
 from lilliput.model.edits.copies import check_plain
 from lilliput.model.views.inputs import Dynamic, Inputs, dynamic_axes
+from lilliput.pretrained import fields_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,43 @@ class Task:
     collate: Collate | None = None  # from a list of samples to a batch, for datasets and lists of samples
     samples: int = SAMPLES  # that are kept of what cannot be read again: loaders that shuffle, generators
     output: str | Mapping[str, str] | None = None  # what an answer is, or {place: what}; None: as the metric says
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | nn.Module,
+        task: str,
+        data: Any,
+        *,
+        evaluate: Any = None,
+        processor: Any = None,
+        length: int | None = None,
+    ) -> Task:
+        """The task of a folder of Hugging Face, or of a network of transformers, by the name of what it does.
+
+        `task` is a name that pipelines know: "text-classification", "token-classification", "fill-mask",
+        "feature-extraction", "sentence-similarity", "text-generation", "image-classification", "image-segmentation",
+        "audio-classification", "automatic-speech-recognition". `data` is a file (.csv, .tsv, .json, .jsonl, .txt), a
+        folder of images or sounds (those within it are labels), a dataset, a table, or a list of samples, (sample,
+        label) or dicts. Its first half calibrates, at most, and the rest judges; or `evaluate` does. Where samples have
+        labels, they are the metric. The folder's own tokenizer or `processor` makes inputs of at most `length` tokens.
+        Nothing is downloaded, and no code of a folder is run.
+
+        Raises InputError for a name or label that is not known, what is on no disk here, a folder without the weights
+        that the task needs, and data without samples.
+
+        >>> import tempfile, tokenizers, transformers
+        >>> words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "good": 1, "bad": 2}, "[UNK]"))
+        >>> words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        >>> sizes = dict(vocab_size=3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        >>> net = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+        >>> tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[UNK]")
+        >>> rows = [("good good", 1), ("bad", 0), ("good", 1), ("bad bad bad", 0)]
+        >>> task = Task.from_pretrained(net, "text-classification", rows, processor=tokenizer)
+        >>> task.metric.name, task.dynamic["input_ids"]
+        ('top1', {0: 'batch', 1: 'sequence'})
+        """
+        return cls(**fields_of(model, task, data, evaluate, processor, length))
 
 
 def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:

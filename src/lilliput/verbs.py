@@ -43,6 +43,7 @@ from lilliput.model.views.inputs import Dynamic
 from lilliput.model.views.signature import Signature
 from lilliput.modes import ordinary_modes
 from lilliput.plain import digest
+from lilliput.pretrained import KINDS
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
 from lilliput.targets import TARGETS, Runtime, Target
@@ -56,9 +57,11 @@ from lilliput.training.lessons import Kept, Lessons, learn
 
 @ordinary_modes()
 def compress(
-    task: Task | nn.Module,
+    model: Task | nn.Module | str | Path,
     recipe: Recipe | None = None,
     *,
+    task: str | None = None,
+    data: Any = None,
     target: str | Target = "onnxruntime",
     calibrate: Any = None,
     baseline: nn.Module | None = None,
@@ -67,6 +70,9 @@ def compress(
     progress: Progress = silent,
 ) -> Result:
     """Make a model smaller and faster on a target, and measure what came of it.
+
+    A network of transformers, or its folder, comes with the name of its `task` and with `data`: see
+    `Task.from_pretrained`. What else a model needs to be calibrated and judged stands in a `Task`.
 
     The model is copied and never changed. Without a recipe, the target's own default is taken. The result is compared
     with `baseline`, or else with the model as it is given: give the network as it was at first where the model is
@@ -84,14 +90,14 @@ def compress(
     >>> small.model(torch.randn(1, 64)).shape
     torch.Size([1, 8])
     """
-    task = _checked(task, recipe, calibrate, "compress", baseline)
+    given = _checked(_named(model, task, data), recipe, calibrate, "compress", baseline)
     for step in () if recipe is None else recipe.steps:
         check_readable(step, type(step).__name__)
     if folder is not None:
-        return _compress(task, recipe, _measuring(target, measure), Path(folder), measure, progress)
+        return _compress(given, recipe, _measuring(target, measure), Path(folder), measure, progress)
     place = Path(tempfile.mkdtemp(prefix="lilliput-"))
     try:
-        result = _compress(task, recipe, _measuring(target, measure), place, measure, progress)
+        result = _compress(given, recipe, _measuring(target, measure), place, measure, progress)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
@@ -174,6 +180,25 @@ def diagnose(
     follow(recipe, driver)
     name = task.name or type(task.model).__name__
     return full(driver, task.model, evaluate or driver.calibrate, name, samples=samples, worst=worst)
+
+
+def _named(model: Task | nn.Module | str | Path, task: str | None, data: Any) -> Task | nn.Module:
+    """What is to be compressed: as it is given, or made by the name of its task."""
+    if task is not None:
+        if isinstance(model, Task):
+            raise InputError("the name of a task beside a task", next="give one of both")
+        return Task.from_pretrained(model, task, data)
+    if data is not None:
+        raise InputError(
+            "data without the name of a task", where="data", next='give task="…", or calibrate= and no data='
+        )
+    if isinstance(model, str | Path):
+        raise InputError(
+            "a folder, and not what it is for",
+            where=str(model),
+            next=f'give task="…" and data=…: {", ".join(KINDS)}',
+        )
+    return model
 
 
 def _checked(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lilliput.cli.load import load_task
+from lilliput.cli.load import Source, load_task
 from lilliput.errors import InputError
 from lilliput.task import Task
 
@@ -23,7 +23,7 @@ def _file(folder: Path, text: str, name: str = "some_task.py") -> Path:
 def _refused(folder: Path, text: str) -> InputError:
     before = list(sys.path)
     with pytest.raises(InputError) as caught:
-        load_task(_file(folder, text))
+        load_task(Source(_file(folder, text)))
     assert sys.path == before
     return caught.value
 
@@ -37,7 +37,7 @@ def _refused(folder: Path, text: str) -> InputError:
     ids=["a task", "a function"],
 )
 def test_a_task(text: str, tmp_path: Path) -> None:
-    assert isinstance(load_task(_file(tmp_path, HEAD + text)), Task)
+    assert isinstance(load_task(Source(_file(tmp_path, HEAD + text))), Task)
 
 
 def test_files_beside_it_are_importable(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_files_beside_it_are_importable(tmp_path: Path) -> None:
         + HEAD
         + "def task():\n    import nets_beside\n    return lp.Task(nets_beside.net(), ones(1, 2))\n"
     )
-    assert isinstance(load_task(_file(tmp_path, text)), Task)
+    assert isinstance(load_task(Source(_file(tmp_path, text))), Task)
     assert sys.path == before
 
 
@@ -59,7 +59,7 @@ def test_dataclasses_and_a_taken_name(tmp_path: Path) -> None:
         + "import dataclasses\n@dataclasses.dataclass\nclass Data:\n    x: 'int'\n"
         + "task = lp.Task(nn.Linear(2, 2), ones(1, 2))\n"
     )
-    assert isinstance(load_task(_file(tmp_path, text, "json.py")), Task)
+    assert isinstance(load_task(Source(_file(tmp_path, text, "json.py"))), Task)
     import json
 
     assert json.loads("[1]") == [1]
@@ -113,5 +113,19 @@ def test_no_task(text: str, what: str, tmp_path: Path) -> None:
 def test_no_python_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "task.txt").write_text("task")
     with pytest.raises(InputError) as caught:
-        load_task(tmp_path / name)
+        load_task(Source(tmp_path / name))
     assert caught.value.where == str(tmp_path / name)
+
+
+def test_a_folder_wants_its_task_and_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for given, said in (
+        ({}, "give --task NAME: text-classification"),
+        ({"task": "text-generation"}, "give --data FILE"),
+        ({"inputs": tmp_path, "task": "text-generation"}, "goes with an ONNX file"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_task(Source(tmp_path, **given))  # type: ignore[arg-type]
+        assert said in str(caught.value)
+    with pytest.raises(InputError, match="goes with a folder and --task"):
+        load_task(Source(_file(tmp_path, HEAD), data=tmp_path))

@@ -15,6 +15,7 @@ from lilliput.cli.clean import clean_command
 from lilliput.cli.diagnose import diagnose_command
 from lilliput.cli.exits import DONE, OUTCOMES, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
+from lilliput.cli.options import Data, Given, Inputs, Profile, RecipeFile, TargetName, TaskName
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -42,27 +43,14 @@ def lilliput(
 
 @app.command()
 def compress(
-    task: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TASK.py|NET.onnx",
-            help="A file that defines `task`, an lp.Task or a function that returns one; or a network.",
-        ),
-    ],
-    inputs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="For NET.onnx: arrays by the names of its inputs, samples first."),
-    ] = None,
+    given: Given,
+    inputs: Inputs = None,
+    task: TaskName = None,
+    data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for all results.")] = Path("out"),
-    recipe: Annotated[
-        Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
-    ] = None,
-    target: Annotated[
-        str, typer.Option(help="The runtime that will run the result; onnx: a file for one that is not here.")
-    ] = "onnxruntime",
-    profile: Annotated[
-        str | None, typer.Option(help="Whose rules an ONNX file is to keep, as lilliput check knows them.")
-    ] = None,
+    recipe: RecipeFile = None,
+    target: TargetName = "onnxruntime",
+    profile: Profile = None,
     command: Annotated[
         str | None,
         typer.Option(help='Runs the result on another device: "run {model} {inputs}" prints milliseconds last.'),
@@ -83,7 +71,7 @@ def compress(
         ),
     ] = False,
 ) -> None:
-    """Compress the model of TASK.py, or the network in NET.onnx, and measure what came of it.
+    """Compress the model of TASK.py, the network in NET.onnx or in FOLDER, and measure what came of it.
 
     Run again with the same folder, a run that was cut off goes on where it was.
 
@@ -95,6 +83,10 @@ def compress(
     \b
     A network in ONNX, with inputs as it will meet them (numpy.savez("inputs.npz", images=array)):
       lilliput compress net.onnx --inputs inputs.npz
+
+    \b
+    A folder of Hugging Face, with texts (and labels) as it will meet them:
+      lilliput compress my-bert/ --task text-classification --data reviews.csv
 
     \b
     A recipe, its steps in order. Weights and values that flow as integers of 8 bits:
@@ -126,8 +118,10 @@ def compress(
 
     def run() -> int:
         from lilliput.cli import commands
+        from lilliput.cli.load import Source
 
-        asked = commands.Options(task, inputs, out, recipe, target, command, threads, seconds, profile, json)
+        source = Source(given, inputs, task, data)
+        asked = commands.Options(source, out, recipe, target, command, threads, seconds, profile, json)
         if not dry_run:
             return OUTCOMES[commands.compress(asked)]
         commands.dry_run(asked)

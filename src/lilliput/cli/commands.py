@@ -14,7 +14,7 @@ from typing import Any
 import lilliput
 from lilliput.blame.diagnosis import check_ending
 from lilliput.cli import table
-from lilliput.cli.load import load_task
+from lilliput.cli.load import Source, load_task
 from lilliput.cli.progress import shown
 from lilliput.engine.begin import begin
 from lilliput.engine.estimate import estimated
@@ -35,8 +35,7 @@ from lilliput.task import Task
 class Options:
     """What the user typed."""
 
-    task: Path
-    inputs: Path | None
+    source: Source
     out: Path
     recipe: Path | None
     target: str
@@ -72,7 +71,7 @@ def compress(asked: Options) -> str:
     """Compress, print the result, and tell what came of it: ``done``, ``not met`` or ``harmed``."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result, whatever the task's code prints
-        task = load_task(asked.task, asked.inputs)
+        task = load_task(asked.source)
         with shown() as progress:
             result = lilliput.compress(task, recipe, target=target, folder=asked.out, progress=progress)
     if asked.json:
@@ -90,7 +89,7 @@ def diagnose(asked: Options, out: Path | None, folder: Path | None, samples: int
     if out is not None:
         check_ending(out)
     with contextlib.redirect_stdout(sys.stderr):
-        task = load_task(asked.task, asked.inputs)
+        task = load_task(asked.source)
         with shown() as progress:
             given = {"target": target, "folder": folder, "samples": samples, "worst": worst, "progress": progress}
             found = lilliput.diagnose(task, recipe, **given)  # type: ignore[arg-type]
@@ -106,7 +105,7 @@ def dry_run(asked: Options) -> None:
     """Check and plan, print what would be done and what it would take; write nothing."""
     recipe, target = asked.chosen_recipe(), asked.chosen_target()
     with contextlib.redirect_stdout(sys.stderr):
-        plan = _plan(load_task(asked.task, asked.inputs), recipe, target)
+        plan = _plan(load_task(asked.source), recipe, target)
     if asked.json:
         print(json.dumps(plan, indent=1, allow_nan=False))
     else:

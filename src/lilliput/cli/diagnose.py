@@ -8,35 +8,23 @@ from typing import Annotated
 import typer
 
 from lilliput.cli.exits import DONE, leave
+from lilliput.cli.options import Data, Given, Inputs, Profile, RecipeFile, TargetName, TaskName
 
 
 def diagnose_command(
-    task: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TASK.py|NET.onnx",
-            help="A file that defines `task`, an lp.Task or a function that returns one; or a network.",
-        ),
-    ],
-    inputs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="For NET.onnx: arrays by the names of its inputs, samples first."),
-    ] = None,
+    given: Given,
+    inputs: Inputs = None,
+    task: TaskName = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write it, as .html or .json.")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where a compress has worked, or to go on from when cut off.")
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")
-    ] = None,
-    target: Annotated[
-        str, typer.Option(help="The runtime that will run the result; onnx: a file for one that is not here.")
-    ] = "onnxruntime",
-    profile: Annotated[
-        str | None, typer.Option(help="Whose rules an ONNX file is to keep, as lilliput check knows them.")
-    ] = None,
+    recipe: RecipeFile = None,
+    target: TargetName = "onnxruntime",
+    profile: Profile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: all cores.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples to look at.")] = 16,
     worst: Annotated[int, typer.Option(min=0, help="How many layers to build alone and left out.")] = 3,
@@ -58,8 +46,10 @@ def diagnose_command(
 
     def run() -> int:
         from lilliput.cli import commands
+        from lilliput.cli.load import Source
 
-        asked = commands.Options(task, inputs, folder or Path(), recipe, target, None, threads, None, profile, json)
+        source = Source(given, inputs, task, data)
+        asked = commands.Options(source, folder or Path(), recipe, target, None, threads, None, profile, json)
         commands.diagnose(asked, out, folder, samples, worst)
         return DONE
 

@@ -1,4 +1,4 @@
-"""A task from the user's own file: Python that defines one, or a network in ONNX with inputs beside it."""
+"""A task from what the user has: Python that defines one, a network in ONNX, or a folder of Hugging Face."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +18,41 @@ from torch import Tensor
 
 from lilliput.errors import InputError, reason
 from lilliput.importers import from_onnx
+from lilliput.pretrained import KINDS
 from lilliput.task import Task
 
 _BATCH = 16  # samples
 
 
-def load_task(path: Path, inputs: Path | None = None) -> Task:
-    """The task in a file: an ONNX file with `inputs` to calibrate with, or Python that defines a `task`."""
-    if path.suffix.lower() == ".onnx":
-        return _onnx_task(path, inputs)
-    if inputs is not None:
+@dataclass(frozen=True)
+class Source:
+    """What the user typed of what is to be compressed."""
+
+    path: Path
+    inputs: Path | None = None  # that go with an ONNX file
+    task: str | None = None  # the name of what a folder's network does
+    data: Path | None = None  # that go with a folder
+
+
+def load_task(source: Source) -> Task:
+    """The task in a file: an ONNX file with inputs, a folder with data, or Python that defines a `task`."""
+    is_onnx, is_folder = source.path.suffix.lower() == ".onnx", source.task is not None or source.path.is_dir()
+    if source.inputs is not None and not is_onnx:
         raise InputError("goes with an ONNX file", where="--inputs", next="give calibrate= to the task of the file")
-    return _python_task(path)
+    if source.data is not None and not is_folder:
+        raise InputError("goes with a folder and --task", where="--data", next="give --task NAME beside it")
+    if is_folder:
+        return _folder_task(source)
+    return _onnx_task(source.path, source.inputs) if is_onnx else _python_task(source.path)
+
+
+def _folder_task(source: Source) -> Task:
+    """The network in a folder of Hugging Face, by the name of its task."""
+    if source.task is None or source.data is None:
+        missing = "--task NAME" if source.task is None else "--data FILE"
+        kinds = f": {', '.join(KINDS)}" if source.task is None else ", samples as it will meet them"
+        raise InputError(f"a folder without {missing}", where=str(source.path), next=f"give {missing}{kinds}")
+    return Task.from_pretrained(source.path, source.task, source.data)
 
 
 def _onnx_task(path: Path, inputs: Path | None) -> Task:
