@@ -23,14 +23,15 @@ from lilliput.engine.evidence import Built, build, judge
 from lilliput.engine.halves import came_in, copy_given_back
 from lilliput.engine.run import Driver
 from lilliput.entropy import Coder
-from lilliput.errors import InputError
+from lilliput.errors import ExportError, InputError
+from lilliput.exporters import compressed_tensors
 from lilliput.feeding import Batches
 from lilliput.file.container import recoded
 from lilliput.file.graph import Graph
 from lilliput.file.lil import lossless_bytes
 from lilliput.file.lil import save as write_module
 from lilliput.measure import Latencies, artifact, cpu, environment
-from lilliput.model.carrier.carrier import tensors
+from lilliput.model.carrier.carrier import tensors, to_dense
 from lilliput.model.carrier.identity import model_digest
 from lilliput.model.carrier.parameters import read, rescaled, shapes
 from lilliput.model.edits.edit import structure
@@ -40,6 +41,7 @@ from lilliput.model.edits.structure import Replace
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
 from lilliput.report import data as report_data
+from lilliput.report.card import card
 from lilliput.report.costs import cost_figures
 from lilliput.report.layers import layers
 from lilliput.report.page import page
@@ -76,6 +78,29 @@ class Result:
     def report(self, path: str | Path) -> Path:
         """Write the report: a page (`.html`) or its data (`.json`)."""
         return copied(self.folder / f"report{_report_ending(Path(path))}", Path(path))
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> Path:
+        """Write a network of transformers as a folder that `from_pretrained` loads, with a model card of this result.
+
+        Weights are codes where compressed-tensors has words for all of them (see `lilliput.formats.save_pretrained`),
+        or else the floats that they decode to: then values that flow are not rounded there, and `net.lil`, which holds
+        all of it, lies beside. `tokenizer` is whatever makes the inputs, and goes with it.
+
+        Raises InputError for a folder that is there, and for what is no network of transformers.
+        """
+        self._check_unchanged("formats.save_pretrained")
+        place = Path(folder)
+        try:
+            compressed_tensors.write(place, self.model, tokenizer)
+            held = "The weights are codes, held as compressed-tensors."
+        except ExportError as error:
+            compressed_tensors.write(place, to_dense(self.model), tokenizer)
+            copied(self.folder / "net.lil", place / "net.lil")
+            held = f"The weights are the floats that their codes decode to ({error}); `net.lil` holds the codes."
+        base = str(getattr(getattr(self.model, "config", None), "_name_or_path", "") or "")
+        text = card(self.data, held, base if base.count("/") == 1 and not base.startswith((".", "/")) else "")
+        (place / "README.md").write_text(text, encoding="utf-8")
+        return place
 
     def _check_unchanged(self, verb: str) -> None:
         if model_digest(self.model) != self.digest:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compared import close
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -124,3 +125,28 @@ def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:
 def test_what_is_no_network_of_transformers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Linear: is no network of transformers.*lilliput\.save"):
         save_pretrained(tmp_path / "net", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("recipe", ["codes", "default"])
+def test_a_result_leaves_as_a_folder_with_its_card(recipe: str, tmp_path: Path) -> None:
+    """By codes where the format has words for them; else by floats, and the file beside loads what is not in them."""
+    net, batches = network("bert"), [{"input_ids": IDS}, {"input_ids": IDS + 40}]
+    weights = lp.Recipe([lp.Quantize(weights=Int(8), where=("*", "!*embed*"))])
+    quick = lp.targets.OnnxRuntime(threads=1, seconds=0)
+    result = lp.compress(net, weights if recipe == "codes" else None, calibrate=batches, target=quick, measure=False)
+    folder = result.save_pretrained(tmp_path / "net")
+    text = (folder / "README.md").read_text()
+    before, after = (sum(one["bytes"] for one in result.data[side]["artifacts"][:1]) for side in ("before", "after"))
+    assert f"{before / 1000:,.0f}".split(",")[0] in text and f"{after / 1000:,.0f}".split(",")[0] in text
+    assert 'kind = "Quantize"' in text and str(result) in text and "base_model" not in text
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        right = result.model if recipe == "codes" else lp.formats.to_dense(result.model)
+        close(loaded(IDS).logits, right(IDS).logits)
+    assert (folder / "net.lil").exists() == (recipe == "default")
+    if recipe == "default":
+        assert "rounded as it flows" in text
+        with torch.no_grad():
+            close(lp.load(folder / "net.lil", network("bert"))(IDS).logits, result.model(IDS).logits)
+    with pytest.raises(InputError, match="is there already"):
+        result.save_pretrained(folder)
