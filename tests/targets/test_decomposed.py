@@ -66,6 +66,7 @@ AS_IT_IS: dict[str, Callable[[Tensor], Tensor]] = {
 TRACED: dict[str, Callable[[Tensor], Tensor]] = {
     "written over though another reads it": written_over_though_another_reads_it,
     "pooled to four": lambda y: F.adaptive_avg_pool2d(y, 2),
+    "a mask of whole numbers": lambda y: y * (1.0 - (y > 0.5).long()),
 }
 
 

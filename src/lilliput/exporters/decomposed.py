@@ -68,6 +68,8 @@ def _decompose(program: ExportedProgram) -> None:
             node.target, node.args = _aten.mean.dim, (node.args[0], [-1, -2], True)
         elif node.target is _aten.to.dtype and len(node.args) > 1:
             _to_copy(program, node)
+        elif node.target is _aten.rsub.Scalar:
+            _of_one_type(node)
         elif _writes_over_its_own(node):
             node.target = _apart(node.target)
     program.graph_module.recompile()
@@ -94,6 +96,16 @@ def _to_copy(program: ExportedProgram, node: Node) -> None:
         program.graph_signature.replace_all_uses(node.name, given.name)
         node.replace_all_uses_with(given)
         node.graph.erase_node(node)
+
+
+def _of_one_type(node: Node) -> None:
+    """`1.0 - mask` of whole numbers: they are converted first, for torch finds no operator where it does so itself."""
+    given, made = node.args[0], node.meta["val"]
+    if isinstance(given, Node) and given.meta["val"].dtype != made.dtype:
+        with node.graph.inserting_before(node):
+            converted = node.graph.call_function(_aten._to_copy.default, (given,), {"dtype": made.dtype})
+        converted.meta = {**node.meta, "val": given.meta["val"].to(made.dtype)}
+        node.args = (converted, *node.args[1:])
 
 
 def _writes_over_its_own(node: Node) -> bool:
