@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from lilliput.encodings import Encoding
 from lilliput.errors import ExportError, raise_own, reason
-from lilliput.exporters import origins
+from lilliput.exporters import bags, origins
 from lilliput.exporters.decomposed import decomposed_where_needed
 from lilliput.exporters.low_rank import expand as expand_low_rank
 from lilliput.exporters.lower import PACKED_OPSET, lower
@@ -32,6 +32,7 @@ from lilliput.exporters.translators import translators_kept
 from lilliput.external import SMALL, Held, beside, write
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.program import OUTPUTS, program, quiet
+from lilliput.model.views.view import BAG
 
 _OPERATORS = {  # op in torch -> the node that stands for it until it is lowered, its inputs and attributes
     "decode_int": ("DecodeInt", ("codes", "scale", "offset", "minimum"), ("axis", "group")),
@@ -64,7 +65,7 @@ def _translations() -> dict[Any, Any]:
     """How torch's exporter is to write our ops, and recurrent layers: each as one node of our own domain."""
     ours = {getattr(torch.ops.lilliput, op).default: _translation(*described) for op, described in _OPERATORS.items()}
     layers = {getattr(torch.ops.lilliput, op).default: _recurrent(*of) for op, of in _RECURRENT.items()}
-    return {**ours, **layers}
+    return {**ours, **layers, getattr(torch.ops.lilliput, BAG).default: bags.translate}
 
 
 def _recurrent(name: str, outputs: int) -> Any:

@@ -8,7 +8,7 @@ from math import prod
 from lilliput.encodings import Encoding, Int, LowRank, Sparse
 from lilliput.encodings.integer import Uniform
 from lilliput.measure import cpu
-from lilliput.model.views.view import Call, View
+from lilliput.model.views.view import LOOKS_UP, Call, View
 
 INTEGER_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 
@@ -69,7 +69,7 @@ def reading(view: View, weights: Mapping[str, Encoding]) -> Iterator[tuple[Call,
     """The calls that multiply what flows by some of `weights`, with the paths of those; looking up reads no floats."""
     for call in view.calls:
         mine = [path for path in call.weights if path in weights]
-        if mine and call.op != "embedding":
+        if mine and call.op not in LOOKS_UP:
             yield call, mine
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lilliput.encodings import Blockwise, Encoding
 from lilliput.encodings.blocks import divisor
 from lilliput.encodings.grids import Grid
-from lilliput.model.views.view import RECURRENT, Call, View
+from lilliput.model.views.view import LOOKS_UP, RECURRENT, Call, View
 from lilliput.targets.kernels import beyond_kernels, hidden, reading, two_products
 from lilliput.techniques.run import Placed, Placement
 
@@ -17,7 +17,7 @@ REMARK = "simulated in float: shows accuracy, gains nothing"
 
 def told_alike(call: Call, weight: Encoding | None, activation: Encoding | None) -> str:
     """What is to be said of a layer whatever reads the ONNX file; empty where kernels differ in it."""
-    if call.op == "embedding":
+    if call.op in LOOKS_UP:
         return "size only: rows are decoded as they are looked up"
     if told := two_products(call, weight, activation):
         return told

@@ -23,7 +23,7 @@ from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.passed import flat
 from lilliput.model.views.program import operands, program, quiet, region
 from lilliput.model.views.values import Value, mark, watched
-from lilliput.model.views.view import CONVOLUTIONS, MULTIPLIES, RECURRENT, Call, Rung, View, Window
+from lilliput.model.views.view import BAG, CONVOLUTIONS, LOOKS_UP, MULTIPLIES, RECURRENT, Call, Rung, View, Window
 from lilliput.modes import eval_mode
 from lilliput.outputs import departure
 
@@ -238,7 +238,7 @@ def _passes_on(node: Node, reads: tuple[str | None, ...]) -> bool:
     """Whether the node only labels, decodes or projects what it reads, or changes the type of a weight."""
     cast = node.target is torch.ops.aten.to.dtype and (reads[0] or "").startswith("tensor ")
     ours = getattr(node.target, "namespace", "") == "lilliput"
-    return cast or _within_encoded(node) or (ours and _op_name(node) not in RECURRENT)
+    return cast or _within_encoded(node) or (ours and _op_name(node) not in RECURRENT | {BAG})
 
 
 def _within_encoded(node: Node) -> bool:
@@ -306,7 +306,7 @@ def _each(numbers: Any, axes: int) -> tuple[int, ...]:
 def _weights(node: Node, sources: Mapping[Node, str | None], reads: tuple[str | None, ...]) -> Iterator[str]:
     """The held tensors that a node multiplies by or looks rows up in; of a recurrent layer those that are no biases."""
     op = _op_name(node)
-    read = reads[1:2] if op in MULTIPLIES else reads[:1] if op == "embedding" else ()
+    read = reads[1:2] if op in MULTIPLIES else reads[:1] if op in LOOKS_UP else ()
     if op in RECURRENT:
         names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
         tensors: Any = node.args[names.index("params")]

@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lilliput.model.carrier.forward import called
 from lilliput.model.carrier.snapshot import unchanged
+from lilliput.model.views.bags import WholeBags
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.passed import flat
 from lilliput.model.views.recurrent import WholeLayers
@@ -43,7 +44,7 @@ def program(model: nn.Module, inputs: Inputs, dynamic: Mapping[str | int, Mappin
         key: {axis: dims[name] for axis, name in dynamic.get(key, {}).items()} or None for key in wide.tensors()
     }
     given = wide.each(lambda key, _: open_axes.get(key)).by_parameter(model.forward)
-    with unchanged(model), torch.no_grad(), WholeLayers(), called(model), flat(model) as places:
+    with unchanged(model), torch.no_grad(), WholeLayers(), WholeBags(), called(model), flat(model) as places:
         captured = torch.export.export(
             model, wide.args, dict(wide.kwargs), dynamic_shapes=given if dims else None, strict=False
         )

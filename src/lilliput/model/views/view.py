@@ -13,6 +13,8 @@ Rung = Literal["whole", "submodule", "module-local"]
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 MULTIPLIES = CONVOLUTIONS | {"linear"}  # ops that multiply an activation by a weight: operand 0 by operand 1
 _PASSING = frozenset({"dropout", "contiguous", "identity", "pad"})
+BAG = "embedding_bag"
+LOOKS_UP = frozenset({"embedding", BAG})  # ops that take rows of a weight
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # by several: one or two a layer and direction, or three
 
 

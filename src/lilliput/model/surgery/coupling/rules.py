@@ -6,7 +6,7 @@ from lilliput.model.surgery.coupling import rules_elements as elements
 from lilliput.model.surgery.coupling import rules_layouts as layouts
 from lilliput.model.surgery.coupling import rules_products as products
 from lilliput.model.surgery.coupling.flow import Rule
-from lilliput.model.views.view import CONVOLUTIONS, RECURRENT
+from lilliput.model.views.view import BAG, CONVOLUTIONS, RECURRENT
 
 
 def _rules() -> dict[str, Rule]:
@@ -21,6 +21,7 @@ def _rules() -> dict[str, Rule]:
         elements.prelu: "prelu _prelu_kernel",
         elements.glu: "glu",
         products.embedding: "embedding",
+        products.bag: BAG,
         elements.batch_norm: "batch_norm instance_norm",
         elements.layer_norm: "layer_norm rms_norm",
         elements.group_norm: "group_norm",

@@ -130,6 +130,11 @@ def embedding(flow: Flow, call: Reading) -> Axes:
     return [*call.axes("indices"), columns]
 
 
+def bag(flow: Flow, call: Reading) -> Axes:
+    given, columns = embedding(flow, call)[0], call.axes("weight")[1]
+    return [call.axes("offsets")[0] if call.given.get("offsets") is not None else given, columns]
+
+
 def recurrent(flow: Flow, call: Reading) -> list[Axes]:
     """Layers and directions have the same widths, as torch's own recurrent layers have."""
     atoms, given = flow.atoms, call.given

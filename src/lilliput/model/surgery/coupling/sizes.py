@@ -56,7 +56,7 @@ def numbers_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups:
         return {"normalized_shape": weight}
     if isinstance(module, nn.GroupNorm):
         return {"num_channels": weight[0]}
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight[0]}
