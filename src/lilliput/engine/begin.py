@@ -110,7 +110,8 @@ def _check_whole(driver: Driver, recipe: Recipe | None) -> None:
             where=where,
             why=why,
             next=(
-                "name the axes that vary, dynamic={input: {axis: name}}, or {} where none does"
+                "name the axes that vary, dynamic={input: {axis: name}}, or {} where none does; in the model, "
+                "x.shape[0] may vary where len(x) may not"
                 if "Constraints violated" in why
                 else 'rewrite what fails, compress the submodule that holds the weights, or give target="eager"'
             ),
