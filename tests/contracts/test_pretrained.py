@@ -164,6 +164,36 @@ def test_a_folder_is_compressed_by_its_name(name: str, folders: dict[str, Path])
         close(found["logits"] if isinstance(found, dict) else found[0], wanted, share=0.05)
 
 
+def test_a_decoder_goes_on_with_its_past(folders: dict[str, Path]) -> None:
+    """Built once: a text read at once, in two parts, and token by token has the answers of the network."""
+    kind, texts = "text-generation-with-past", [one for one, _ in TEXTS]
+    task = lp.Task.from_pretrained(folders["text-generation"], kind, texts, length=12)
+    weights = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=None)])
+    result = lp.compress(task, weights, target=QUICK, measure=False)
+    assert result.data["metric"]["name"] == "loss a token"
+    run, ids = (
+        lp.open(result.folder / "net.lil"),
+        torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0)),
+    )
+    with torch.no_grad():
+        right = result.model.network(ids).logits  # type: ignore[operator,union-attr]
+        past = task.model.nothing(2)  # type: ignore[operator]
+    close(run(input_ids=ids, past=past)["logits"], right, rtol=1e-3, atol=1e-4)
+    for parts in ((4, 5), (1,) * 9):
+        held, found = past, []
+        for part in torch.split(ids, list(parts), dim=1):
+            told = run(input_ids=part, past=held)
+            held, found = told["past"], [*found, told["logits"]]
+        close(torch.cat(found, 1), right, rtol=1e-3, atol=1e-4)
+    assert held[0].shape[2] == 9
+
+
+def test_a_decoder_that_keeps_a_window_is_refused() -> None:
+    config = transformers.Gemma2Config(vocab_size=65, **SIZES, head_dim=16)
+    said = _refused(transformers.Gemma2ForCausalLM(config), "text-generation-with-past", ["w1"], processor=_tokenizer())
+    assert "DynamicSlidingWindowLayer" in said and 'task="text-generation"' in said
+
+
 def test_labels_are_judged_and_do_not_calibrate(folders: dict[str, Path]) -> None:
     task = lp.Task.from_pretrained(folders["text-classification"], "text-classification", TEXTS)
     scores = task.metric(task.model)

@@ -62,6 +62,16 @@ def passages(held: Held, rows: Sequence[Row], length: int | None) -> dict[str, A
     return {"input_ids": _within(held, ids), "labels": ids}
 
 
+def steps(held: Held, rows: Sequence[Row], length: int | None) -> dict[str, Any]:
+    """The second half of each window as input_ids, and as `past` what the network keeps of the first."""
+    made = passages(held, rows, length)
+    ids = made["input_ids"]
+    with torch.no_grad():
+        past = held.model(ids[:, : ids.shape[1] // 2], held.model.nothing(len(ids)))["past"]
+    rest = ids[:, ids.shape[1] // 2 :]
+    return {"input_ids": rest, "past": past, "labels": rest}
+
+
 def images(held: Held, rows: Sequence[Row], length: int | None) -> dict[str, Any]:
     """pixel_values [images, channels, height, width], as the processor makes them."""
     made = held.processor(images=[_image(row["image"]) for row in rows], return_tensors="pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from lilliput.errors import InputError, nearest
 from lilliput.metrics import squared_error, top1
 from lilliput.pretrained import inputs
 from lilliput.pretrained.folder import Held
+from lilliput.pretrained.past import with_past
 from lilliput.pretrained.rows import Row
+from lilliput.pretrained.sentences import encoder
 
 _TEXT, _SOUND = ("batch", "sequence"), ("batch", "time")
 _TEXTS = (128, 512), _TEXT
@@ -31,7 +34,7 @@ class Kind:
     varies: tuple[str, ...] = ("batch",)  # axes of its inputs that do
     score: str = ""  # how answers are judged by labels
     cut: Callable[[Held, Sequence[Row], int | None], list[Row]] | None = None  # rows of another kind, made first
-    pooled: bool = False  # to one vector a text
+    around: Callable[[Any, Path | None], nn.Module] | None = None  # what is put around the network, and its folder
 
 
 KINDS = {
@@ -43,9 +46,12 @@ KINDS = {
     ),
     "fill-mask": Kind(("AutoModelForMaskedLM",), ("text",), inputs.texts, "tokens", (64, 128), _TEXT),
     "feature-extraction": Kind(("AutoModel",), ("text", "second"), inputs.texts, "embedding", *_TEXTS),
-    "sentence-similarity": Kind(("AutoModel",), ("text",), inputs.texts, "embedding", *_TEXTS, pooled=True),
+    "sentence-similarity": Kind(("AutoModel",), ("text",), inputs.texts, "embedding", *_TEXTS, around=encoder),
     "text-generation": Kind(
         ("AutoModelForCausalLM",), ("text",), inputs.passages, "tokens", (32, 32), _TEXT, "next", inputs.windows
+    ),
+    "text-generation-with-past": Kind(
+        ("AutoModelForCausalLM",), ("text",), inputs.steps, "tokens", (32, 32), _TEXT, "next", inputs.windows, with_past
     ),
     "image-classification": Kind(
         ("AutoModelForImageClassification",), ("image", "label"), inputs.images, "classes", (64, 512), score="top1"

@@ -16,7 +16,6 @@ from lilliput.feeding.rows import BATCH
 from lilliput.pretrained.folder import Held, maker, network
 from lilliput.pretrained.kinds import Kind, kind_called, metric
 from lilliput.pretrained.rows import Row, rows_of
-from lilliput.pretrained.sentences import encoder
 
 _TOKENIZER, _IMAGES, _SOUNDS = ("AutoTokenizer",), ("AutoImageProcessor",), ("AutoFeatureExtractor",)
 
@@ -69,7 +68,7 @@ class Made:
     def __len__(self) -> int:
         return -(-len(self.rows) // BATCH)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for i in range(0, len(self.rows), BATCH):
             rows = self.rows[i : i + BATCH]
             batch = dict(self.kind.makes(self.held, rows, self.length))
@@ -104,7 +103,7 @@ def _held(given: Any, kind: Kind, processor: Any) -> Held:
         held = replace(held, processor=maker(_asked(source, model), classes, f"{main}s"))
     if main == "sound" and tokenizer is None and getattr(model.config, "is_encoder_decoder", False) and source:
         held = replace(held, tokenizer=_tokenizer_if_any(source))
-    return replace(held, model=encoder(model, place)) if kind.pooled else held
+    return replace(held, model=kind.around(model, place).eval()) if kind.around else held
 
 
 def _tokenizes(processor: Any) -> bool:
@@ -128,10 +127,12 @@ def _asked(source: Any, model: Any) -> Any:
     return source
 
 
-def _varying(batch: dict[str, Tensor], kind: Kind) -> dict[str | int, dict[int, str]]:
+def _varying(batch: dict[str, Any], kind: Kind) -> dict[str | int, dict[int, str]]:
     """The axes that vary, of inputs that have them; images of sound are of one length."""
-    axes = kind.varies if all(x.dim() <= 2 for x in batch.values()) else kind.varies[:1]
-    found: dict[str | int, dict[int, str]] = {key: dict(enumerate(axes[: x.dim()])) for key, x in batch.items()}
+    plain = {key: x for key, x in batch.items() if isinstance(x, Tensor)}
+    axes = kind.varies if all(x.dim() <= 2 for x in plain.values()) else kind.varies[:1]
+    found: dict[str | int, dict[int, str]] = {key: dict(enumerate(axes[: x.dim()])) for key, x in plain.items()}
+    found |= {f"past.{i}": {0: "batch", 2: "past"} for i in range(len(batch.get("past", ())))}
     if "decoder_input_ids" in batch:
         found["decoder_input_ids"] = {0: "batch", 1: "sequence"}
     return found
