@@ -132,9 +132,12 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
         "Rounding",
     ),
     "scores": (
+        "Fisher",
         "Magnitude",
         "Random",
         "Score",
+        "Sensitivity",
+        "Taylor",
     ),
     "targets": (
         "Device",

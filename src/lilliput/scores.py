@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lilliput.techniques.scores import Magnitude, Random, Score
+from lilliput.techniques.scores import Fisher, Magnitude, Random, Score, Sensitivity, Taylor
 
-__all__ = ["Magnitude", "Random", "Score"]
+__all__ = ["Fisher", "Magnitude", "Random", "Score", "Sensitivity", "Taylor"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,10 @@ class Prune(Technique):
     @property
     def disturbs(self) -> frozenset[str]:
         return frozenset({"ranges", "widths"} if self.unit in ("layers", "blocks") else {"ranges"})
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return self.score.needs
 
     @property
     def times(self) -> bool:

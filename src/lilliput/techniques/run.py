@@ -119,6 +119,10 @@ class Lessons(Protocol):
         """Train the model by the knobs of a `Finetune`."""
         ...
 
+    def backward(self, model: nn.Module, most: int) -> Iterator[None]:
+        """After each of the first batches the parameters of `model` have the gradients of its loss."""
+        ...
+
     def rehearse(self, run: Run, step: Any) -> float:
         """Try that on one batch, without a step; the seconds that a batch takes."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lilliput.errors import RecipeError
 from lilliput.plain import short_repr
+from lilliput.techniques.gradients import Of, gradients
 from lilliput.techniques.run import Run
 
 
@@ -30,6 +32,11 @@ class Score(ABC):
     def single(self, run: Run, path: str, x: Tensor) -> Tensor:
         """What ranks single weights, [shape of x]: in the order of `of`, or finer where that cannot be told apart."""
         return self.of(run, path, x)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        """Fields of the task without which nothing can be scored, each with what to do about it."""
+        return {}
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -77,4 +84,71 @@ class Random(Score):
         return torch.rand(x.shape, generator=drawn, dtype=torch.float64).to(x.device)
 
 
-SCORES: dict[str, type[Score]] = {"Magnitude": Magnitude, "Random": Random}
+@dataclass(frozen=True, repr=False)
+class ByGradient(Score):
+    """What a weight is worth to the `loss` of the task, or, without labels, to the `output`, over some batches."""
+
+    to: Of = "loss"
+    batches: int = 16  # of those to train with, or to calibrate with, that gradients are taken on
+
+    def __post_init__(self) -> None:
+        if self.to not in ("loss", "output"):
+            raise RecipeError(f"{type(self).__name__} of {self.to!r}", next="known: 'loss', 'output'")
+        if type(self.batches) is not int or self.batches < 1:
+            raise RecipeError(
+                f"{type(self).__name__} by {self.batches!r} batches", next="give a whole number from 1 on"
+            )
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        if self.to == "output":
+            return {"calibrate": f"{type(self).__name__} takes gradients on them: give calibrate="}
+        remedy = f"give train= and loss=, or {type(self).__name__}('output')"
+        return {"train": remedy, "loss": remedy}
+
+    def gradient(self, run: Run, path: str) -> tuple[Tensor, Tensor]:
+        """The mean magnitude and the mean square of the gradient of the tensor at `path`, as it is shaped."""
+        return gradients(run, self.to, self.batches)[path]
+
+
+@dataclass(frozen=True, repr=False)
+class Sensitivity(ByGradient):
+    """|∂/∂w|: how much the loss, or the answers, follow a weight.
+
+    >>> Sensitivity("output")
+    Sensitivity(to='output')
+    """
+
+    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
+        return self.gradient(run, path)[0].double()
+
+
+@dataclass(frozen=True, repr=False)
+class Taylor(ByGradient):
+    """|w · ∂/∂w|: to first order, what changes where a weight is zero.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv 1906.10771.
+
+    >>> Taylor(batches=4)
+    Taylor(batches=4)
+    """
+
+    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
+        return x.double().abs() * self.gradient(run, path)[0].double()
+
+
+@dataclass(frozen=True, repr=False)
+class Fisher(ByGradient):
+    """w² · E[(∂/∂w)²]: to second order what changes where a weight is zero, by the diagonal of the Fisher information.
+
+    Source: LeCun et al., "Optimal Brain Damage", 1989; Theis et al., arXiv 1801.05787.
+
+    >>> Fisher()
+    Fisher()
+    """
+
+    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
+        return x.double().square() * self.gradient(run, path)[1].double() / 2
+
+
+SCORES: dict[str, type[Score]] = {one.__name__: one for one in (Magnitude, Random, Sensitivity, Taylor, Fisher)}

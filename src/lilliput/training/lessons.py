@@ -7,15 +7,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.errors import InputError
-from lilliput.feeding import Takes, batched
-from lilliput.feeding.chance import random_state_kept
+from lilliput.errors import InputError, reason
+from lilliput.feeding import Takes, batched, read_batches
+from lilliput.feeding.chance import random_state_kept, seed_all
 from lilliput.file.lil import save
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.duplicate import duplicate
@@ -29,6 +30,7 @@ from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer, Rough, Run
 from lilliput.training import rehearsal
 from lilliput.training.data import Feed, check_apart
+from lilliput.training.gradients import without_gradients
 from lilliput.training.loop import Derailed, Loss, Material, train
 from lilliput.training.memory import enough_memory
 from lilliput.training.teachers import Live, save_answers
@@ -62,6 +64,25 @@ class Lessons:
         validate = None if task.validate is None else batched(task.validate, task.collate)
         judged = None if task.evaluate is None else batched(task.evaluate, task.collate)
         return cls(train, task.loss, validate, teachers, judged, coupled)
+
+    def backward(self, model: nn.Module, most: int) -> Iterator[None]:
+        """After each of the first batches, in an order that is always the same, gradients of the loss of `model`.
+
+        Raises InputError where there is no loss, it fails, or no weight can follow it.
+        """
+        if self.loss is None:
+            raise InputError("there is no loss to take gradients of", where="loss", next="give loss=")
+        with random_state_kept():
+            seed_all(0, 0)
+            for where, batch in islice(read_batches(self.train, "train"), most):
+                try:
+                    loss = self.loss(model, batch)
+                except Exception as error:  # the user's own code
+                    raise InputError("the loss failed", where=where, why=reason(error)) from error
+                if not isinstance(loss, Tensor) or not loss.requires_grad:
+                    raise without_gradients("the loss", model, where)
+                loss.backward()
+                yield
 
     def rehearse(self, run: Run, step: Finetune) -> float:
         """Try the training on one batch, without a step; the seconds that a batch takes.
