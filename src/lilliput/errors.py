@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 RAISE_OWN = "LILLIPUT_RAISE_OWN"  # a variable of the environment, which the tests set
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")  # that an installation of the light kind may lack
 _LONGEST = 600  # characters of a part of a message
 _HERE = str(Path(__file__).parent)
 _INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
@@ -85,6 +86,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     listing = ", ".join(names)
     return f"did you mean {close[0]!r}? (known: {listing})" if close else f"known: {listing}"
+
+
+def not_installed(
+    package: str, *besides: str, where: str = "", error: BaseException | None = None, otherwise: str = ""
+) -> InputError:
+    """What to raise where a package is missing: its name, the command that installs it, and what can be done without.
+
+    >>> str(not_installed("onnx", "onnxruntime", where="net.lil"))
+    'net.lil: onnx is not installed; pip install onnx onnxruntime'
+    """
+    why = "" if error is None else reason(error)
+    command = f"pip install {' '.join((package, *besides))}"
+    remedy = f"{command}, or {otherwise}" if otherwise else command
+    return InputError(f"{package} is not installed", where=where, why=why, next=remedy)
 
 
 def reason(error: BaseException) -> str:

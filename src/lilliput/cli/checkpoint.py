@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,7 @@ def pack(
     with shown() as progress:
         packed = checkpoint.pack(folder, out, coder, in_megabytes(progress, "packing, MB"), without)
     ratio = packed.bytes_after / packed.bytes_before
-    _print(packed, packed.path, packed.left_out, ratio, json)
+    _print(packed, packed.path, {"left_out": list(packed.left_out), "coder": packed.coder}, ratio, json)
     return packed
 
 
@@ -39,7 +39,7 @@ def unpack(path: Path, folder: Path, json: bool = False) -> Unpacked:
     with shown() as progress:
         unpacked = checkpoint.unpack(path, folder, in_megabytes(progress, "unpacking, MB"))
     ratio = unpacked.bytes_before / max(1, unpacked.bytes_after)
-    _print(unpacked, unpacked.folder, (), ratio, json)
+    _print(unpacked, unpacked.folder, {"left_out": []}, ratio, json)
     return unpacked
 
 
@@ -58,13 +58,13 @@ def in_megabytes(progress: Callable[[str, int, int], None], stage: str) -> Calla
     return told
 
 
-def _print(done: Packed | Unpacked, place: Path, left_out: Sequence[str], ratio: float, json: bool) -> None:
+def _print(done: Packed | Unpacked, place: Path, besides: Mapping[str, Any], ratio: float, json: bool) -> None:
     """`ratio`: bytes of the `.lil` for each of the files, on the way in and on the way out."""
     if json:
         plain = {
             "path": str(place),
             "files": list(done.files),
-            "left_out": list(left_out),
+            **besides,
             "bytes_before": done.bytes_before,
             "bytes_after": done.bytes_after,
             "ratio": ratio,
@@ -73,7 +73,7 @@ def _print(done: Packed | Unpacked, place: Path, left_out: Sequence[str], ratio:
         return
     number = f"{len(done.files)} file{'s' * (len(done.files) != 1)}"
     print(f"{place}: {number}, {_size(done.bytes_before)} → {_size(done.bytes_after)} ({ratio:.1%} packed)")
-    for name in left_out:
+    for name in besides["left_out"]:
         print(f"left out: {name}")
 
 

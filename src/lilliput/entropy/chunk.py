@@ -1,21 +1,22 @@
 """One chunk of a tensor as bytes: each plane by the coder that makes it smallest.
 
-*Dense* chooses among all coders, ANS (through constriction) among them; *fast* leaves ANS out, which decodes some tens
-of millions of symbols a second on a core where zstd does a thousand million.
+*Dense* chooses among all coders, ANS among them; *fast* leaves ANS out, which decodes some tens of millions of symbols
+a second on a core where zstd does a thousand million. Only the library constriction writes ANS: without it *dense* is
+not to be had, and whoever writes a file takes *fast* and says so (`able`).
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import constriction
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from lilliput.entropy import ans
 from lilliput.entropy.model import Model, fit, size
 from lilliput.entropy.planes import Array, Symbols, dtype_called, field_of, join, pack, split, unpack
-from lilliput.errors import FormatError
+from lilliput.errors import FormatError, not_installed
 
 Coder = Literal["dense", "fast"]
 CODERS: tuple[str, ...] = get_args(Coder)
@@ -28,6 +29,13 @@ _HARD = zstandard.ZstdCompressionParameters.from_level(  # weighs each match aga
 )
 _LOOSE = 1.012  # times the entropy, above which it pays to try hard
 _WORTH = 2  # bytes that ANS must gain over zstd, for it decodes more slowly
+
+
+def able(coder: Coder) -> tuple[Coder, str]:
+    """What codes here in place of `coder`, and, where that is another, why."""
+    if coder == "fast" or ans.library is not None:
+        return coder, ""
+    return "fast", f"coded fast in place of dense: {not_installed('constriction')}"
 
 
 def encode(x: Array, bits: int, coder: Coder) -> bytes:
@@ -99,7 +107,7 @@ def _stream(symbols: Symbols, bits: int, coder: Coder) -> bytes:
     if coder == "dense" and _entropy(counts) < len(best):
         model = fit(counts)
         if size(model, counts) < len(best):
-            coded = bytes((ANS,)) + model.to_bytes() + _ans(symbols, model)
+            coded = bytes((ANS,)) + model.to_bytes() + ans.encode(symbols, model)
             best = coded if len(coded) + _WORTH <= len(best) else best
     return best
 
@@ -112,25 +120,6 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     """Bytes below which no code for single symbols can go."""
     held = counts[counts > 0]
     return float(held @ (np.log2(held.sum()) - np.log2(held))) / 8
-
-
-def _ans(symbols: Symbols, model: Model) -> bytes:
-    alphabet, categorical = _categorical(model)
-    index = np.zeros(256, np.int32)
-    index[alphabet] = np.arange(len(alphabet))
-    stack = constriction.stream.stack.AnsCoder()
-    stack.encode_reverse(index[symbols], categorical)
-    return bytes(stack.get_compressed().astype("<u4").tobytes())
-
-
-def _categorical(model: Model) -> tuple[NDArray[np.int64], constriction.stream.model.Categorical]:
-    """The alphabet, and a model of constriction that has exactly the frequencies of `model`.
-
-    It gives each symbol one of 2**24 shares and distributes the rest as asked; asked for whole shares less one, it
-    rounds nothing.
-    """
-    alphabet, shares = model.frequencies()
-    return alphabet, constriction.stream.model.Categorical((shares - 1).astype(np.float64), perfect=False)
 
 
 def _symbols(stream: bytes, bits: int, count: int) -> Symbols:
@@ -148,17 +137,7 @@ def _symbols(stream: bytes, bits: int, count: int) -> Symbols:
 
 def _from_ans(data: bytes, count: int) -> Symbols:
     model, at = Model.from_bytes(data)
-    if (len(data) - at) % 4:
-        raise FormatError("a coded stream is cut short")
-    alphabet, categorical = _categorical(model)
-    words = np.frombuffer(data, "<u4", offset=at).astype(np.uint32)
-    if len(words) and words[-1] == 0:
-        raise FormatError("a coded stream ends in zeros")
-    stack = constriction.stream.stack.AnsCoder(words)
-    found: Symbols = alphabet.astype(np.uint8)[stack.decode(categorical, count)]
-    if not stack.is_empty():
-        raise FormatError("a coded stream holds more than was declared")
-    return found
+    return ans.decode(data[at:], model, count)
 
 
 def _verbatim(data: bytes, bits: int, count: int) -> Symbols:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lilliput.disk import staged_folder
 from lilliput.encodings import Encoding, Int
-from lilliput.errors import ExportError, InputError, reason
+from lilliput.errors import ExportError, InputError, not_installed
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
 from lilliput.model.views.values import value_encodings
@@ -159,9 +159,7 @@ def _save(place: Path, root: Any, stored: dict[str, Tensor], config: dict[str, A
     try:
         from huggingface_hub import save_torch_state_dict
     except ImportError as error:
-        raise InputError(
-            "huggingface_hub is not installed", why=reason(error), next="pip install huggingface_hub safetensors"
-        ) from None
+        raise not_installed("huggingface_hub", "safetensors", error=error) from None
     save_torch_state_dict(stored, place, max_shard_size=_SHARD, metadata={"format": "pt"})
     (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if getattr(root, "generation_config", None) is not None:

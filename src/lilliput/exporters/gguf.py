@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lilliput.disk import whole_file
 from lilliput.encodings import BFloat16, Encoding, Float16, Int
-from lilliput.errors import ExportError, InputError
+from lilliput.errors import ExportError, not_installed
 from lilliput.exporters.gguf_models import Decoder, vocabulary
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
@@ -76,7 +76,7 @@ def package() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise InputError("gguf is not installed", where="GGUF", next="pip install gguf") from None
+        raise not_installed("gguf", where="GGUF") from None
     return gguf
 
 

@@ -43,6 +43,7 @@ class Packed:
     left_out: tuple[str, ...]  # folders end in /
     bytes_before: int
     bytes_after: int
+    coder: entropy.Coder  # *fast* also where *dense* was asked for and cannot be had
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def pack(
         "assets": {name: ASSET + name for name in others},
     }
     written = write(out, header, _parts(tensors, others, sizes), coder, progress)
-    return Packed(out, tuple(found), tuple(left), sum(sizes.values()), written.bytes)
+    return Packed(out, tuple(found), tuple(left), sum(sizes.values()), written.bytes, written.coder)
 
 
 def _found(place: Path, out: Path, without: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

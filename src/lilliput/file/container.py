@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ class Written:
     entries: tuple[Entry, ...]
     digest: str
     bytes: int
+    coder: entropy.Coder  # *fast* also where *dense* was asked for and cannot be had
 
 
 def write(
@@ -95,11 +97,16 @@ def write(
 ) -> Written:
     """Write a file whole or not at all; a chunk is in memory at a time.
 
+    Where the library for *dense* is missing it is coded *fast*, with a warning.
+
     A header that is a function is asked for once all parts are written, which are then taken one by one: what they are
     need not be known before. It has no `deltas`.
     """
     if coder not in entropy.CODERS:
         raise InputError(f"a coder called {coder!r}", where=str(path), next=nearest(str(coder), entropy.CODERS))
+    coder, why = entropy.able(coder)
+    if why:
+        warnings.warn(f"{path}: {why}", stacklevel=2)
     parts = parts if callable(header) else list(parts)
     total = 0 if callable(header) else sum(_unfolded(part).unfolded_bytes for part in parts)
     with whole_file(path) as file:
@@ -120,7 +127,7 @@ def write(
                 where=str(path),
                 next="leave out tensors that hold one value throughout",
             )
-    return Written(tuple(entries), digest.hexdigest(), size)
+    return Written(tuple(entries), digest.hexdigest(), size, coder)
 
 
 def _unfolded(part: Part) -> Entry:

@@ -1,8 +1,8 @@
 """Reading the tensors of a large file on several cores.
 
-The library that does ANS holds Python's lock, so threads would wait for each other: each thread here has a process of
-its own that reads, checks and decodes chunks. They are started as plain programs and not by `multiprocessing`, which
-would run the user's script again.
+What does ANS, a library or not, holds Python's lock, so threads would wait for each other: each thread here has a
+process of its own that reads, checks and decodes chunks. They are started as plain programs and not by
+`multiprocessing`, which would run the user's script again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lilliput.file.container import Reader, decoded
 from lilliput.file.index import Entry
 
 _WORTH = 1 << 27  # bytes of tensors for which starting processes pays
+_WORTH_IN_PYTHON = 1 << 22  # … without the library
 _OK, _BAD = b"+", b"-"
 
 
@@ -34,7 +35,8 @@ def read_all(reader: Reader, names: Iterable[str], workers: int | None = None) -
     listed = list(names)
     own = [reader.entry(name) for name in listed if name in reader.entries]
     if workers is None:
-        large = sum(entry.unfolded_bytes for entry in own) >= _WORTH
+        _, slow = entropy.able("dense")
+        large = sum(entry.unfolded_bytes for entry in own) >= (_WORTH_IN_PYTHON if slow else _WORTH)
         workers = (os.cpu_count() or 1) if large else 1
     if workers < 2 or isinstance(reader.file, bytes) or not sys.executable:
         return {name: reader.read(name) for name in listed}

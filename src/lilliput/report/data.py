@@ -13,6 +13,7 @@ from lilliput.engine.answers import Closeness
 from lilliput.engine.costs import Costs
 from lilliput.engine.evidence import Built, Judged
 from lilliput.engine.run import Driver
+from lilliput.entropy import able
 from lilliput.measure import Measurement, macs
 from lilliput.plain import to_plain
 from lilliput.recipe import Recipe
@@ -119,6 +120,7 @@ def assemble(
         },
         "batches": batch_figures(spent),
         "loading": costlier,
+        "coded": able("dense")[1],
         "metric": judged and judged.to_json(),
         "conditions": conditions,
         "agreement": {**answers, "doubts": doubtful},

@@ -59,6 +59,8 @@ def _warnings(data: Data) -> Iterable[Html]:
         yield _warning("answers that tell nothing", doubt)
     if data.get("loading"):
         yield _warning("costlier to load than before", data["loading"])
+    if data.get("coded"):
+        yield _warning("the file to store and send is larger than it could be", data["coded"])
     if data["conditions"]["may_saturate"] and any(map(_overflows, data["layers"])):
         yield _warning(
             "answers may differ on this processor",

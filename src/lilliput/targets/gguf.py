@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.encodings import Encoding, Float16, Int
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError, not_installed
 from lilliput.exporters import gguf
 from lilliput.measure import Latencies, interleaved
 from lilliput.model.edits.edit import Edit
@@ -145,11 +145,8 @@ def _llama_cpp() -> Any:
     try:
         import llama_cpp
     except ImportError as error:
-        raise InputError(
-            "llama-cpp-python is not installed",
-            why=reason(error),
-            next="pip install llama-cpp-python, or write the file alone by lilliput.formats.save_gguf",
-        ) from None
+        alone = "write the file alone by lilliput.formats.save_gguf"
+        raise not_installed("llama-cpp-python", error=error, otherwise=alone) from None
     return llama_cpp
 
 

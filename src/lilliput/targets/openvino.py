@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.errors import InputError, nearest, reason
+from lilliput.errors import InputError, nearest, not_installed
 from lilliput.model.views.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.kernels import (
@@ -158,9 +158,7 @@ def openvino_package() -> Any:
         with _untracked():
             import openvino
     except ImportError as error:
-        raise InputError(
-            "OpenVINO is not installed", why=reason(error), next="pip install 'lilliput[openvino]'"
-        ) from None
+        raise not_installed("openvino", error=error) from None
     return openvino
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.errors import InputError, LilliputError, reason
+from lilliput.errors import InputError, LilliputError, not_installed, reason
 from lilliput.feeding import batch_size
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.nested import mapped
@@ -26,9 +26,7 @@ def accelerator_for(step: Finetune) -> Any:
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
-        raise InputError(
-            "training needs accelerate", why=reason(error), next="pip install 'lilliput[train]'"
-        ) from error
+        raise not_installed("accelerate", where="training", error=error) from error
     AcceleratorState._reset_state()  # an earlier step may have had another precision
     accelerator = Accelerator(
         mixed_precision=step.precision,
