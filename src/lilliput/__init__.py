@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.encodings import Encoding as Encoding
     from lilliput.encodings import Int as Int
     from lilliput.file.lil import load as load
+    from lilliput.opened import open as open
     from lilliput.recipe import Recipe as Recipe
     from lilliput.registry import register as register
     from lilliput.streaming.stream import stream as stream
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # so that editors and type checkers see what `__getattr__` gi
     from lilliput.verbs import compress as compress
     from lilliput.verbs import diagnose as diagnose
     from lilliput.verbs import export as export
-    from lilliput.verbs import open as open
     from lilliput.verbs import save as save
     from lilliput.verbs import train as train
 
@@ -53,7 +53,7 @@ _PLACES = {
     "Finetune": "techniques",
     "Int": "encodings",
     "load": "file.lil",
-    "open": "verbs",
+    "open": "opened",
     "Prune": "techniques",
     "Quantize": "techniques",
     "Recipe": "recipe",
@@ -166,11 +166,17 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: importing lilliput alone loads nothing heavy."""
-    if name in _NAMESPACES:
-        return import_module(f"lilliput.{name}")
-    if name not in _PLACES:
+    if name not in _NAMESPACES and name not in _PLACES:
         raise AttributeError(_missing(name))
-    value = getattr(import_module(f"lilliput.{_PLACES[name]}"), name)
+    try:
+        module = import_module(f"lilliput.{_PLACES.get(name, name)}")
+    except ModuleNotFoundError as error:
+        from lilliput.errors import lacking
+
+        raise lacking(error, where=f"lilliput.{name}") from None
+    if name in _NAMESPACES:
+        return module
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

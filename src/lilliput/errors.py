@@ -11,7 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 RAISE_OWN = "LILLIPUT_RAISE_OWN"  # a variable of the environment, which the tests set
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")  # that an installation of the light kind may lack
+_BESIDES = {  # packages that may be left out, and what is to be installed with each
+    "torch": (),
+    "onnx": ("onnxruntime",),
+    "onnxruntime": (),
+    "onnxscript": (),
+}
 _LONGEST = 600  # characters of a part of a message
 _HERE = str(Path(__file__).parent)
 _INSTALLED = tuple(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
@@ -100,6 +105,14 @@ def not_installed(
     command = f"pip install {' '.join((package, *besides))}"
     remedy = f"{command}, or {otherwise}" if otherwise else command
     return InputError(f"{package} is not installed", where=where, why=why, next=remedy)
+
+
+def lacking(error: ModuleNotFoundError, where: str = "") -> InputError:
+    """What to raise for a failed import; raises it again where it is of no package that may be left out."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _BESIDES:
+        raise error
+    return not_installed(package, *_BESIDES[package], where=where)
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,6 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,26 +28,22 @@ from lilliput.engine.resume import RECORD, check_same, conditions
 from lilliput.engine.run import Driver
 from lilliput.engine.store import Store
 from lilliput.entropy import Coder
-from lilliput.errors import FormatError, InputError, nearest
+from lilliput.errors import InputError
 from lilliput.feeding import fingerprint
 from lilliput.feeding.pipeline import Pipeline
-from lilliput.file.container import Reader
-from lilliput.file.graph import is_large, restore, restored
 from lilliput.file.lil import check_readable
 from lilliput.file.lil import save as write_module
 from lilliput.measure import environment
 from lilliput.model.carrier.identity import model_digest
 from lilliput.model.edits.copies import private_copy
 from lilliput.model.views.inputs import Dynamic
-from lilliput.model.views.signature import Signature
 from lilliput.modes import ordinary_modes
 from lilliput.plain import digest
 from lilliput.pretrained import KINDS
 from lilliput.progress import Progress, silent
 from lilliput.recipe import Recipe
-from lilliput.targets import TARGETS, Runtime, Target
+from lilliput.targets import Target
 from lilliput.targets import target as target_called
-from lilliput.targets.target import Runner
 from lilliput.task import Task, of_pipeline, read_assets
 from lilliput.techniques.finetune import Finetune
 from lilliput.techniques.run import Answer
@@ -330,10 +325,10 @@ def save(
     Raises EncodingError for a model that is being trained, FormatError for what the format cannot hold, CaptureError
     and ExportError where there is an example and no graph can be made of it.
 
-    >>> import tempfile
+    >>> import tempfile, lilliput
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     sizes = save(f"{folder}/net.lil", nn.Linear(4, 2), example=torch.zeros(1, 4))
-    ...     open(f"{folder}/net.lil")(torch.zeros(1, 4)).shape
+    ...     lilliput.open(f"{folder}/net.lil")(torch.zeros(1, 4)).shape
     torch.Size([1, 2])
     """
     held = read_assets(assets)
@@ -377,43 +372,3 @@ def _built(
     for place, kind in built.left_out.items():
         warnings.warn(f"output {place}: left out of the graph, for a {kind} is no tensor", stacklevel=3)
     return driver, built
-
-
-def open(path: str | Path, *, threads: int | None = None, base: str | Path | None = None) -> Runner:
-    """The network in a `.lil` file as a callable, without its source: it runs in the runtime that it was made for.
-
-    It takes the arguments that the module takes and answers as the module does, named outputs as a dict. `threads`: of
-    the runtime; None: as many as there are cores. `base` is the file that it was made from, if any.
-
-    Raises FormatError for a file that is damaged, hostile or holds no graph.
-
-    >>> import torch
-    >>> from lilliput.targets import OnnxRuntime
-    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
-    >>> small = compress(net, calibrate=[torch.randn(4, 64)], target=OnnxRuntime(seconds=2))
-    >>> run = open(small.save(small.folder / "copy.lil"))
-    >>> run(torch.randn(3, 64)).shape
-    torch.Size([3, 8])
-    """
-    reader = Reader(path, None if base is None else Reader(base))
-    reader.check_stored()
-    large = is_large(reader)
-    described = reader.header["graph"]
-    where = f"{path}: graph"
-    target, signature = described.get("target"), Signature.read(described, where)
-    if target not in TARGETS:
-        raise FormatError(f"was made for {target!r}", where=where, next=nearest(str(target), TARGETS))
-    runtime = TARGETS[target](threads=threads).runs
-    if runtime is None:
-        raise FormatError(f"was made for {target}, which is not run here", where=where, next="load it into its module")
-    return _opened_large(reader, runtime, signature) if large else runtime.open(restored(reader), signature)
-
-
-def _opened_large(reader: Reader, runtime: Runtime, signature: Signature) -> Runner:
-    """A graph that no protobuf holds: it lies in a folder for as long as it is used."""
-    with ExitStack() as stack:
-        folder = tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True)
-        built = restore(reader, Path(stack.enter_context(folder)) / "net.onnx")
-        run = runtime.open(built, signature)
-        weakref.finalize(run, stack.pop_all().close)
-        return run

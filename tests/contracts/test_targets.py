@@ -29,7 +29,7 @@ from lilliput.techniques.run import Wanted
 SCRIPT = """
 import sys
 import numpy as np
-from lilliput.file.session import session
+from lilliput.runtimes.session import session
 model, inputs, outputs = sys.argv[1:]
 np.savez(outputs, *session(model, 1).run(None, dict(np.load(inputs))))
 print(2.0)

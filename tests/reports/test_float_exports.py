@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from lilliput.engine.fidelity import check_precise
 from lilliput.errors import ExportError, InputError
 from lilliput.exporters.onnx import export
-from lilliput.file.session import session
 from lilliput.model.views.inputs import Inputs
+from lilliput.runtimes.session import session
 
 Answer = Callable[..., Tensor]
 

@@ -23,7 +23,8 @@ from lilliput.errors import CaptureError, ExportError, FormatError, LilliputErro
 from lilliput.file.container import Reader
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Outputs, Signature, sound
-from lilliput.outputs import flatten_outputs, left_out, parts
+from lilliput.outputs import flatten_outputs, left_out
+from lilliput.structures import parts
 
 TARGET = lp.targets.OnnxRuntime(threads=1, seconds=1)
 Pair = namedtuple("Pair", "first second")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lilliput.targets.openvino import openvino_package
+from lilliput.runtimes import openvino
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-openvino_package()  # before a test imports it by itself, which would be reported
+openvino.package()  # before a test imports it by itself, which would be reported

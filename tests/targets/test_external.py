@@ -27,9 +27,9 @@ from lilliput.errors import ExportError, FormatError, InputError, LilliputError
 from lilliput.exporters.unrounded import unrounded
 from lilliput.file.container import Reader
 from lilliput.file.graph import restored
-from lilliput.file.session import session
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
+from lilliput.runtimes.session import session
 
 ORT = lp.targets.OnnxRuntime(threads=1, seconds=0)
 

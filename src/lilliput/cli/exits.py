@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 import lilliput
-from lilliput.errors import PACKAGES, LilliputError, not_installed
+from lilliput.errors import LilliputError, lacking
 
 DONE, BAD_INPUT, NOT_MET, HARMED, STOPPED = 0, 2, 3, 4, 130
 OUTCOMES = {"done": DONE, "not met": NOT_MET, "harmed": HARMED}  # of a report
@@ -43,10 +43,7 @@ def leave(run: Callable[[], int], stopped: str) -> None:
         typer.echo(f"error: {error}", err=True)
         code = BAD_INPUT
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in PACKAGES:
-            raise
-        typer.echo(f"error: {not_installed(missing)}", err=True)
+        typer.echo(f"error: {lacking(error)}", err=True)
         code = BAD_INPUT
     except KeyboardInterrupt:
         typer.echo(f"stopped; {stopped}", err=True)

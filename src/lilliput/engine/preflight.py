@@ -18,8 +18,8 @@ from lilliput.feeding import ask
 from lilliput.model.carrier.carrier import tensor_held
 from lilliput.model.carrier.duplicate import duplicate
 from lilliput.model.edits.copies import as_it_stands
+from lilliput.model.views.flat import flat
 from lilliput.model.views.inputs import Inputs
-from lilliput.model.views.passed import flat
 from lilliput.model.views.signature import Signature
 from lilliput.outputs import flatten_outputs
 from lilliput.recipe import Recipe
@@ -122,7 +122,7 @@ class _Answers:
         return self._repeated_from is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = Inputs(args, kwargs)
+        given = Inputs.given(args, kwargs)
         shapes = tuple((x.shape, x.dtype) for x in self._signature.arguments(given))
         if shapes in self._known and self._taken_s > self._real_s:
             return self._again(shapes)

@@ -8,15 +8,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lilliput.errors import FormatError, reason
-from lilliput.external import files_of
+from lilliput.errors import FormatError, InputError, lacking, reason
 from lilliput.file.assets import asset_names
 from lilliput.file.container import Reader
-from lilliput.file.graph import restore
 from lilliput.file.index import Entry, version_of
 from lilliput.file.names import ASSET, GRAPH, HEAD, apart
 from lilliput.file.second import Second
-from lilliput.file.session import session
 
 Progress = Callable[[int, int], None]
 _FIELDS = {"edits": list, "aliases": dict, "buffers": list, "attributes": dict, "files": list, "provenance": dict}
@@ -186,6 +183,8 @@ def verify(
     it; and the whole again by a second decoder, which shares no code with the first (`thorough`: all chunks, otherwise
     some of each tensor of a large file).
 
+    Without onnx and onnxruntime the graph is not loaded, which is told.
+
     Raises FormatError for the first thing that is not as it should be.
     """
     reader = Reader(path, base)
@@ -222,13 +221,21 @@ def _check_names(reader: Reader) -> None:
 def _checked_graph(reader: Reader) -> str:
     if not isinstance(reader.header.get("graph"), dict):
         return f"none: {reader.header.get('no_graph', 'this is no module')}"
-    import onnx
+    try:
+        import onnx
 
+        from lilliput.external import files_of
+        from lilliput.file.graph import restore
+        from lilliput.runtimes.session import session
+    except ModuleNotFoundError as error:
+        return f"whole as bytes, and not loaded: {lacking(error)}"
     with tempfile.TemporaryDirectory(prefix="lilliput-", ignore_cleanup_errors=True) as folder:
         built = restore(reader, Path(folder) / "net.onnx")
         try:
             onnx.checker.check_model(str(built))
             session(built)
+        except InputError as error:
+            return f"{onnx.__name__} takes it, and it is not loaded: {error}"
         except Exception as error:  # both raise many kinds
             raise FormatError("does not load", where=f"{reader.where}: graph", why=reason(error)) from None
         size = sum(path.stat().st_size for path in files_of(built))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from lilliput.errors import EncodingError, FormatError, LilliputError, reason
 from lilliput.file.assets import asset_parts
 from lilliput.file.base import against
 from lilliput.file.container import Part, Reader, write
-from lilliput.file.graph import Graph, stripped
 from lilliput.file.names import apart
 from lilliput.file.parallel import read_all
 from lilliput.model.carrier.arrays import to_array, to_tensor
@@ -36,6 +35,9 @@ from lilliput.model.edits.held import attributes, give_attribute, give_buffer, n
 from lilliput.model.names import attribute_name
 from lilliput.model.views.values import value_encodings
 from lilliput.plain import check_types, from_plain, to_plain
+
+if TYPE_CHECKING:
+    from lilliput.file.graph import Graph
 
 Module = TypeVar("Module", bound=nn.Module)
 EXTRA = "_extra_state"  # how torch calls what get_extra_state returns
@@ -82,7 +84,9 @@ def save(
             raise FormatError(what, where=str(path), next="give the new file a name of its own")
         parts, told = against(Reader(base), arrays, parts)
         described |= told
-    if isinstance(graph, Graph):
+    if not isinstance(graph, str):
+        from lilliput.file.graph import stripped  # needs onnx, which reading a module does not
+
         described["graph"], more = stripped(graph, arrays)
         parts += [Part.of(name, x) for name, x in more.items()]
     else:

@@ -13,7 +13,8 @@ from torch import Tensor
 from lilliput.errors import MeasureError
 from lilliput.measure.kinds import FIGURES, Kind
 from lilliput.measure.noise import Noise
-from lilliput.outputs import difference, finite, flatten_outputs, leaves, paired
+from lilliput.outputs import difference, finite, flatten_outputs, paired
+from lilliput.structures import leaves
 
 
 @dataclass(frozen=True, eq=False)

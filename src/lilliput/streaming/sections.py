@@ -13,7 +13,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from lilliput.errors import InputError
 from lilliput.model.carrier.carrier import tensors
 from lilliput.model.surgery.depth import repeated
-from lilliput.model.views.inputs import Inputs, is_plain
+from lilliput.model.views.inputs import Inputs
+from lilliput.structures import is_plain
 
 
 @dataclass(frozen=True)

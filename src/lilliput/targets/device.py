@@ -137,7 +137,7 @@ class _OnDevice:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.here is not None:
             return self.here(*args, **kwargs)
-        return self.signature.assemble(self._run(Inputs(args, kwargs))[1])
+        return self.signature.assemble(self._run(Inputs.given(args, kwargs))[1])
 
     def timed_ms(self, example: Inputs) -> float:
         return self._run(example)[0]

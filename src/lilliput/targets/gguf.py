@@ -93,7 +93,7 @@ class LlamaCpp(Runtime):
         held = _Held(built, self.threads)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(signature.inputs, signature.arguments(Inputs(args, kwargs)), strict=True))
+            given = dict(zip(signature.inputs, signature.arguments(Inputs.given(args, kwargs)), strict=True))
             return signature.assemble([torch.stack([held.logits(ids) for ids in _tokens(given)])])
 
         return run

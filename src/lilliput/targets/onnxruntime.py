@@ -15,10 +15,11 @@ import numpy as np
 from lilliput.encodings import Encoding, Fixed, Int
 from lilliput.encodings.integer import Uniform
 from lilliput.exporters.profiles import Profile, profile
-from lilliput.file.session import session
 from lilliput.measure import cpu
 from lilliput.model.views.view import CONVOLUTIONS, RECURRENT, Call, View
 from lilliput.recipe import Recipe
+from lilliput.runtimes import onnxruntime
+from lilliput.runtimes.loaded import Loaded
 from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,
     at_run_time,
@@ -28,7 +29,7 @@ from lilliput.targets.kernels import (
     no_kernel_finds,
     weights_lack,
 )
-from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, loaded_by
+from lilliput.targets.onnx import OnnxPreferences, OnnxSession, OnnxWriter
 from lilliput.targets.onnxruntime_operators import operators
 from lilliput.targets.operators import Operator
 from lilliput.targets.placing import Placing
@@ -115,7 +116,7 @@ class OrtSession(OnnxSession):
 
     written_for: str | None = None  # another runtime, whose kernels are not this machine's
 
-    title: ClassVar[str] = "ONNX Runtime"
+    title: ClassVar[str] = onnxruntime.TITLE
 
     @property
     def multiple(self) -> int | None:
@@ -126,7 +127,7 @@ class OrtSession(OnnxSession):
         return operators(built, arrays, self.threads, seconds)
 
     def load(self, built: Path | bytes) -> Loaded:
-        return loaded_by(session(built, self.threads))
+        return onnxruntime.load(built, self.threads)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lilliput.file.session import session
+from lilliput.runtimes.session import session
 from lilliput.targets.operators import Operator, Owners, called
 
 _SUFFIX = "_kernel_time"

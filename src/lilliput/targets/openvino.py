@@ -5,19 +5,19 @@ What it runs on integers, and with how many bits it computes the rest, was measu
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from lilliput.encodings import Encoding, Int, Sparse
-from lilliput.errors import InputError, nearest, not_installed
+from lilliput.errors import InputError, nearest
 from lilliput.model.views.view import RECURRENT, Call, View
 from lilliput.recipe import Recipe
+from lilliput.runtimes import openvino
+from lilliput.runtimes.loaded import Loaded
 from lilliput.targets.kernels import (
     INTEGER_CONVOLUTIONS,
     at_run_time,
@@ -26,7 +26,7 @@ from lilliput.targets.kernels import (
     no_kernel_finds,
     weights_lack,
 )
-from lilliput.targets.onnx import Loaded, OnnxPreferences, OnnxSession, OnnxWriter, input_names
+from lilliput.targets.onnx import OnnxPreferences, OnnxSession, OnnxWriter
 from lilliput.targets.openvino_operators import operators
 from lilliput.targets.operators import Operator, called
 from lilliput.targets.placing import Placing
@@ -35,7 +35,6 @@ from lilliput.targets.target import Target
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
 
-_TRACKER = "openvino_telemetry"
 _PRECISIONS = ("f32", "bf16", "f16")
 _LONG_TAILS = frozenset({"gelu", "silu"})  # what they give has outliers that one range serves badly
 
@@ -85,38 +84,16 @@ class OpenVinoSession(OnnxSession):
 
     precision: str | None
 
-    title: ClassVar[str] = "OpenVINO"
+    title: ClassVar[str] = openvino.TITLE
 
     def load(self, built: Path | bytes) -> Loaded:
-        compiled = self._compiled(built)
-        request, names = compiled.create_infer_request(), input_names(built)
-        read = {name for taken in compiled.inputs for name in taken.names}  # OpenVINO may drop what nothing reads
-
-        def run(arrays: Sequence[np.ndarray]) -> list[Any]:
-            given = {name: x for name, x in zip(names, arrays, strict=True) if name in read}
-            return list(request.infer(given, share_inputs=True).to_tuple())
-
-        return Loaded(len(names), len(compiled.outputs), run)
+        return openvino.load(built, self.threads, self.precision)
 
     def accounts(self, built: Path, arrays: Sequence[np.ndarray], seconds: float) -> Sequence[Operator]:
-        compiled = self._compiled(built, PERF_COUNT=True)
+        compiled = openvino.compiled(built, self.threads, self.precision, PERF_COUNT=True)
         request = compiled.create_infer_request()
         called(lambda: request.infer(list(arrays), share_inputs=True), seconds)
         return operators(built, compiled)
-
-    def _compiled(self, built: Path | bytes, **more: Any) -> Any:
-        core = openvino_package().Core()
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": self.threads,
-            "ENABLE_CPU_PINNING": False,  # or all that is timed waits for the same core, however busy
-            **more,
-        }
-        if self.precision is not None:
-            settings["INFERENCE_PRECISION_HINT"] = self.precision
-        given = built if isinstance(built, bytes) else str(built)
-        return core.compile_model(core.read_model(given), "CPU", settings)
 
 
 @dataclass(frozen=True)
@@ -130,14 +107,14 @@ class OpenVino(Target):
     """
 
     opset: int = 20
-    precision: str | None = "f32"  # or "bf16", "f16"; None: what OpenVINO chooses, which is bf16 where there is AMX
+    precision: str | None = openvino.PRECISION  # or "bf16", "f16"; None: what OpenVINO chooses, bf16 where there is AMX
 
     name: ClassVar[str] = "openvino"
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in _PRECISIONS:
             raise InputError(f"precision={self.precision!r}", next=nearest(str(self.precision), _PRECISIONS))
-        openvino_package()
+        openvino.package()
 
     @property
     def prefers(self) -> OpenVinoPreferences:
@@ -150,32 +127,6 @@ class OpenVino(Target):
     @property
     def runs(self) -> OpenVinoSession:
         return OpenVinoSession(self.threads_used, self.precision)
-
-
-def openvino_package() -> Any:
-    """The package, imported without a report to its maker; raises InputError where it is not installed."""
-    try:
-        with _untracked():
-            import openvino
-    except ImportError as error:
-        raise not_installed("openvino", error=error) from None
-    return openvino
-
-
-@contextmanager
-def _untracked() -> Iterator[None]:
-    """Inside, OpenVINO does not find its tracker, in place of which it then takes a stub of its own.
-
-    On being imported it would send an event and keep an identity in the user's home, and no variable stops that. A
-    program that imported it earlier has decided for itself, and afterwards the tracker can be imported by others.
-    """
-    held = {name: module for name, module in sys.modules.items() if name == _TRACKER}
-    sys.modules[_TRACKER] = None  # type: ignore[assignment]  # which importing takes for "not installed"
-    try:
-        yield
-    finally:
-        del sys.modules[_TRACKER]
-        sys.modules.update(held)
 
 
 def _no_kernel(view: View, call: Call) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from lilliput.model.views.inputs import Dynamic, Inputs
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.view import Call, View
 from lilliput.recipe import Recipe
+from lilliput.runtimes.loaded import Runner as Runner
 from lilliput.targets.operators import Operator
 from lilliput.techniques.run import Placed, Wanted
 
-Runner = Callable[..., Any]  # called like the module, answers like the module
 NOT_HERE = "not run here"  # why a target times nothing
 BY_REFERENCE = "answers are those of reference kernels, which compute the file as it is written"
 

@@ -18,7 +18,8 @@ from lilliput.file.container import Part, Reader, write
 from lilliput.model.carrier.arrays import to_array, to_tensor
 from lilliput.modes import eval_mode
 from lilliput.nested import mapped
-from lilliput.outputs import judged, leaves
+from lilliput.outputs import judged
+from lilliput.structures import leaves
 from lilliput.techniques.distill import Seen, Term, attention_of
 from lilliput.training.data import samples
 from lilliput.training.memory import starved

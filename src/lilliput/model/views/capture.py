@@ -19,8 +19,8 @@ from torch.fx import Graph, Node
 from lilliput.errors import CaptureError, InputError, raise_own, reason
 from lilliput.model.carrier.carrier import stored_of, tensors
 from lilliput.model.carrier.encoded_tensor import EncodedTensor
+from lilliput.model.views.flat import flat
 from lilliput.model.views.inputs import Inputs
-from lilliput.model.views.passed import flat
 from lilliput.model.views.program import operands, program, quiet, region
 from lilliput.model.views.values import Value, mark, watched
 from lilliput.model.views.view import BAG, CONVOLUTIONS, LOOKS_UP, MULTIPLIES, RECURRENT, Call, Rung, View, Window

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import ml_dtypes
+import numpy as np
 
-from lilliput.errors import CaptureError
-from lilliput.outputs import comparable, leaves
+from lilliput.structures import is_tensor
 
-_NARROW = {str(kind).removeprefix("torch."): kind for kind in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)}
-_COMPLEX = {str(kind).removeprefix("torch."): kind for kind in (torch.complex64, torch.complex128)}
-CONVERTED = {**_NARROW, **_COMPLEX}  # types that pass as others: as float32, or as pairs of real numbers
+NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")  # types that pass as float32
+COMPLEX = ("complex64", "complex128")  # … as pairs of real numbers
+CONVERTED = (*NARROW, *COMPLEX)
 
 
 def passes_as(leaf: Any) -> Any:
@@ -22,10 +20,11 @@ def passes_as(leaf: Any) -> Any:
 
     Numbers are outputs of the graph, for they may be lengths of inputs; None, truth values and texts are told here.
 
+    >>> import torch
     >>> passes_as(torch.ones(1).bfloat16()), passes_as(3), passes_as(None)
     ({'tensor': 'bfloat16'}, 'int', {'constant': None})
     """
-    if isinstance(leaf, Tensor):
+    if is_tensor(leaf):
         kind = str(leaf.dtype).removeprefix("torch.")
         return {"tensor": kind} if kind in CONVERTED else "tensor"
     if leaf is None or isinstance(leaf, bool | str):
@@ -52,54 +51,19 @@ def in_graph(told: Any) -> bool:
     return not (isinstance(told, dict) and "constant" in told)
 
 
-def given_back(told: Any, out: Tensor) -> Any:
-    """The leaf again, from an output of the graph."""
+def given_back(told: Any, out: Any) -> Any:
+    """The leaf again, from an output of the graph: a tensor from a tensor, an array from an array.
+
+    >>> given_back({"tensor": "complex64"}, np.ones((3, 2), np.float32)).shape
+    (3,)
+    """
     if told == "tensor":
         return out
     if told in ("int", "float"):
         return (int if told == "int" else float)(out)
-    kind = CONVERTED[told["tensor"]]
-    return torch.view_as_complex(out.contiguous()) if told["tensor"] in _COMPLEX else out.to(kind)
-
-
-@contextmanager
-def flat(model: nn.Module) -> Iterator[list[str]]:
-    """Inside, `model` answers with a tuple of the outputs of its graph alone, as `Signature` takes them.
-
-    Gives a list that holds their places in the answer, such as `logits` or `0.1`, once it has answered.
-    """
-    places: list[str] = []
-
-    def flattened(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, ...]:
-        held = list(leaves(output))
-        found = [leaf for _, leaf in held]
-        if not any(isinstance(leaf, Tensor) for leaf in found):
-            kinds = ", ".join(sorted({type(leaf).__name__ for leaf in found})) or "nothing"
-            raise CaptureError(f"the model answers with no tensor, but with {kinds}", next="let it return tensors")
-        if any(isinstance(leaf, torch.SymBool) for leaf in found):
-            raise CaptureError(
-                "the model answers with a truth value that depends on the length of an axis",
-                next="return a tensor, or fix the lengths by dynamic={}",
-            )
-        places[:] = [place for place, leaf in held if _goes_out(leaf)]
-        return tuple(_outgoing(leaf) for leaf in found if _goes_out(leaf))
-
-    hook = model.register_forward_hook(flattened)
-    try:
-        yield places
-    finally:
-        hook.remove()
-
-
-def _goes_out(leaf: Any) -> bool:
-    return comparable(leaf) and not (leaf is None or isinstance(leaf, bool | str))
-
-
-def _outgoing(leaf: Any) -> Tensor:
-    """A leaf as an output of the graph: numbers in 64 bits, tensors in a type that arrays have."""
-    if not isinstance(leaf, Tensor):
-        whole = isinstance(leaf, int | torch.SymInt)
-        return torch.scalar_tensor(leaf, dtype=torch.int64 if whole else torch.float64)
-    if leaf.dtype in _COMPLEX.values():
-        return torch.view_as_real(leaf.resolve_conj())
-    return leaf.float() if leaf.dtype in _NARROW.values() else leaf
+    kind = told["tensor"]
+    if isinstance(out, np.ndarray):
+        paired = kind in COMPLEX
+        return np.ascontiguousarray(out).view(kind)[..., 0] if paired else out.astype(getattr(ml_dtypes, kind))
+    torch = sys.modules["torch"]
+    return torch.view_as_complex(out.contiguous()) if kind in COMPLEX else out.to(getattr(torch, kind))

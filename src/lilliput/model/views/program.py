@@ -19,8 +19,8 @@ from torch.fx import Graph, GraphModule, Node
 from lilliput.model.carrier.forward import called
 from lilliput.model.carrier.snapshot import unchanged
 from lilliput.model.views.bags import WholeBags
+from lilliput.model.views.flat import flat
 from lilliput.model.views.inputs import Inputs
-from lilliput.model.views.passed import flat
 from lilliput.model.views.recurrent import WholeLayers
 
 OUTPUTS = "lilliput outputs"  # in the meta of a program's graph: the places of its outputs in the module's answer

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from lilliput.errors import ExportError, FormatError, InputError
-from lilliput.model.views.inputs import Inputs, is_plain
+from lilliput.model.views.arguments import Arguments
 from lilliput.model.views.passed import given_back, in_graph, is_leaf, passes_as
-from lilliput.outputs import DEEPEST, comparable, parts
+from lilliput.structures import DEEPEST, comparable, is_plain, is_tensor, parts
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -45,10 +43,11 @@ class Signature:
     required: tuple[str, ...] = ()  # those of them that the module takes otherwise unless they are given
 
     @classmethod
-    def of(cls, inputs: Inputs, outputs: Any, forward: Any = None) -> Signature:
+    def of(cls, inputs: Arguments, outputs: Any, forward: Any = None) -> Signature:
         """That of a call of `forward` with `inputs` that was answered with `outputs`.
 
         >>> import torch
+        >>> from lilliput.model.views.inputs import Inputs
         >>> Signature.of(Inputs.of(torch.ones(1)), (torch.ones(1), {"a": torch.ones(2)})).outputs
         {'tuple': ['tensor', {'dict': [['a', 'tensor']]}]}
         >>> told = Signature.of(Inputs.of({"x": torch.ones(1), "k": 2}), torch.ones(1), lambda x, k=1, up=True: x)
@@ -59,7 +58,7 @@ class Signature:
         parameters = tuple(name for name, one in known.items() if one.kind in _POSITIONAL)
         defaults = {name: one.default for name, one in known.items() if is_plain(one.default)}
         given = {_named(key, parameters): value for key, value in inputs.named()}
-        plain = {name: x for name, x in given.items() if not isinstance(x, Tensor)}
+        plain = {name: x for name, x in given.items() if not is_tensor(x)}
         parted = {name.partition(".")[0] for name in given.keys() - plain.keys()}  # that hold tensors, or are some
         fixed = {
             name: _as_stored(x) for name, x in {**defaults, **plain}.items() if name in plain or name not in parted
@@ -93,14 +92,14 @@ class Signature:
         inputs, parameters, required = (tuple(lists[key]) for key in ("inputs", "parameters", "required"))
         return cls(inputs, data["outputs"], parameters, constants, required)
 
-    def arguments(self, given: Inputs) -> list[Tensor]:
-        """The tensors of a call in the order of the inputs.
+    def arguments(self, given: Arguments) -> list[Any]:
+        """The tensors or arrays of a call in the order of the inputs.
 
         Raises InputError for other arguments than those of the example, and other values of those that are constants.
         """
         named = {_named(key, self.parameters): value for key, value in given.named()}
         wanted = [_named(key, self.parameters) for key in self.inputs]
-        tensors = {name for name, x in named.items() if isinstance(x, Tensor)}
+        tensors = {name for name, x in named.items() if is_tensor(x)}
         if tensors != set(wanted):
             raise InputError(
                 f"called with {', '.join(repr(key) for key, _ in given.named()) or 'nothing'}",

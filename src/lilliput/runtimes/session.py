@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lilliput.errors import not_installed
 from lilliput.external import SMALL, data_of
 
 _BESIDE = "session.optimized_model_external_initializers_"
@@ -20,7 +21,7 @@ def session(
     as_written: bool = False,
     folder: Path | None = None,
 ) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU; raises whatever onnxruntime raises.
+    """An `onnxruntime.InferenceSession` on the CPU; raises whatever onnxruntime raises, and InputError without it.
 
     With `as_written` it computes node by node, with nothing fused. The graph that it makes of the file is written to
     `optimized`, and what its nodes take to a file that begins with `profile`. What bytes do not hold lies in `folder`.
@@ -28,7 +29,10 @@ def session(
     On being imported, ONNX Runtime 1.31 begins to note events for its maker, unless the variable is set by then.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise not_installed("onnxruntime", error=error) from None
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -1,0 +1,1 @@
+"""What runs ONNX files on this machine, with arrays as with tensors; without importing torch."""
