@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lilliput.delivery import Result
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError, not_installed
 from lilliput.recipe import Recipe
 from lilliput.targets import Target
 from lilliput.task import Task
@@ -22,7 +22,7 @@ from lilliput.verbs import compress
 try:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 except ImportError as error:
-    raise InputError("lightning is not installed", why=reason(error), next="pip install lightning") from None
+    raise not_installed("lightning", error=error) from None
 
 
 def task_of(module: LightningModule, data: LightningDataModule | None = None, **given: Any) -> Task:

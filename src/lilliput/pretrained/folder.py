@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lilliput.errors import InputError, reason
+from lilliput.errors import InputError, not_installed, reason
 
 _MAKES = re.compile("token|vocab|merges|spiece|sentencepiece|processor|extractor")  # in names of files
 
@@ -81,7 +81,7 @@ def imported() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError("transformers is not installed", why=reason(error), next="pip install transformers") from None
+        raise not_installed("transformers", error=error) from None
     return transformers
 
 
