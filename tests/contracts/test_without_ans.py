@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+import lilliput as lp
 from lilliput.entropy import ans
 from lilliput.entropy.model import fit
 from lilliput.errors import FormatError
@@ -78,3 +80,15 @@ def test_what_is_written_without_it_is_fast_and_told(tmp_path: Path) -> None:
     assert Second(tmp_path / "net.lil").tensor("weight")[2] == x.tobytes()
     without(command.format(["unpack", "net.lil", "-o", "out"]), tmp_path)
     assert np.array_equal(load_file(tmp_path / "out" / "net.safetensors")["weight"], x)
+
+
+def test_the_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(ans, "library", None)
+    with pytest.warns(UserWarning, match="coded fast in place of dense: constriction is not installed"):
+        small = lp.compress(torch.nn.Linear(64, 64), calibrate=[torch.randn(8, 64)], folder=tmp_path, measure=False)
+    assert "pip install constriction" in small.data["coded"]
+    assert "larger than it could be" in (tmp_path / "report.html").read_text("utf-8")
+    monkeypatch.undo()
+    kept = lp.compress(torch.nn.Linear(64, 64), calibrate=[torch.randn(8, 64)], measure=False)
+    assert kept.data["coded"] == ""
