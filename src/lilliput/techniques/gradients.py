@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lilliput.errors import InputError
 from lilliput.model.carrier.carrier import tensors, to_dense
 from lilliput.modes import eval_mode
-from lilliput.outputs import leaves
+from lilliput.structures import leaves
 from lilliput.techniques.run import Answer, Run, only_by_doing
 
 Of = Literal["loss", "output"]
