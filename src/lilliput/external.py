@@ -170,6 +170,21 @@ def array(tensor: TensorProto, path: Path | None) -> NDArray[Any]:
     return np.memmap(place, kind, "r", offset, tuple(tensor.dims))
 
 
+def packed_rows(rows: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Codes of 4 or 8 bits as ONNX Runtime's `MatMulNBits` has them: from 0 on, each row's in bytes, low bits first.
+
+    >>> packed_rows(np.array([[-8, 7, 1]], np.int8), 4)
+    array([[240,   9]], dtype=uint8)
+    """
+    middle = 1 << (bits - 1) if rows.dtype.kind == "i" else 0
+    codes: NDArray[np.uint8] = np.add(rows, middle, dtype=np.int16).astype(np.uint8)
+    if bits == 8:
+        return codes
+    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    packed: NDArray[np.uint8] = even[:, 0::2] | even[:, 1::2] << np.uint8(4)
+    return packed
+
+
 def copied(source: Path, path: Path) -> Path:
     """The built file `source` under the name `path`, with what lies beside it."""
     if not keeps_beside(source):

@@ -52,6 +52,35 @@ def file(model: onnx.ModelProto | bytes, tensors: Tensors | None = None, **descr
     return forge.module(held, graph={**graph, "outputs": "tensor", **described})
 
 
+def packed(computed: str = "", **changed: Any) -> onnx.ModelProto:
+    """x through a product with packed codes, of 16 inputs and 3 outputs, whose tensors may not fit together."""
+    held: dict[str, Any] = {
+        "codes": np.ones((3, 1, 8), np.uint8),
+        "scales": np.ones((3, 1), np.float32),
+        "zeros": np.ones((3, 1), np.uint8),
+        "places": None,
+        "bias": np.ones(3, np.float32),
+    }
+    told = {"K": 16, "N": 3, "bits": 4, "block_size": 16, "accuracy_level": 4}
+    held.update({name: x for name, x in changed.items() if name in held})
+    told.update({name: x for name, x in changed.items() if name in told})
+    given = [name if x is not None else "" for name, x in held.items()]
+    before = [node("Identity", computed, out="computed")] if computed else []
+    return graph_of(
+        *before,
+        node("Concat", *["x"] * 8, out="row", axis=0),
+        node(
+            "MatMulNBits",
+            "row",
+            *["computed" if name == computed and computed else name for name in given],
+            domain="com.microsoft",
+            **told,
+        ),
+        inits=[numpy_helper.from_array(x, n) for n, x in held.items() if x is not None],
+        runtimes_own=True,
+    )
+
+
 def rebuilt(data: bytes) -> bytes:
     return restored(Reader(data))
 
@@ -158,6 +187,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         file(graph_of(node("Gelu", "x", domain="com.microsoft"))),
         "domain 'com.microsoft'",
     ),
+    "packed codes that are computed": (file(packed(computed="codes")), "codes or scales that it computes"),
+    "packed scales that are computed": (file(packed(computed="scales")), "codes or scales that it computes"),
     "an operator for training": (file(graph_of(node("X", "x", domain="ai.onnx.preview.training"))), "domain"),
     "a domain of one's own": (
         changed(lambda model: model.opset_import.add(domain="evil", version=1)),
@@ -468,8 +499,25 @@ RECURRENT = {
     "an LSTM of another size": recurrent(hidden_size=1 << 40),
     "an LSTM of no size": recurrent(hidden_size=0),
 }
+PACKED = {
+    "packed codes of fewer outputs": packed(codes=np.ones((1, 1, 8), np.uint8)),
+    "packed codes of fewer inputs": packed(codes=np.ones((3, 1, 4), np.uint8)),
+    "packed codes of fewer scales": packed(scales=np.ones((1, 1), np.float32)),
+    "packed codes of fewer zeros": packed(zeros=np.ones((1, 1), np.uint8)),
+    "packed codes without zeros enough": packed(zeros=np.ones((0,), np.uint8)),
+    "packed codes in an order beyond them": packed(places=np.full(16, 1 << 20, np.int32)),
+    "packed codes of fewer biases": packed(bias=np.ones(1, np.float32)),
+    "packed codes of more inputs": packed(K=1 << 40),
+    "packed codes of more outputs": packed(N=1 << 31),
+    "packed codes of outputs below zero": packed(N=-3),
+    "packed codes of other bits": packed(bits=3),
+    "packed codes of more bits": packed(bits=8),
+    "packed codes in blocks of none": packed(block_size=0),
+    "packed codes in blocks below zero": packed(block_size=-16),
+}
 RUNS = {
     **RECURRENT,
+    **PACKED,
     "an index out of bounds": graph_of(node("Gather", "x", "i"), inits=[integers("i", 1 << 40)]),
     "a shape that does not fit": graph_of(node("Reshape", "x", "s"), inits=[integers("s", 7, 7)]),
 }

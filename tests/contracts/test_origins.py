@@ -27,6 +27,9 @@ RECIPES: dict[str, list[lp.Quantize]] = {
     "static": [lp.Quantize(weights=lp.Int(7), activations=lp.Int(8))],
     "at run time": [lp.Quantize(weights=lp.Int(7), activations=DYNAMIC)],
     "groups of four bits": [lp.Quantize(weights=lp.Int(4, group=8, symmetric=False))],
+    "packed": [lp.Quantize(weights=lp.Int(4, group=16, symmetric=False))],
+    "packed, in other blocks": [lp.Quantize(weights=lp.Int(3, group=16, scale=lp.formats.Float16()))],
+    "packed, beside integers": [lp.Quantize(weights=lp.Int(4, group=16), activations=DYNAMIC)],
     "levels": [lp.Quantize(weights=lp.formats.Codebook(16))],
     "half": [lp.Quantize(weights=lp.formats.Float16())],
     "tiles": [lp.Quantize(weights=lp.formats.Blockwise(channels=2, group=8))],
@@ -109,6 +112,8 @@ def test_a_tensor_that_is_turned_and_one_that_is_an_attribute_are_found(tmp_path
         {"transposed": "third.bias"},
         {"product": ["third.bias", "first.weight"]},
         {"quotient": ["third.weight", "third.bias", "third.bias"]},
+        {"packed": [{"tensor": "fourth.weight"}, 4]},  # of no codes
+        {"packed": [{"packed": [{"tensor": "fourth.weight"}, 4]}, 4]},
     ],
     ids=str,
 )

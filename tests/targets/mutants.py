@@ -65,18 +65,20 @@ def _by_output(model: onnx.ModelProto) -> dict[str, Any]:
     return {name: node for node in model.graph.node for name in node.output}
 
 
-def _decoding(model: onnx.ModelProto) -> list[Any]:
-    """The nodes that decode weights: ``DequantizeLinear``, or ``Mul`` by a scale."""
+def _decoding(model: onnx.ModelProto) -> list[tuple[Any, int]]:
+    """The nodes that decode weights, ``DequantizeLinear``, ``MatMulNBits`` or ``Mul`` by a scale; and where that is."""
     held, made = _arrays(model), _by_output(model)
     found = []
     for node in model.graph.node:
         codes = held.get(node.input[0]) if node.input else None
         if node.op_type == "DequantizeLinear" and codes is not None and codes.ndim >= 2:
-            found.append(node)
+            found.append((node, 1))
+        elif node.op_type == "MatMulNBits" and node.input[2] in held:
+            found.append((node, 2))
         elif node.op_type == "Mul" and node.input[1] in held:
             before = made.get(node.input[0])
             if before is not None and before.op_type == "Cast" and before.input[0] in held:
-                found.append(node)
+                found.append((node, 1))
     return found
 
 
@@ -103,7 +105,7 @@ def scale(model: onnx.ModelProto) -> None:
     held = _arrays(model)
     lstms = [node for node in model.graph.node if node.op_type == "DynamicQuantizeLSTM"]
     lstms = [node for node in lstms if node.input[8] in held]
-    node, place = (lstms[0], 8) if lstms else (_middle(_decoding(model)), 1)
+    node, place = (lstms[0], 8) if lstms else _middle(_decoding(model))
     _put(
         model,
         node.input[place],
@@ -120,10 +122,10 @@ def zero_point(model: onnx.ModelProto) -> None:
 def axis_swapped(model: onnx.ModelProto) -> None:
     """The scales of channels in the order of other channels."""
     held = _arrays(model)
-    found = [node for node in _decoding(model) if held[node.input[1]].size > 1 and np.ptp(held[node.input[1]]) > 0]
-    node = _middle(found)
-    flat = held[node.input[1]]
-    _put(model, node.input[1], np.roll(flat.reshape(-1), 1).reshape(flat.shape), [node])
+    found = [(node, place) for node, place in _decoding(model) if held[node.input[place]].size > 1]
+    node, place = _middle([(node, place) for node, place in found if np.ptp(held[node.input[place]]) > 0])
+    flat = held[node.input[place]]
+    _put(model, node.input[place], np.roll(flat.reshape(-1), 1).reshape(flat.shape), [node])
 
 
 def bias_dropped(model: onnx.ModelProto) -> None:
@@ -141,6 +143,8 @@ def bias_dropped(model: onnx.ModelProto) -> None:
             found.append((node, node.input[1]))
         if node.op_type in ("LSTM", "DynamicQuantizeLSTM") and len(node.input) > 3 and node.input[3] in held:
             found.append((node, node.input[3]))
+        if node.op_type == "MatMulNBits" and len(node.input) > 5:
+            found.append((node, node.input[5]))
     reader, name = _middle(found)
     _put(model, name, np.zeros_like(held[name]), [reader])
 
@@ -172,9 +176,9 @@ def range_clipped(model: onnx.ModelProto) -> None:
 def codes_rounded_down(model: onnx.ModelProto) -> None:
     held, made = _arrays(model), _by_output(model)
     lstms = [node for node in model.graph.node if node.op_type == "DynamicQuantizeLSTM"]
-    products = [n for n in model.graph.node if n.op_type == "MatMulInteger" and n.input[1] in held]
+    products = [n for n in model.graph.node if n.op_type in ("MatMulInteger", "MatMulNBits") and n.input[1] in held]
     readers = [*lstms, *products] or [
-        node if node.op_type == "DequantizeLinear" else made[node.input[0]] for node in _decoding(model)
+        node if node.op_type == "DequantizeLinear" else made[node.input[0]] for node, _ in _decoding(model)
     ]
     reader = _middle(readers)
     name = reader.input[1 if reader in products else 0] if reader not in lstms else reader.input[1]
@@ -184,9 +188,19 @@ def codes_rounded_down(model: onnx.ModelProto) -> None:
     _put(
         model,
         name,
-        np.where(np.indices(codes.shape).sum(0) % 2 == 0, np.maximum(codes, -100) - 1, codes).astype(codes.dtype),
+        np.where(np.indices(codes.shape).sum(0) % 2 == 0, np.maximum(codes.astype(np.int16), -100) - 1, codes).astype(
+            codes.dtype
+        ),
         [reader],
     )
+
+
+def codes_exchanged(model: onnx.ModelProto) -> None:
+    """The two codes of each byte in the other order."""
+    held = _arrays(model)
+    node = _middle([node for node in model.graph.node if node.op_type == "MatMulNBits"])
+    codes = held[node.input[1]]
+    _put(model, node.input[1], codes >> 4 | codes << 4, [node])
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -198,4 +212,5 @@ MUTANTS: dict[str, Mutant] = {
     "a kernel transposed": kernel_transposed,
     "a range cut to half": range_clipped,
     "codes rounded down": codes_rounded_down,
+    "codes of a byte exchanged": codes_exchanged,
 }

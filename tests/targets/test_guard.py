@@ -21,6 +21,8 @@ TARGETS = {
 }
 STATIC = lp.Recipe([lp.Quantize(weights=EXACT, activations=lp.Int(8))])
 RUN_TIME = lp.Recipe([lp.Quantize(weights=EXACT, activations=lp.Int(8, dynamic=True))])
+GROUPS = lp.Recipe([lp.Quantize(weights=lp.Int(4, group=16, symmetric=False))])
+BLOCKS = lp.Recipe([lp.Quantize(weights=lp.Int(4, group=16), activations=lp.Int(8, dynamic=True))])
 FOUR = lp.Recipe([lp.Quantize(weights=lp.Int(4))])
 
 
@@ -63,6 +65,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], lp.Recipe]] = {
     "images, four bits": (Images, (4, 3, 12, 12), FOUR),
     "tokens, at run time": (Tokens, (4, 6, 32), RUN_TIME),
     "tokens, static": (Tokens, (4, 6, 32), STATIC),
+    "tokens, groups of four bits": (Tokens, (4, 6, 32), GROUPS),
+    "tokens, groups at run time": (Tokens, (4, 6, 32), BLOCKS),
     "steps, at run time": (Steps, (4, 6, 16), RUN_TIME),
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lilliput.exporters import nodes
-from lilliput.exporters.nodes import DOMAIN
+from lilliput.exporters.nodes import DOMAIN, give_way
 from lilliput.exporters.origins import Origin, note, origin, product, quotient, transposed
 
 PACKED_OPSET = 21  # the first with tensors of 4-bit integers
@@ -82,7 +82,7 @@ class _Lowering:
                     reader.replace_input_with(0, self._rounded(source, reader))
         if node.outputs[0].is_graph_output():
             out = self._scaled(node, node)
-            _give_way(node.outputs[0], out)
+            give_way(node.outputs[0], out)
 
     def _gather(self, node: ir.Node, gather: ir.Node) -> None:
         """Rows of codes, then what they stand for, then their scales."""
@@ -110,7 +110,7 @@ class _Lowering:
                     decoded = self._new(op, [decoded, self._rows(table, rows, gather, origin(part))], before=gather)
             if group:
                 decoded = self._new("Reshape", [decoded, self._new("Shape", [picked], before=gather)], before=gather)
-        _give_way(gather.outputs[0], decoded)
+        give_way(gather.outputs[0], decoded)
 
     def _looked_up(self, node: ir.Node, codes: ir.Value, before: ir.Node) -> ir.Value:
         """Codes as the numbers that they stand for, before any scale."""
@@ -316,7 +316,7 @@ class _Lowering:
         out = self._new("Mul", [cast, factor], before=multiply)
         if multiply.op_type == "Gemm" and len(multiply.inputs) > 2 and multiply.inputs[2] is not None:
             out = self._new("Add", [out, multiply.inputs[2]], before=multiply)
-        _give_way(multiply.outputs[0], out)
+        give_way(multiply.outputs[0], out)
 
     # values
 
@@ -333,7 +333,7 @@ class _Lowering:
                 self.projected[key] = self._pair(x, scale, offset, node)
             out = self.projected[key]
         out.type = out.type or x.type  # torch's translation gives ours none, and an output must have one
-        _give_way(node.outputs[0], out)
+        give_way(node.outputs[0], out)
 
     def _pair(self, x: ir.Value, scale: np.ndarray, offset: np.ndarray, node: ir.Node) -> ir.Value:
         low, high = nodes.attribute(node, "low"), nodes.attribute(node, "high")
@@ -429,12 +429,6 @@ def _halved(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = x.astype(np.float16)
     return half if np.array_equal(x, half.astype(np.float32)) else x
-
-
-def _give_way(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read wherever `old` is, and be what it was: an output of a graph has a type and a shape."""
-    new.type, new.shape = new.type or old.type, new.shape or old.shape
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _least_scale(bias: np.ndarray, step: np.ndarray, axes: int) -> np.ndarray:

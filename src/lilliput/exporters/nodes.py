@@ -9,6 +9,7 @@ import torch
 from lilliput.encodings.integer import decode_int
 
 DOMAIN = "lilliput"  # of the nodes that stand for encodings until they are lowered
+RUNTIME = "com.microsoft"  # of ONNX Runtime's own operators
 _MULTIPLIES = ("Conv", "Gemm", "MatMul")
 
 
@@ -72,6 +73,12 @@ def bias(multiply: ir.Node) -> tuple[ir.Node | None, int]:
         if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
             return add, 1 - position
     return None, 0
+
+
+def give_way(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` is, and be what it was: an output of a graph has a type and a shape."""
+    new.type, new.shape = new.type or old.type, new.shape or old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def array(value: ir.Value | None) -> np.ndarray:

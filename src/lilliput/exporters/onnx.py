@@ -7,7 +7,7 @@ domain of their own, which `lilliput.exporters.lower` turns into standard operat
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from lilliput.exporters import bags, origins
 from lilliput.exporters.decomposed import decomposed_where_needed
 from lilliput.exporters.low_rank import expand as expand_low_rank
 from lilliput.exporters.lower import PACKED_OPSET, lower
+from lilliput.exporters.nbits import expand as expand_packed
 from lilliput.exporters.nodes import DOMAIN
 from lilliput.exporters.recurrent import expand
 from lilliput.exporters.simplify import simplify
@@ -146,10 +147,12 @@ def export(
     *,
     integer_bias: bool = True,
     unsigned: bool = True,
+    packed: Collection[int] = (),
 ) -> None:
     """Write `model` (in eval mode) to `path`; the named axes stay open, and no paths of sources are inside.
 
-    The opset is raised where codes of four bits and fewer need it to be stored two to a byte.
+    Layers whose weights have as many bits as `packed` says are multiplied by packed codes, which ONNX Runtime alone
+    does. The opset is raised where codes of four bits and fewer need it to be stored two to a byte.
     """
     opset = max(opset, PACKED_OPSET) if _has_four_bits(model) else opset
     try:
@@ -184,6 +187,7 @@ def export(
     expand(graph)
     expand_simulated(graph)
     expand_low_rank(graph)
+    expand_packed(graph, packed)
     lower(graph, integer_bias=integer_bias, unsigned=unsigned)
     _name_axes(graph, example, dynamic)
     _name_outputs(graph.graph, places)

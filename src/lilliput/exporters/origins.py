@@ -65,6 +65,15 @@ def quotient(x: Origin | None, by: Origin | None) -> Origin | None:
     return {"quotient": [x["tensor"], *by["product"]]} if x and by and "tensor" in x else None
 
 
+def packed(of: Origin | None, bits: int) -> Origin | None:
+    """That of codes of so many bits, packed into bytes.
+
+    >>> packed({"tensor": "0.weight_encoded.codes"}, 4)
+    {'packed': [{'tensor': '0.weight_encoded.codes'}, 4]}
+    """
+    return None if of is None else {"packed": [of, bits]}
+
+
 def begin(model: ir.Model, root: nn.Module) -> None:
     """Note which initializers of a graph, fresh from torch's exporter, are tensors of `root`: those of its memory."""
     names: dict[tuple[Any, ...], str] = {}

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from lilliput.errors import FormatError, InputError, nearest, reason
+from lilliput.exporters.nodes import RUNTIME
 from lilliput.external import array, read
 
 _STANDARD = ("", "ai.onnx")
@@ -39,6 +40,7 @@ class Profile:
     ran: bool  # whether the rules were found by running it
     opsets: tuple[int, int]  # the first and the last
     refused: Mapping[str, str] = field(default_factory=dict)  # operator -> why
+    own: frozenset[str] = frozenset()  # operators of the domain of ONNX Runtime's own that are taken
     constants: frozenset[str] = _ALL  # types of initializers
     activations: frozenset[str] = frozenset({"int8", "uint8"})  # types that QuantizeLinear may write
     weights: frozenset[str] = frozenset({"int8", "uint8"})  # types behind a DequantizeLinear
@@ -64,7 +66,7 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     profile.name: profile
     for profile in (
-        Profile("ort-cpu", ran=True, opsets=(7, 26)),
+        Profile("ort-cpu", ran=True, opsets=(7, 26), own=frozenset({"DynamicQuantizeLSTM", "MatMulNBits"})),
         Profile(
             "openvino",
             ran=True,
@@ -182,7 +184,8 @@ class _Walk:
 
     def _of(self, node: onnx.NodeProto) -> Iterator[str]:
         if node.domain not in _STANDARD:
-            yield f"of the domain {node.domain!r}"
+            if node.domain != RUNTIME or node.op_type not in self.rules.own:
+                yield f"of the domain {node.domain!r}"
         elif node.op_type in self.rules.refused:
             yield self.rules.refused[node.op_type]
         elif node.op_type == "QuantizeLinear":

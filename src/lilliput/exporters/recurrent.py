@@ -17,10 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lilliput.errors import ExportError
-from lilliput.exporters.nodes import DOMAIN, integers
+from lilliput.exporters.nodes import DOMAIN, RUNTIME, integers
 from lilliput.exporters.origins import note, scale_origin
 
-RUNTIME = "com.microsoft"  # the domain of ONNX Runtime's own operators
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # torch's, in the order of ONNX
 _STATES = {"LSTM": 2, "GRU": 1, "RNN": 1}
 _KINDS = {"LSTM": "LSTM", "GRU": "GRU", "RNNTanh": "RNN", "RNNRelu": "RNN"}  # node of our domain -> operator

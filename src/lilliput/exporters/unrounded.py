@@ -17,13 +17,15 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from lilliput.external import array, read
 
 _FLOAT = TensorProto.FLOAT
+_FLOATS = 1  # the accuracy level of products that round nothing
 
 
 def unrounded(path: Path) -> bytes | None:
     """The file at `path` with float arithmetic where integers flowed; None where it rounds in ways not known here.
 
     ``QuantizeLinear`` only scales, shifts and cuts, ``DynamicQuantizeLinear`` gives what it is given,
-    ``MatMulInteger`` and ``DynamicQuantizeLSTM`` compute with floats. Tensors that lie beside the file stay there.
+    ``MatMulInteger``, ``MatMulNBits`` and ``DynamicQuantizeLSTM`` compute with floats. Tensors that lie beside the file
+    stay there.
     """
     return _Unrounding(read(path), path).done()
 
@@ -94,6 +96,13 @@ class _Unrounding:
         weights = self._new("Cast", [node.input[1]], to=_FLOAT)
         self._add("MatMul", [node.input[0], weights], node.output)
 
+    def packed(self, node: NodeProto) -> None:
+        """Weights stay packed, for the runtime multiplies floats by them too."""
+        level = next((one for one in node.attribute if one.name == "accuracy_level"), None)
+        if level is not None:
+            level.i = min(level.i, _FLOATS)
+        self.nodes.append(node)
+
     def lstm(self, node: NodeProto) -> None:
         """Weights [directions, inputs, rows], their scales [directions] or [directions, rows], as ONNX's own LSTM."""
         given = [*node.input, *[""] * (12 - len(node.input))]
@@ -145,5 +154,6 @@ _REWRITES = {
     "DequantizeLinear": _Unrounding.dequantize,
     "DynamicQuantizeLinear": _Unrounding.found_at_run_time,
     "MatMulInteger": _Unrounding.product,
+    "MatMulNBits": _Unrounding.packed,
     "DynamicQuantizeLSTM": _Unrounding.lstm,
 }

@@ -1,8 +1,8 @@
 """The ONNX graph of a module inside its `.lil`: without its tensors, which it takes from the file's own.
 
 An initializer becomes a reference where a tensor of the file gives the same elements: as it is, converted, transposed,
-as a product of scales, or as a bias divided by one. Which that is, the exporter tells; a reference is only written
-where it gives the same bytes. What has no such origin is stored with the graph.
+packed into bytes, as a product of scales, or as a bias divided by one. Which that is, the exporter tells; a reference
+is only written where it gives the same bytes. What has no such origin is stored with the graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _INLINE = 16  # bytes of an initializer that stays in the graph whatever it is
 _SMALL = 4096  # … that stays where nothing gives it
 _LARGEST = 2**31 - 1  # bytes of a protobuf
 _DOMAINS = ("", "ai.onnx")
-_RUNTIMES_OWN = {"com.microsoft": ("DynamicQuantizeLSTM",)}  # operators of other domains that compute and no more
+_RUNTIMES_OWN = {  # operators of other domains that compute and no more
+    "com.microsoft": ("DynamicQuantizeLSTM", "MatMulNBits"),
+}
 _TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in (
@@ -202,6 +204,8 @@ def _resolved(reference: Any, read: Callable[[str], Array]) -> Array:
         x = read(of)
         if x.ndim == 2:
             return x.T
+    if kind == "packed" and len(of) == 2 and of[1] in (4, 8):
+        return _packed(of[0], of[1], read)
     if kind == "product" and len(of) == 2:
         return _product(*map(read, of))
     if kind == "quotient" and len(of) == 3:
@@ -209,6 +213,15 @@ def _resolved(reference: Any, read: Callable[[str], Array]) -> Array:
         if by.size == 1 or by.shape == x.shape:
             return _quotient(x, by)
     raise FormatError("a reference of no known kind")
+
+
+def _packed(reference: Any, bits: int, read: Callable[[str], Array]) -> Array:
+    if not isinstance(reference, dict) or not reference.keys() <= {"tensor", "transposed"}:
+        raise FormatError("packed codes of no known kind")
+    x = _resolved(reference, read)
+    if x.dtype not in (np.int8, np.uint8) or x.ndim not in (1, 2):
+        raise FormatError("packed codes that are none")
+    return external.packed_rows(x.reshape(len(x), -1), bits)
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -280,8 +293,11 @@ def check(model: onnx.ModelProto, where: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         _refuse(value.type.WhichOneof("value") != "tensor_type", f"something else than tensors, {value.name!r}", where)
         _refuse(value.type.tensor_type.elem_type not in _PASSED, f"tensors of a type of its own, {value.name!r}", where)
+    constants = {"", *(tensor.name for tensor in model.graph.initializer)}
     for node in model.graph.node:
         own = node.op_type in _RUNTIMES_OWN.get(node.domain, ())
+        computed = own and node.op_type == "MatMulNBits" and not constants.issuperset(_constant(node))
+        _refuse(computed, f"codes or scales that it computes, {node.op_type}", where)
         _refuse(node.domain not in _DOMAINS and not own, f"an operator of the domain {node.domain!r}", where)
         for attribute in node.attribute:
             inner = attribute.HasField("g") or len(attribute.graphs) > 0
@@ -293,6 +309,12 @@ def check(model: onnx.ModelProto, where: str) -> None:
     _refuse(len(model.graph.sparse_initializer) > 0, "sparse initializers", where)
     for tensor in model.graph.initializer:
         _check_tensor(tensor, where)
+
+
+def _constant(node: onnx.NodeProto) -> list[str]:
+    """What a product with packed codes has to find in the file: ONNX Runtime 1.31 trusts it where integers flow."""
+    level = next((one.i for one in node.attribute if one.name == "accuracy_level"), 0)
+    return list(node.input[1:] if level > 1 else node.input[1:2])
 
 
 def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:

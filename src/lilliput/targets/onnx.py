@@ -46,13 +46,22 @@ class OnnxWriter(Writer):
     opset: int
     rules: Profile | None  # None: what the runtime itself takes, which opening it shows
     opened_by: str = ""
+    packed: frozenset[int] = frozenset()  # bits of weights whose packed codes are multiplied by, with no floats made
 
     format: ClassVar[str] = "onnx"
 
     def build(self, path: Path, model: nn.Module, example: Inputs, dynamic: Dynamic) -> None:
         rules = self.rules
-        integer_bias, unsigned = rules is None or rules.integer_bias, rules is None or not rules.signed
-        export(path, model, example, dynamic, self.opset, integer_bias=integer_bias, unsigned=unsigned)
+        export(
+            path,
+            model,
+            example,
+            dynamic,
+            self.opset,
+            integer_bias=rules is None or rules.integer_bias,
+            unsigned=rules is None or not rules.signed,
+            packed=self.packed,
+        )
         broken = None if rules is None else next(breaches(path, rules), None)
         if broken is not None and rules is not None:
             raise ExportError(f"{rules.name} does not take {broken.rule}", where=broken.node, next=broken.next)

@@ -31,6 +31,7 @@ from lilliput.targets.kernels import (
 )
 from lilliput.targets.onnx import OnnxPreferences, OnnxSession, OnnxWriter
 from lilliput.targets.onnxruntime_operators import operators
+from lilliput.targets.onnxruntime_packed import packed_here, told_packed, why_not_packed
 from lilliput.targets.operators import Operator
 from lilliput.targets.placing import Placing
 from lilliput.targets.simulated import REMARK, told_alike
@@ -47,6 +48,7 @@ class OrtPreferences(OnnxPreferences):
 
     profile: str | None
     safe: bool
+    packed: frozenset[int] = frozenset()  # bits of weights by whose packed codes it multiplies
 
     @property
     def rules(self) -> Profile | None:
@@ -96,10 +98,11 @@ class OrtPreferences(OnnxPreferences):
             return _recurrent(call, (weight, *others), activation)
         if weight is None and isinstance(activation, Uniform | None):
             return "float" if activation is None else "float, but the runtime may round it to int8 beside integers"
-        if told := told_alike(call, weight, activation):
+        if told := told_packed(call, weight, activation, self.packed) or told_alike(call, weight, activation):
             return told
         if not isinstance(activation, Uniform) or not eight_bits(weight) or no_kernel(call, activation):
-            return "size only: decoded to float when the runtime loads it"
+            why = why_not_packed(call, weight, self.packed) if activation is None and self.rules is None else ""
+            return f"size only: decoded to float when the runtime loads it{why and f' ({why})'}"
         rules = self.rules
         if rules is not None and rules.signed:
             return f"integers for {self.profile}; ONNX Runtime may compute it in float"
@@ -152,15 +155,20 @@ class OnnxRuntime(Target):
 
     @property
     def prefers(self) -> OrtPreferences:
-        return OrtPreferences(self.profile, self.safe)
+        return OrtPreferences(self.profile, self.safe, self._packed)
 
     @property
     def writes(self) -> OnnxWriter:
-        return OnnxWriter(self.opset, rules_of(self.profile, self.safe), self.name)
+        return OnnxWriter(self.opset, rules_of(self.profile, self.safe), self.name, self._packed)
 
     @property
     def runs(self) -> OrtSession:
         return OrtSession(self.threads_used, self.profile)
+
+    @property
+    def _packed(self) -> frozenset[int]:
+        """What has rules to keep has operators of the standard alone."""
+        return packed_here() if rules_of(self.profile, self.safe) is None else frozenset()
 
 
 def rules_of(name: str | None, safe: bool = False) -> Profile | None:
