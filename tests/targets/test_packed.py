@@ -246,3 +246,15 @@ def test_a_file_holds_its_codes_once_and_answers_as_what_was_built(tmp_path: Pat
     close(opened(batches[0]), small.model(batches[0]).detach())
     found = lp.targets.check(small.export(tmp_path / "net.onnx"))
     assert not found["ort-cpu"] and "com.microsoft" in str(found["openvino"][0])
+
+
+@pytest.mark.parametrize("weights", [lp.Int(4, group=16, symmetric=False), lp.Int(4, group=48)], ids=repr)
+def test_it_comes_back_as_layers(tmp_path: Path, weights: lp.Int) -> None:
+    inputs = [torch.randn(5, 96)]
+    driver, path = built(tmp_path, perceptron(), inputs, [lp.Quantize(weights=weights)])
+    with pytest.warns(UserWarning, match="3 weights are integers with scales"):
+        net = lp.formats.from_onnx(path)
+    found = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in found] == [(96, 192), (192, 96), (96, 33)]
+    (answer,) = net(inputs[0]).values()
+    close(answer, driver.model(inputs[0]).detach())

@@ -144,7 +144,7 @@ def _open(told: ValueInfoProto) -> dict[int, str]:
 
 def _tell(file: File) -> None:
     """Say that weights were integers, where they were."""
-    count = sum(node.op_type == "DequantizeLinear" for node in file.model.graph.node)
+    count = sum(node.op_type in ("DequantizeLinear", "MatMulNBits") for node in file.model.graph.node)
     if count:
         warnings.warn(
             f"{file.path}: {count} weights are integers with scales; they are taken for the floats that they stand for",

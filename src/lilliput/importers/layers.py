@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lilliput.importers import names
 from lilliput.importers.operators.images import around, ends_differ
+from lilliput.importers.operators.integers import unpacked
 from lilliput.importers.placing import fill, without_numbers
 from lilliput.importers.reading import Node
 from lilliput.importers.scope import Scope
@@ -120,6 +121,20 @@ def _linear(scope: Scope, node: Node, weight: Tensor, bias: Tensor | None, sum_o
     return _written(scope, node, layer, scope.input(node, 0), weight, bias, sum_of)
 
 
+def matmul_nbits(scope: Scope, node: Node) -> Written:
+    """A matrix of packed codes, taken for the floats that they stand for."""
+    parts, told = [scope.constant(node, place) for place in range(1, 5)], node.attributes
+    codes, scales, zeros, places = parts
+    zeros_computed = scope.is_computed(node, 3) or scope.is_computed(node, 5)
+    if codes is None or scales is None or zeros_computed or not scope.is_computed(node, 0):
+        return None
+    shape = (told["N"], told["K"])
+    weight = unpacked(codes, scales, zeros, places, shape, told.get("bits", 4), told["block_size"])
+    bias = scope.constant(node, 5)
+    layer = without_numbers(nn.Linear, shape[1], shape[0], bias is not None)
+    return _held(scope, node, layer, scope.input(node, 0), weight, bias)
+
+
 def embedding(scope: Scope, node: Node) -> Written:
     """Rows of a table; a table in one piece is a weight, and one of whole numbers is none."""
     table = _weight(scope, node, 0)
@@ -198,13 +213,16 @@ def _written(
     """Hold a layer with its tensors, and call it; the sum that adds its bias is done with that."""
     if node.input(2) and bias is None:
         return None  # it is computed
-    hold = scope.held.of_layer
-    fill(layer, weight=hold(weight), bias=None if bias is None else hold(bias))
-    path = names.of_layer(scope.name_of(node, 1), node.name, node.outputs[0])
-    called = scope.layer(path, layer, x)
+    called = _held(scope, node, layer, x, weight, bias)
     if sum_of is not None:
         scope.skip(sum_of, called)
     return called
+
+
+def _held(scope: Scope, node: Node, layer: nn.Module, x: Any, weight: Tensor, bias: Tensor | None) -> fx.Node:
+    hold = scope.held.of_layer
+    fill(layer, weight=hold(weight), bias=None if bias is None else hold(bias))
+    return scope.layer(names.of_layer(scope.name_of(node, 1), node.name, node.outputs[0]), layer, x)
 
 
 LAYERS: dict[str, Callable[[Scope, Node], Written]] = {
@@ -212,6 +230,7 @@ LAYERS: dict[str, Callable[[Scope, Node], Written]] = {
     "ConvTranspose": conv_transpose,
     "MatMul": matmul,
     "Gemm": gemm,
+    "com.microsoft.MatMulNBits": matmul_nbits,
     "Gather": embedding,
     "BatchNormalization": batch_norm,
     "LayerNormalization": layer_norm,
