@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import lilliput as lp
+from lilliput.errors import InputError
 from lilliput.targets import OnnxRuntime
 
 RNG = np.random.default_rng(0)
@@ -189,6 +190,54 @@ def test_halves_stay_halves_and_integers_become_floats(tmp_path: Path) -> None:
     tensors = {"w": floats(6, 4).astype(np.float16)}
     path = file(tmp_path / "half.onnx", nodes[1:], {"x": ["n", 6]}, ["y"], {"wf": tensors["w"]}, kinds=kinds)
     assert lp.formats.from_onnx(path)(torch.ones(1, 6).half())["y"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("inputs", [64, 72], ids=["whole blocks", "a block cut short"])
+def test_what_the_runtimes_own_tool_packed_becomes_floats(tmp_path: Path, symmetric: bool, inputs: int) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    tensors = {"dense.weight": floats(inputs, 24)}
+    path = file(tmp_path / "net.onnx", [node("MatMul", "x dense.weight", "y")], {"x": ["n", inputs]}, ["y"], tensors)
+    tool = MatMulNBitsQuantizer(onnx.load(path), bits=4, block_size=32, is_symmetric=symmetric)
+    tool.process()
+    onnx.save(tool.model.model, path)
+    with pytest.warns(UserWarning, match="1 weights are integers with scales"):
+        net = agrees(path, x=floats(3, inputs))
+    layer = net.get_submodule("dense")
+    assert isinstance(layer, nn.Linear) and layer.in_features == inputs
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packed_codes_of_every_kind_become_floats(tmp_path: Path, bits: int) -> None:
+    """With a bias, and zero points that are floats where the runtime knows such."""
+    shape = {"K": 48, "N": 5, "bits": bits, "block_size": 16}
+    tensors = {
+        "codes": RNG.integers(0, 256, (5, 3, 2 * bits)).astype(np.uint8),
+        "scales": np.abs(floats(5, 3)) + 0.1,
+        "zeros": RNG.uniform(0, 2**bits, (5, 3)).astype(np.uint8 if bits == 8 else np.float32),
+        "bias": floats(5),
+    }
+    nodes = [
+        helper.make_node(
+            "MatMulNBits", ["x", "codes", "scales", "zeros", "", "bias"], ["y"], domain="com.microsoft", **shape
+        )
+    ]
+    path = file(tmp_path / "net.onnx", nodes, {"x": ["n", 48]}, ["y"], tensors)
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+    with pytest.warns(UserWarning, match="1 weights are integers with scales"):
+        agrees(path, x=floats(3, 48))
+
+
+def test_packed_codes_in_an_order_of_their_own_are_refused(tmp_path: Path) -> None:
+    tensors = {"codes": np.ones((5, 1, 8), np.uint8), "scales": np.ones((5, 1), np.float32), "g": whole(*range(16))}
+    shape = {"K": 16, "N": 5, "bits": 4, "block_size": 16}
+    one = helper.make_node("MatMulNBits", ["x", "codes", "scales", "", "g"], ["y"], domain="com.microsoft", **shape)
+    path = file(tmp_path / "net.onnx", [one], {"x": ["n", 16]}, ["y"], tensors)
+    with pytest.raises(InputError, match="in an order of their own"):
+        lp.formats.from_onnx(path)
 
 
 def test_tensors_that_lie_beside(tmp_path: Path) -> None:

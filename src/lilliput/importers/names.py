@@ -5,7 +5,8 @@ from __future__ import annotations
 import keyword
 import re
 
-_WEIGHTS = (".weight", "/weight", ".bias", "/bias")
+_PACKED = (".weight_Q4", ".weight_encoded.codes.packed")  # by ONNX Runtime's own tool, and by ours
+_WEIGHTS = (".weight", "/weight", ".bias", "/bias", *_PACKED)
 
 
 def argument(name: str) -> str:
