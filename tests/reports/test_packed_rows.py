@@ -27,6 +27,7 @@ from lilliput.report.costs import worse
 
 ROWS, WIDTH = 320, 64
 FOUR = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+UNPACKING = ("Cast", "BitwiseAnd", "BitShift", "Unsqueeze", "Concat", "Reshape")
 ENCODINGS: list[Encoding] = [
     *(lp.Int(4), lp.Int(2), lp.Int(4, per="tensor"), lp.Int(3, group=16), lp.Int(4, group=32, symmetric=False)),
     *(
@@ -65,14 +66,18 @@ def test_rows_are_packed_picked_and_right(encoding: Encoding, tmp_path: Path) ->
     assert not [name for name in Reader(tmp_path / "net.lil").entries if name.startswith(":graph:")]
 
     graph = onnx.load(lp.export(tmp_path / "net.onnx", driver.model, x)).graph
-    tables = {t.name: t for t in graph.initializer if list(t.dims) == [ROWS, WIDTH]}
+    shapes = {t.name: list(t.dims) for t in graph.initializer}
+    packed = {n.input[1] for n in graph.node if n.op_type == "MatMulNBits"}  # as bytes, for who multiplies by them
+    tables = {t.name: t for t in graph.initializer if shapes[t.name] == [ROWS, WIDTH] or t.name in packed}
     assert len(tables) == 2, "codes once for each table"
     assert encoding.code_bits is not None
-    assert (encoding.code_bits <= 4) == all(t.data_type in FOUR for t in tables.values())
+    assert (encoding.code_bits <= 4) == all(t.data_type in FOUR or n in packed for n, t in tables.items())
     each = 0.5 if encoding.code_bits <= 4 else 1
     assert all(len(t.raw_data) == each * ROWS * WIDTH for t in tables.values())
-    unpacked = {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in tables}
-    picked = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in {*tables, *unpacked}]
+    codes = set(tables)
+    for node in graph.node:
+        codes |= set(node.output) if node.op_type in UNPACKING and codes & set(node.input) else set()
+    picked = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in codes]
     assert len(picked) == 2, "rows are picked from codes"
 
 

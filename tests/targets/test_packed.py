@@ -17,12 +17,12 @@ import pytest
 import torch
 import transformers
 from compared import close
-from subjects import DYNAMIC, Tokens, agree, built, sentences
+from subjects import DYNAMIC, Tokens, agree, built, fused, sentences
 from torch import Tensor, nn
 
 import lilliput as lp
 from lilliput.exporters.nbits import block_of
-from lilliput.external import packed_rows
+from lilliput.external import packed_rows, size_of
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.signature import Signature
 from lilliput.model.views.values import unrounded
@@ -178,11 +178,16 @@ def test_weights_that_lie_the_other_way(tmp_path: Path, shape: Any) -> None:
     assert len(packed_nodes(path)) == 2
 
 
-def test_a_tied_table_is_looked_up_and_multiplied_by(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [lp.Int(4, group=16), lp.Int(4, group=32, symmetric=False), lp.Int(4)], ids=repr)
+def test_a_tied_table_is_looked_up_and_multiplied_by_and_is_there_once(tmp_path: Path, weights: lp.Int) -> None:
     torch.manual_seed(0)
-    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(weights=lp.Int(4, group=16))])
+    driver, path = built(tmp_path, Tokens(), sentences(), [lp.Quantize(weights=weights)])
     agree(driver, path, sentences(), atol=1e-5)
     assert len(packed_nodes(path)) == 4
+    rows = [tensor for tensor in onnx.load(path).graph.initializer if tensor.dims and tensor.dims[0] == 50]
+    assert [size_of(tensor) for tensor in rows if size_of(tensor) >= 50 * 32 / 2] == [50 * 32 / 2]
+    ran = fused(path)
+    assert not ran["BitShift"] and not ran["BitwiseAnd"]
 
 
 OTHERS = {

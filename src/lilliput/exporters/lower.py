@@ -11,6 +11,7 @@ What was found by trying, on ONNX Runtime 1.31 (docs/onnxruntime.md has the figu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lilliput.exporters import nodes
+from lilliput.exporters.nbits import unpacked
 from lilliput.exporters.nodes import DOMAIN, give_way
 from lilliput.exporters.origins import Origin, note, origin, product, quotient, transposed
 
@@ -96,11 +98,14 @@ class _Lowering:
         if node.op_type not in kinds or (node.op_type == "DecodeLevels" and not shared) or across:
             gather.replace_input_with(0, self._scaled(node, gather))
             return
-        picked = self._new("Gather", [self._whole_bytes(node.inputs[0], gather), rows], before=gather, axis=0)
+        own = unpacked(node.inputs[0], functools.partial(self._new, before=gather), self._constant)
+        whole, middle = own or (self._whole_bytes(node.inputs[0], gather), 0)
+        picked = self._new("Gather", [whole, rows], before=gather, axis=0)
         decoded = self._looked_up(node, picked, gather)
         if node.op_type in ("DecodeInt", "DecodeGrid"):
             held = (nodes.offset(node), nodes.minimum(node) if node.op_type == "DecodeInt" else None)
             offset, minimum = (None if part is None else nodes.array(part).astype(np.float32) for part in held)
+            offset = np.array(middle, np.float32) if middle else offset
             tables = (("Sub", offset, held[0]), ("Mul", scale, node.inputs[1]), ("Add", minimum, held[1]))
             group = nodes.attribute(node, "group") if scale.ndim > 1 else 0
             if group:

@@ -10,7 +10,7 @@ optimizations are off.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from lilliput.external import packed_rows
 
 _BLOCKS = (256, 128, 64, 32, 16)  # inputs that may share a scale
 _EXACT, _INTEGERS = 1, 4  # accuracy levels
+_KEY = "lilliput.packed"  # in the `meta` of codes of four bits, what they are packed in
 
 
 def block_of(inputs: int, group: int | None) -> int:
@@ -53,6 +54,24 @@ def expand(model: ir.Model, known: Collection[int]) -> None:
             if layer is not None:
                 writer.write(layer)
                 model.opset_imports[RUNTIME] = 1
+
+
+def unpacked(
+    codes: ir.Value | None, new: Callable[..., ir.Value], constant: Callable[[np.ndarray], ir.Value]
+) -> tuple[ir.Value, int] | None:
+    """The codes from 0 on, a byte each, of a table that is packed for a layer as well; and what is to be subtracted.
+
+    The runtime computes them when it loads, so that the file holds them once.
+    """
+    held = None if codes is None else codes.meta.get(_KEY)
+    if held is None:
+        return None
+    low = new("BitwiseAnd", [held, constant(np.array(15, np.uint8))])
+    high = new("BitShift", [held, constant(np.array(4, np.uint8))], direction="RIGHT")
+    last = constant(np.array([-1], np.int64))
+    both = new("Concat", [new("Unsqueeze", [x, last]) for x in (low, high)], axis=-1)
+    whole = nodes.array(codes)
+    return new("Reshape", [both, constant(np.array(whole.shape, np.int64))]), 8 if whole.dtype == np.int8 else 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,8 @@ class _Writer:
             made = packed_rows(rows, layer.bits).reshape(shape)
             name = f"{value.name}.packed{'_turned' * layer.turned}"
             self.held[key] = self._constant(name, made, packed(of, layer.bits))
+            if layer.bits == 4 and not layer.turned:
+                value.meta[_KEY] = self.held[key]
         return self.held[key]
 
     def _scales(self, layer: _Layer, outputs: int, blocks: int) -> ir.Value:
