@@ -148,6 +148,7 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
         "OpenVino",
         "Preferences",
         "Runtime",
+        "Web",
         "Writer",
         "check",
     ),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from chromium import LACKS, RUNTIME
 from compared import close
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -57,6 +58,8 @@ FILES = [name for name in OURS if name not in HERE]
 def target(request: pytest.FixtureRequest, command: str) -> Target:
     if request.param == "device":
         return lp.targets.Device(command=command, builds=OnnxRuntime(threads=1), seconds=0, threads=1)
+    if request.param == "web" and RUNTIME is None:
+        pytest.skip(LACKS)
     kind, _, name = request.param.partition(" for ")
     made = TARGETS[kind](seconds=0, threads=1)
     return replace(made, profile=name) if name else made  # type: ignore[call-arg]

@@ -21,7 +21,7 @@ def check_command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, and nothing else.")] = False,
 ) -> None:
-    """Say which runtimes take a file, and run its integers as integers: ort-cpu, openvino, tensorrt, xnnpack.
+    """Say which runtimes take a file, and run its integers as integers: ort-cpu, ort-web, openvino, tensorrt, xnnpack.
 
     Where one does not, the first nodes that break a rule of it are told.
 

@@ -67,6 +67,7 @@ PROFILES: Mapping[str, Profile] = {
     profile.name: profile
     for profile in (
         Profile("ort-cpu", ran=True, opsets=(7, 26), own=frozenset({"DynamicQuantizeLSTM", "MatMulNBits"})),
+        Profile("ort-web", ran=True, opsets=(7, 26), own=frozenset({"DynamicQuantizeLSTM"})),
         Profile(
             "openvino",
             ran=True,

@@ -11,6 +11,7 @@ from lilliput.targets.onnx_file import OnnxFile
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
 from lilliput.targets.target import Preferences, Runtime, Target, Writer
+from lilliput.targets.web import Web
 
 TARGETS: dict[str, type[Target]] = {
     "onnxruntime": OnnxRuntime,
@@ -18,6 +19,7 @@ TARGETS: dict[str, type[Target]] = {
     "eager": Eager,
     "onnx": OnnxFile,
     "gguf": Gguf,
+    "web": Web,
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "Preferences",
     "Runtime",
     "Target",
+    "Web",
     "Writer",
     "check",
     "target",
