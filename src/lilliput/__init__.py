@@ -94,6 +94,7 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
         "from_onnx",
         "mxfp4",
         "save_gguf",
+        "save_page",
         "save_pretrained",
         "to_dense",
         "unfreeze",

@@ -32,6 +32,7 @@ from lilliput.exporters import compressed_tensors, gguf
 from lilliput.importers import from_onnx
 from lilliput.model.carrier.carrier import freeze, to_dense, unfreeze
 from lilliput.techniques.assignment import Assignment
+from lilliput.web.page import save_page
 
 __all__ = [
     "NF4",
@@ -52,6 +53,7 @@ __all__ = [
     "from_onnx",
     "mxfp4",
     "save_gguf",
+    "save_page",
     "save_pretrained",
     "to_dense",
     "unfreeze",

@@ -16,6 +16,7 @@ from lilliput.cli.diagnose import diagnose_command
 from lilliput.cli.exits import DONE, OUTCOMES, leave
 from lilliput.cli.inspect import export_command, inspect_command, verify_command
 from lilliput.cli.options import Data, Given, Inputs, Profile, RecipeFile, TargetName, TaskName
+from lilliput.cli.web import web_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -135,6 +136,7 @@ app.command("inspect")(inspect_command)
 app.command("verify")(verify_command)
 app.command("export")(export_command)
 app.command("check")(check_command)
+app.command("web")(web_command)
 app.command("pack")(pack_command)
 app.command("unpack")(unpack_command)
 app.command("clean")(clean_command)

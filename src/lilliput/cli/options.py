@@ -27,6 +27,7 @@ Data = Annotated[
 ]
 RecipeFile = Annotated[Path | None, typer.Option(help="What to do, as TOML; without it, the target's own default.")]
 TargetName = Annotated[
-    str, typer.Option(help="The runtime that will run the result; onnx: a file for one that is not here.")
+    str,
+    typer.Option(help="The runtime that will run the result; web: a browser; onnx: a file for one that is not here."),
 ]
 Profile = Annotated[str | None, typer.Option(help="Whose rules an ONNX file is to keep, as lilliput check knows them.")]

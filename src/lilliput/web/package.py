@@ -16,7 +16,9 @@ from lilliput.errors import InputError, reason
 
 NAME = "onnxruntime-web"
 _SCRIPT, _BINARY = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
-_BRING = f"npm install {NAME} in the folder that you work in, or give the folder of the package as runtime="
+_BRING = (
+    f"npm install {NAME} in the folder that you work in, or name its own: runtime=, in a shell --runtime or --fetch"
+)
 
 
 @dataclass(frozen=True)
