@@ -121,10 +121,14 @@ def test_every_number_format_answers_as_it_did() -> None:
     assert held | {"Sparse", "LowRank"} == ENCODINGS.keys()  # which are in other files
 
 
-@pytest.mark.parametrize("file", [golden.PRODUCTS, golden.DIVIDED], ids=lambda path: path.stem)
-def test_products_and_parts_answer_as_they_did_in_the_module_and_in_the_graph(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [(golden.PRODUCTS, golden.Products), (golden.DIVIDED, golden.Products), (golden.PACKED, golden.Packed)],
+    ids=lambda one: getattr(one, "stem", ""),
+)
+def test_they_answer_as_they_did_in_the_module_and_in_the_graph(file: Path, made: Any) -> None:
     expected = np.array(EXPECTED[file.name]["output"])
-    for net in (lilliput.load(file, golden.Products()), lilliput.open(file, threads=1)):
+    for net in (lilliput.load(file, made()), lilliput.open(file, threads=1)):
         with torch.no_grad():
             close(net(golden.example()).reshape(-1).numpy(), expected, atol=2e-4)
 
@@ -160,7 +164,7 @@ def of_version(version: int) -> bytes:
     return start + data[16:-40] + digest + data[-8:]
 
 
-@pytest.mark.parametrize("version", [4, 5, 255, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("version", [VERSION + 1, VERSION + 2, 255, 2**31, 2**32 - 1])
 def test_a_newer_one_is_refused_by_its_number(version: int, tmp_path: Path) -> None:
     (tmp_path / "net.lil").write_bytes(of_version(version))
     for read in (Reader, lilliput.open, Second, lambda path: lilliput.load(path, golden.Net())):

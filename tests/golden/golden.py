@@ -13,7 +13,8 @@ MODULE, ANSWER = HERE / "version2.lil", HERE / "version2-answer.lil"
 FORMATS = HERE / "version2-formats.lil"
 DELTAS, PRODUCTS = HERE / "version3.lil", HERE / "version2-products.lil"
 DIVIDED = HERE / "version2-divided.lil"  # a convolution in parts, and minima beside scales
-FILES = (MODULE, ANSWER, FORMATS, DELTAS, PRODUCTS, DIVIDED)
+PACKED = HERE / "version4.lil"  # codes of four bits that the graph holds packed
+FILES = (MODULE, ANSWER, FORMATS, DELTAS, PRODUCTS, DIVIDED, PACKED)
 BASES = {DELTAS.name: ANSWER}  # files that a file needs beside it
 EXPECTED = HERE / "expected.json"
 DTYPES = (
@@ -66,6 +67,18 @@ class Products(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.conv(x)).mean((2, 3))
         return self.last(torch.tanh(self.fc(x)))  # type: ignore[no-any-return]
+
+
+class Packed(nn.Module):
+    """Linear layers that a runtime multiplies by as they lie packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 16), nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x.flatten(1)[:, :32]))
+        return self.last(x)  # type: ignore[no-any-return]
 
 
 def rows() -> Tensor:

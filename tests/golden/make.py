@@ -28,9 +28,11 @@ from golden import (
     FILES,
     FORMATS,
     MODULE,
+    PACKED,
     PRODUCTS,
     Formats,
     Net,
+    Packed,
     Products,
     drawn,
     example,
@@ -74,7 +76,15 @@ def main() -> None:
         sys.exit("golden files are there already; --again makes them anew, which is right for no published version")
     torch.set_num_threads(1)
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
-    makers = {MODULE: module, ANSWER: answer, FORMATS: formats, DELTAS: deltas, PRODUCTS: products, DIVIDED: divided}
+    makers = {
+        MODULE: module,
+        ANSWER: answer,
+        FORMATS: formats,
+        DELTAS: deltas,
+        PRODUCTS: products,
+        DIVIDED: divided,
+        PACKED: packed,
+    }
     expected |= {path.name: makers[path](path) for path in missing}
     EXPECTED.write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in missing:
@@ -185,6 +195,19 @@ def divided(path: Path) -> dict[str, Any]:
         "last": Int(3, group=8, symmetric=False, scale=Float16(), minimum=Float16()),
     }
     for layer, encoding in given.items():
+        x = net.get_parameter(f"{layer}.weight").detach()
+        parts = encoding.represent(x).tensors()
+        EncodeTensor((f"{layer}.weight",), encoding, tuple(x.shape), "float32").apply(net, parts)
+    return built_inside(path, net)
+
+
+def packed(path: Path) -> dict[str, Any]:
+    """Write the file of a module whose graph holds codes packed, around zero and with offsets; what must come out."""
+    net = Packed().eval()
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=500 + i) / 2)
+    for layer, encoding in {"first": Int(4, group=16), "last": Int(4, group=16, symmetric=False)}.items():
         x = net.get_parameter(f"{layer}.weight").detach()
         parts = encoding.represent(x).tensors()
         EncodeTensor((f"{layer}.weight",), encoding, tuple(x.shape), "float32").apply(net, parts)

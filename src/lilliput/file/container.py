@@ -100,7 +100,7 @@ def write(
     Where the library for *dense* is missing it is coded *fast*, with a warning.
 
     A header that is a function is asked for once all parts are written, which are then taken one by one: what they are
-    need not be known before. It has no `deltas`.
+    need not be known before. It has no `deltas` and no graph.
     """
     if coder not in entropy.CODERS:
         raise InputError(f"a coder called {coder!r}", where=str(path), next=nearest(str(coder), entropy.CODERS))

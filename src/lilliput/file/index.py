@@ -20,8 +20,9 @@ from lilliput.entropy.planes import CODES, whole_bits
 from lilliput.errors import FormatError
 
 HEAD, TAIL = b"LILLIPUT", b"lilliput"
-VERSION = 3
-OLDEST = 2  # that was published, and is what a file without deltas still has
+VERSION = 4
+_DELTAS = 3  # the first that knows deltas
+OLDEST = 2  # that was published, and is what most files still have
 CHUNK = 1 << 20  # elements
 START = struct.Struct("<8sII")  # HEAD, version, nothing yet
 END = struct.Struct("<Q32s8s")  # length of the index, SHA-256 of start and index, TAIL
@@ -127,7 +128,11 @@ def _digits(text: Any) -> str:
 
 def version_of(header: Mapping[str, Any]) -> int:
     """The first version of the format that knows all that a header says."""
-    return VERSION if header.get("deltas") else OLDEST
+    graph = header.get("graph")
+    references = graph.get("initializers") if isinstance(graph, dict) else None
+    if isinstance(references, dict) and any(isinstance(one, dict) and "packed" in one for one in references.values()):
+        return VERSION
+    return _DELTAS if header.get("deltas") else OLDEST
 
 
 def read_index(file: IO[bytes], size: int, where: str) -> tuple[dict[str, Any], int]:

@@ -26,7 +26,7 @@ from lilliput.file import zstd
 
 Symbols = npt.NDArray[np.uint8]
 
-VERSIONS = (2, 3)
+VERSIONS = (2, 3, 4)
 HEAD, TAIL = 16, 8 + 32 + 8
 INDEX = 1 << 25  # bytes of the index at most
 DEEPEST = 128  # structures of the header within one another
@@ -82,7 +82,7 @@ class Second:
         _need(len(self._entries) == len(entries), "a name stands twice", "tensors")
         self.header: dict[str, Any] = _header(index["header"], self._entries)
         self.digest: str = _hexadecimal(index["digest"], 64, "digest")
-        _need(self._data[8] == (3 if self.header.get("deltas") else 2), "another version than its header needs")
+        _need(self._data[8] == _version(self.header), "another version than its header needs")
         self._base = self._made_from(None if base is None else Second(base))
         self.names: list[str] = [*self._entries, *(self.header.get("references") or {})]
         stored = list(accumulate((size for entry in entries for size in entry.sizes), initial=HEAD))
@@ -414,6 +414,14 @@ def _ans(data: bytes, count: int, entry: Entry) -> Symbols:
 def _shallow(value: object, left: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return left > 0 and all(_shallow(item, left - 1) for item in inner if isinstance(item, dict | list))
+
+
+def _version(header: dict[str, Any]) -> int:
+    """The version that a header needs: of packed references, of deltas, or the oldest."""
+    graph = header.get("graph")
+    references = graph.get("initializers") if isinstance(graph, dict) else None
+    kinds = [one for one in references.values() if isinstance(one, dict)] if isinstance(references, dict) else []
+    return 4 if any("packed" in one for one in kinds) else 3 if header.get("deltas") else 2
 
 
 def _header(value: object, entries: dict[str, Entry]) -> dict[str, Any]:
