@@ -5,7 +5,7 @@ from lilliput.measure.distance import Distance, DistanceSoFar, as_rows, furthest
 from lilliput.measure.environment import Cpu, cpu, environment
 from lilliput.measure.files import artifact
 from lilliput.measure.kinds import KINDS, Kind, misfit
-from lilliput.measure.latency import Clocks, Latencies, interleaved
+from lilliput.measure.latency import Clocks, Distant, Latencies, interleaved, others_seconds
 from lilliput.measure.measurement import Measurement
 from lilliput.measure.noise import Noise, decibels
 from lilliput.measure.statistics import mean, median, median_ratio, paired_difference
@@ -17,6 +17,7 @@ __all__ = [
     "Cpu",
     "Distance",
     "DistanceSoFar",
+    "Distant",
     "Kind",
     "Latencies",
     "Measurement",
@@ -33,6 +34,7 @@ __all__ = [
     "median",
     "median_ratio",
     "misfit",
+    "others_seconds",
     "paired_difference",
     "parameters",
     "places",

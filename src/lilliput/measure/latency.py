@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,7 +31,7 @@ _SURE_ROUNDS, _SURE_CALLS, _SURE = 8, 100, 0.05  # from when rounds may end, and
 _MANY_CALLS, _LEAST_SHARE = 1000, 0.3  # calls that are enough for a round, and the least of its time that it then takes
 
 
-def _others_seconds() -> float:
+def others_seconds() -> float:
     """Processor seconds that all but this process have used since the machine started; NaN where unknown.
 
     What a host of virtual machines gave to others instead (steal) counts with them.
@@ -47,13 +48,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@runtime_checkable
+class Distant(Protocol):
+    """A subject in another process, which calls itself there: a message for each call would count as its time."""
+
+    def calls_s(self, seconds: float) -> list[float]:
+        """Seconds of each call, called again until `seconds` are over, and once at least."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clocks:
     """What tells seconds (those that went by, those of processors in this process and in all others), and joules."""
 
     wall: Callable[[], float] = perf_counter
     own: Callable[[], float] = process_time
-    others: Callable[[], float] = _others_seconds  # NaN where unknown
+    others: Callable[[], float] = others_seconds  # NaN where unknown
     joules: Callable[[], float] = field(default_factory=Energy)  # of the processor; NaN where unknown
     cores: int = field(default_factory=_cores)
 
@@ -156,7 +166,7 @@ class Latencies:
 
 
 def interleaved(
-    subjects: Mapping[str, Callable[[], object]],
+    subjects: Mapping[str, Callable[[], object] | Distant],
     *,
     rounds: int = 20,
     warmup_s: float = 0.2,
@@ -175,7 +185,7 @@ def interleaved(
     an interval of 5 % (after eight rounds, and 100 calls of each); it is the width that ends them, whatever the ratio.
     No round starts that would end after `budget_s`, going by the one before. A subject must return when its work is
     done: synchronise a GPU inside it. `threads`: that a call works with; only of one thread is the processor's time
-    compared with the time that went by.
+    compared with the time that went by. Subjects that run in another process come with its `clocks`.
 
     Raises MeasureError naming the subject that failed, or when no round fits the budget.
 
@@ -245,7 +255,7 @@ class _Timer:
     """One subject, and what its rounds took."""
 
     name: str
-    call: Callable[[], object]
+    call: Callable[[], object] | Distant
     clocks: Clocks
     wall_ms: list[float] = field(default_factory=list)
     own_ms: list[float] = field(default_factory=list)
@@ -284,13 +294,16 @@ class _Timer:
 
     def calls_s(self, seconds: float) -> list[float]:
         """Seconds of each call, called again until `seconds` are over, and once at least."""
+        try:
+            return self.call.calls_s(seconds) if isinstance(self.call, Distant) else self._called(self.call, seconds)
+        except Exception as error:
+            raise MeasureError(f"a timed call failed: {type(error).__name__}: {error}", where=self.name) from error
+
+    def _called(self, call: Callable[[], object], seconds: float) -> list[float]:
         taken: list[float] = []
         began = last = self.clocks.wall()
         while not taken or last - began < seconds:
-            try:
-                self.call()
-            except Exception as error:
-                raise MeasureError(f"a timed call failed: {type(error).__name__}: {error}", where=self.name) from error
+            call()
             now = self.clocks.wall()
             taken.append(now - last)
             last = now

@@ -6,7 +6,9 @@ from lilliput.errors import InputError, nearest
 from lilliput.exporters.profiles import check
 from lilliput.targets.device import Device
 from lilliput.targets.eager import Eager
+from lilliput.targets.executorch import ExecuTorch
 from lilliput.targets.gguf import Gguf
+from lilliput.targets.litert import LiteRt
 from lilliput.targets.onnx_file import OnnxFile
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino
@@ -20,6 +22,8 @@ TARGETS: dict[str, type[Target]] = {
     "onnx": OnnxFile,
     "gguf": Gguf,
     "web": Web,
+    "executorch": ExecuTorch,
+    "litert": LiteRt,
 }
 
 
@@ -41,7 +45,9 @@ __all__ = [
     "TARGETS",
     "Device",
     "Eager",
+    "ExecuTorch",
     "Gguf",
+    "LiteRt",
     "OnnxFile",
     "OnnxRuntime",
     "OpenVino",

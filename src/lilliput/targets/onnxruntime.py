@@ -85,7 +85,7 @@ class OrtPreferences(OnnxPreferences):
             elif why := no_kernel(call, encoding) or weights_lack(call, wanted.weights) or self.pays_not(placing, call):
                 placing.lacks(call, encoding, why)
             elif call.op in INTEGER_CONVOLUTIONS:
-                placing.convolution(call, encoding)
+                placing.layer(call, encoding)
             else:
                 placing.operand(call, encoding)
         placing.additions()

@@ -59,7 +59,7 @@ class OpenVinoPreferences(OnnxPreferences):
             elif why := _no_kernel(view, call) or weights_lack(call, wanted.weights) or placing.pays_not(call):
                 placing.lacks(call, encoding, why)
             elif call.op in INTEGER_CONVOLUTIONS:
-                placing.convolution(call, encoding)
+                placing.layer(call, encoding)
             else:
                 placing.operand(call, encoding)
         return placing.placed()

@@ -104,7 +104,8 @@ class Placing:
     def operand(self, call: Call, encoding: Encoding) -> None:
         self._place(f"{call.value}@0", encoding)
 
-    def convolution(self, call: Call, encoding: Encoding) -> None:
+    def layer(self, call: Call, encoding: Encoding) -> None:
+        """Encode what a layer reads, and what it gives where a kernel wants to be told."""
         if self._source(call.reads[0], encoding) is None:
             self.operand(self._first_through(call), encoding)
         self.integer.add(call.id)

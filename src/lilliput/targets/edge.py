@@ -1,0 +1,230 @@
+"""What runtimes for phones and boards have in common: int8 all the way, and a package in an environment of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.encodings import Encoding, Int
+from lilliput.encodings.integer import Uniform
+from lilliput.errors import ExportError, InputError
+from lilliput.exporters import written
+from lilliput.exporters.quantized import quantized
+from lilliput.measure import Clocks, Latencies, interleaved, others_seconds
+from lilliput.model.edits.edit import Edit
+from lilliput.model.rescaling.fold import fold_norms
+from lilliput.model.views.inputs import Dynamic, Inputs
+from lilliput.model.views.signature import Signature
+from lilliput.model.views.view import CONVOLUTIONS, Call, View
+from lilliput.recipe import Recipe
+from lilliput.targets.elsewhere import Elsewhere
+from lilliput.targets.kernels import (
+    INTEGER_CONVOLUTIONS,
+    at_run_time,
+    eight_bits,
+    no_kernel_finds,
+    weights_lack,
+)
+from lilliput.targets.placing import Placing
+from lilliput.targets.target import Preferences, Runner, Runtime, Writer
+from lilliput.techniques.quantize import Quantize
+from lilliput.techniques.run import Placed, Wanted
+
+
+@dataclass(frozen=True)
+class EdgePreferences(Preferences):
+    """Int8 from layer to layer: kernels compute on integers only where the file says what comes out as well."""
+
+    title: str
+    dimensions: int  # of the largest convolution that runs on integers
+
+    def recipe(self, view: View, calibrated: bool) -> Recipe:
+        """Networks with convolutions with ranges from calibration, others with ranges found at run time."""
+        convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
+        return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=not (calibrated and convolutional)))])
+
+    def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
+        return fold_norms(view, root)
+
+    def place(self, view: View, wanted: Wanted) -> Placed:
+        placing = Placing(view, wanted, outputs=True)
+        for call, encoding in placing.calls():
+            if why := self._no_kernel(call, encoding) or weights_lack(call, wanted.weights):
+                placing.leave(call, why)
+            elif at_run_time(encoding):
+                placing.operand(call, encoding)
+            else:
+                placing.layer(call, encoding)
+        placing.additions()
+        return placing.placed()
+
+    def remark(
+        self, call: Call, weight: Encoding | None, activation: Encoding | None, others: Sequence[Encoding | None] = ()
+    ) -> str:
+        if weight is None:
+            return "float"
+        if call.op == "embedding" and eight_bits(weight):
+            return "size only: rows are decoded as they are looked up"
+        whole = isinstance(activation, Uniform) and eight_bits(weight) and not self._no_kernel(call, activation)
+        if not whole or activation is None:
+            return "written as float: no kernel takes such codes"
+        return "int8 kernel, ranges found at each run" if at_run_time(activation) else "int8 kernel"
+
+    def _no_kernel(self, call: Call, values: Uniform) -> str:
+        """Why nothing multiplies such integers by the weights of a call; empty where a kernel does."""
+        if no_kernel_finds(values):
+            return "ranges are found at run time for 8 bits alone"
+        if call.op == "linear":
+            return ""
+        if call.op not in INTEGER_CONVOLUTIONS or int(call.op[4]) > self.dimensions:
+            return f"{self.title} has no integer kernel for {call.op}"
+        return "convolutions run on integers with calibrated ranges" if at_run_time(values) else ""
+
+
+@dataclass(frozen=True)
+class EdgeWriter(Writer):
+    """A file that the package makes of a program, for the lengths of the example."""
+
+    format: ClassVar[str]
+    title: ClassVar[str]
+    elsewhere: Elsewhere
+
+    def build(self, path: Path, model: nn.Module, example: Inputs, dynamic: Dynamic) -> None:
+        _refuse_open(dynamic, self.title)
+        program = written.keep(quantized(model, example), path)
+        try:
+            self.elsewhere.ask({"do": "build", "program": str(program.resolve()), "path": str(path.resolve())})
+        except ExportError as error:
+            raise ExportError(
+                f"{self.title} cannot write the network",
+                where=path.name,
+                why=error.why,
+                next="leave out what the operator that is named computes, or take another target",
+            ) from None
+
+    def reference(self, built: Path, signature: Signature, *, rounded: bool) -> Runner | None:
+        """The program that the file was made of, computed by torch."""
+        found = written.as_written(built, rounded=rounded)
+        if found is None:
+            return None
+        takes, run = found
+
+        def call(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [x.numpy() for x in run([torch.from_numpy(x) for x in arrays])]
+
+        return Fixed(takes, signature, call)
+
+
+@dataclass(frozen=True)
+class EdgeRuntime(Runtime):
+    """What runs such a file on a CPU, here."""
+
+    title: ClassVar[str]
+    elsewhere: Elsewhere
+
+    def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
+        """The file as a callable; other numbers of samples than the file's run in pieces."""
+        if isinstance(built, bytes):
+            raise InputError(f"{self.title} opens files", where="graph", next="write it, and give its path")
+        told, _ = self.elsewhere.ask({"do": "open", "path": str(built.resolve())})
+        takes = [tuple(shape) for shape in told["takes"]]
+        if len(takes) != len(signature.inputs):
+            raise ExportError("has other inputs than the module", where=built.name)
+        return Held(takes, signature, lambda given: self._ask("run", told["id"], given)[1], told["id"])
+
+    def latencies(self, runs: Mapping[str, Runner], example: Inputs, seconds: float) -> Latencies:
+        """Of calls that are made in that process, by its processor's time."""
+        subjects = {}
+        for name, run in runs.items():
+            assert isinstance(run, Held)
+            subjects[name] = _Timed(self, run.id, run.pieces(example)[0])
+
+        def own() -> float:
+            return float(self.elsewhere.ask({"do": "clock"})[0]["seconds"])
+
+        clocks = Clocks(own=own, others=lambda: others_seconds() - own())
+        return interleaved(subjects, budget_s=seconds, threads=self.elsewhere.threads, clocks=clocks)
+
+    def _ask(self, verb: str, held: int, given: Sequence[np.ndarray], **more: Any) -> tuple[dict[str, Any], Any]:
+        return self.elsewhere.ask({"do": verb, "id": held, **more}, given)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What takes one number of samples, called with any: in pieces, of which the last is filled up."""
+
+    takes: list[tuple[int, ...]]  # the shape of each input
+    signature: Signature
+    call: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = Inputs(args, kwargs)
+        pieces = self.pieces(given)
+        found = [[torch.from_numpy(x) for x in self.call(piece)] for piece in pieces]
+        if len(found) == 1 and self._samples(given) == self._each:
+            return self.signature.assemble(found[0])
+        samples = self._samples(given)
+        return self.signature.assemble([torch.cat(parts)[:samples] for parts in zip(*found, strict=True)])
+
+    def pieces(self, given: Inputs) -> list[list[np.ndarray]]:
+        """The inputs of each call; the last sample stands for those that are missing in the last."""
+        arrays = [x.detach().cpu().contiguous().numpy() for x in self.signature.arguments(given)]
+        if all(x.shape == shape for x, shape in zip(arrays, self.takes, strict=True)):
+            return [arrays]
+        samples = self._samples(given)
+        if not samples or any(x.shape[1:] != shape[1:] for x, shape in zip(arrays, self.takes, strict=True)):
+            raise InputError(
+                f"called with {', '.join(str(x.shape) for x in arrays)}",
+                why=f"the file takes {', '.join(map(str, self.takes))}",
+                next="give inputs of the example's lengths; the number of samples alone may differ",
+            )
+        rows = [np.minimum(np.arange(i, i + self._each), samples - 1) for i in range(0, samples, self._each)]
+        return [[np.ascontiguousarray(x[row]) for x in arrays] for row in rows]
+
+    @property
+    def _each(self) -> int:
+        """Samples of a call of the file; 0 where its inputs have no one number of them."""
+        each = {shape[:1] for shape in self.takes}
+        return each.pop()[0] if len(each) == 1 and () not in each else 0
+
+    def _samples(self, given: Inputs) -> int:
+        """Samples of a call; 0 where its inputs have no one number of them."""
+        each = {tuple(x.shape[:1]) for x in self.signature.arguments(given)}
+        return each.pop()[0] if self._each and len(each) == 1 and () not in each else 0
+
+
+@dataclass(frozen=True)
+class Held(Fixed):
+    """A file that the process holds."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """One file and what it is called with."""
+
+    runtime: EdgeRuntime
+    id: int
+    given: Sequence[np.ndarray]
+
+    def calls_s(self, seconds: float) -> list[float]:
+        told, _ = self.runtime._ask("time", self.id, self.given, **{"for": seconds})
+        return list(told["seconds"])
+
+
+def _refuse_open(dynamic: Dynamic, title: str) -> None:
+    for key, axes in dynamic.items():
+        for axis, name in axes.items():
+            if axis != 0:
+                raise ExportError(
+                    f"axis {axis} of input {key!r} is open ({name})",
+                    why=f"files for {title} have the lengths of the example",
+                    next='name the batch alone, dynamic={input: {0: "batch"}}, and pad to one length',
+                )
