@@ -48,6 +48,25 @@ def test_calls_of_two_and_one_ms_have_a_ratio_of_two(clock: Clock) -> None:
     assert (taken.ms("one").unit, taken.ms("one").samples) == ("ms", 8)
 
 
+@pytest.mark.parametrize("factor", [2.0, 1.3])
+def test_a_subject_in_another_process_counts_what_it_says_of_its_calls_and_no_message(factor: float) -> None:
+    clock = Clock()
+
+    class There:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def calls_s(self, seconds: float) -> list[float]:
+            count = max(1, round(seconds / self.seconds))
+            clock.now += 0.5 + count * self.seconds  # what it takes to ask, and to be answered
+            return [self.seconds] * count
+
+    subjects = {"slow": There(0.001 * factor), "fast": There(0.001)}
+    taken = interleaved(subjects, rounds=8, warmup_s=0, settle_s=0, round_s=0.05, clocks=clock.clocks)
+    assert taken.ratio("slow", "fast").value == pytest.approx(factor)
+    assert taken.ms("fast").value == pytest.approx(1.0)
+
+
 def test_a_cold_start_after_the_other_subject_does_not_count(clock: Clock) -> None:
     subjects = {"a": clock.subject("a", 0.02), "b": clock.subject("b", 0.01)}
     taken = interleaved(subjects, rounds=5, warmup_s=0, settle_s=0, round_s=0.1, budget_s=1e9, clocks=clock.clocks)

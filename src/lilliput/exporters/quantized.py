@@ -125,7 +125,7 @@ class _Rewriting:
     def _look_up(self, node: Node, scale: Tensor, user: Node) -> None:
         """Rows of codes, and then their scales."""
         table = self._constant(scale[:, None], f"{node.name}_scale")
-        rows, scales = (self._call(_aten.embedding.default, held, user.args[1]) for held in (node.args[0], table))
+        rows, scales = (self._call(_aten.index.Tensor, held, [user.args[1]]) for held in (node.args[0], table))
         floats = self._call(_aten.to.dtype, rows, torch.float32)
         self._give_way(user, self._call(_aten.mul.Tensor, floats, scales))
 

@@ -45,9 +45,17 @@ class EdgePreferences(Preferences):
     dimensions: int  # of the largest convolution that runs on integers
 
     def recipe(self, view: View, calibrated: bool) -> Recipe:
-        """Networks with convolutions with ranges from calibration, others with ranges found at run time."""
+        """Networks with convolutions with ranges from calibration, others with ranges found at run time.
+
+        Layers that no kernel computes on integers stay as they are: their codes would be written as floats.
+        """
         convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
-        return Recipe([Quantize(weights=Int(8), activations=Int(8, dynamic=not (calibrated and convolutional)))])
+        layers = {path.rpartition(".")[0]: used[0].op for path, used in view.weights.items()}
+        known = {"linear", "embedding", *(op for op in INTEGER_CONVOLUTIONS if int(op[4]) <= self.dimensions)}
+        floats = sorted(path for path, op in layers.items() if op not in known)
+        activations = Int(8, dynamic=not (calibrated and convolutional))
+        where = ("*", *(f"!{path}" for path in floats))
+        return Recipe([Quantize(weights=Int(8), activations=activations, where=where)])
 
     def prepare(self, view: View, root: nn.Module) -> Iterable[tuple[Edit, Mapping[str, Tensor]]]:
         return fold_norms(view, root)

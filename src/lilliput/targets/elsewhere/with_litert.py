@@ -32,47 +32,80 @@ def build(program: str, path: str) -> dict[str, Any]:
         saved = torch.export.load(file)
     args, kwargs = saved.example_inputs
     module = saved.module()
-    dynamic = _ranges_at_run_time(module)
-    _weights_rounded_there(module)
-    settings = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
-    quantizer = pt2e_quantizer.PT2EQuantizer().set_global(settings)
-    config = quant_config.QuantConfig(pt2e_quantizer=quantizer)
+    coded = _weights_as_floats(module)
+    settings = pt2e_quantizer.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+    config = quant_config.QuantConfig(pt2e_quantizer=pt2e_quantizer.PT2EQuantizer().set_global(settings))
     litert_torch.convert(module, args, kwargs, quant_config=config).export(path)
+    _codes_back(path, coded)
     return {}
 
 
-def _ranges_at_run_time(module: Any) -> bool:
-    """Whether there are such; then the calls that round so are left out, for kernels do it by themselves."""
+def _weights_as_floats(module: Any) -> dict[bytes, tuple[np.ndarray, np.ndarray]]:
+    """Weights beside calibrated ranges rounded in the graph, as the converter wants them, to the codes that they had.
+
+    The converter knows ranges found at run time for a whole network alone, and would round what is float as well. So
+    those are taken out, and the codes of their weights with scales given back, by the bytes of the floats.
+    """
     import torch
 
-    coded = torch.ops.quantized_decomposed
-    found = False
+    ops = torch.ops.quantized_decomposed
+    coded = {}
     for node in list(module.graph.nodes):
-        if node.target in (coded.quantize_per_tensor.tensor, coded.dequantize_per_tensor.tensor):
-            node.replace_all_uses_with(node.args[0])
-            found = True
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return found
-
-
-def _weights_rounded_there(module: Any) -> None:
-    """Weights as floats that are rounded in the graph, to the codes that they had: so the converter wants them."""
-    import torch
-
-    coded = torch.ops.quantized_decomposed
-    for node in list(module.graph.nodes):
-        if node.target is not coded.dequantize_per_channel.default:
+        if node.target is not ops.dequantize_per_channel.default:
             continue
         codes, scale, zero, *rest = node.args
         held = [functools.reduce(getattr, one.target.split("."), module) for one in (codes, scale, zero)]
-        name = f"{node.name}_floats"
-        module.register_buffer(name, coded.dequantize_per_channel.default(*held, *rest))
+        floats = ops.dequantize_per_channel.default(*held, *rest)
+        module.register_buffer(f"{node.name}_floats", floats)
+        (layer,) = node.users
         with module.graph.inserting_before(node):
-            floats = module.graph.get_attr(name)
-            rounded = module.graph.call_function(coded.quantize_per_channel.default, (floats, scale, zero, *rest))
-        node.args = (rounded, *node.args[1:])
+            decoded = module.graph.get_attr(f"{node.name}_floats")
+            if layer.args[0].target is ops.dequantize_per_tensor.tensor:
+                coded[floats.numpy().tobytes()] = (held[0].numpy(), held[1].numpy())
+                node.replace_all_uses_with(decoded)
+            else:
+                rounded = module.graph.call_function(ops.quantize_per_channel.default, (decoded, scale, zero, *rest))
+                node.args = (rounded, *node.args[1:])
+    for node in list(module.graph.nodes):
+        if node.target in (ops.quantize_per_tensor.tensor, ops.dequantize_per_tensor.tensor):
+            node.replace_all_uses_with(node.args[0])
+    module.graph.eliminate_dead_code()
     module.recompile()
+    return coded
+
+
+def _codes_back(path: str, coded: dict[bytes, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Codes in place of the floats of some weights; their layers then find the range of what they read at each run."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    if not coded:
+        return
+    with open(path, "rb") as file:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(bytearray(file.read()), 0))
+    left = dict(coded)
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if model.operatorCodes[op.opcodeIndex].builtinCode != schema.BuiltinOperator.FULLY_CONNECTED:
+                continue
+            weight = graph.tensors[op.inputs[1]]
+            data = model.buffers[weight.buffer].data
+            key = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+            if key not in coded:
+                continue
+            codes, scale = coded[key]
+            model.buffers[weight.buffer].data = np.frombuffer(codes.tobytes(), np.uint8)
+            weight.type, weight.quantization = schema.TensorType.INT8, schema.QuantizationParametersT()
+            weight.quantization.scale = scale
+            weight.quantization.zeroPoint = np.zeros(len(scale), np.int64)
+            op.builtinOptions.asymmetricQuantizeInputs = True
+            left.pop(key, None)
+    if left:
+        raise ValueError(f"{len(left)} layers with ranges found at run time are no FULLY_CONNECTED in the file")
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with open(path, "wb") as file:
+        file.write(builder.Output())
 
 
 class File:
