@@ -63,18 +63,18 @@ def images(count: int = 4) -> Tensor:
 
 
 class Images(nn.Module):
-    """A depthwise layer, an addition, pooling and a head."""
+    """A depthwise layer, an addition, pooling, dropout and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.depth, self.point = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
-        self.last = nn.Linear(8, 5)
+        self.drop, self.last = nn.Dropout(), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(x)).relu()
         x = x + self.point(nn.functional.relu6(self.depth(x)))
-        return self.last(x.mean((2, 3)))
+        return self.last(self.drop(x.mean((2, 3))))
 
 
 @cache

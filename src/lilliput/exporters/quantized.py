@@ -31,6 +31,7 @@ _LAYERS = frozenset(
     }
 )
 _ACTIVATIONS = frozenset({_aten.relu.default, _aten.hardtanh.default, _aten.relu6.default})
+_DROPOUT = frozenset({_aten.dropout.default, _aten.feature_dropout.default})
 _PADDING = frozenset({_aten.pad.default, _aten.constant_pad_nd.default})
 _WHOLE = 254  # steps of a range that codes of eight bits hold; of fewer the ends are cut before
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -70,6 +71,8 @@ class _Rewriting:
         self.fake = next(x.fake_mode for node in self.graph.nodes if (x := node.meta.get("val")) is not None)
 
     def done(self) -> None:
+        for node in [node for node in self.graph.nodes if node.target in _DROPOUT and not node.args[2]]:
+            self._give_way(node, node.args[0])  # or a layer behind it would not be seen to read codes
         for node in self._ours("decode_"):  # before the values, by which it is known what computes on integers
             for user in list(node.users):
                 self._weight(node, user)
