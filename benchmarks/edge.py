@@ -76,6 +76,7 @@ def files(task: lp.Task, target: Target, convolutional: bool) -> dict[str, Path]
     folder = OUT / target.name / str(task.name)
     folder.mkdir(parents=True, exist_ok=True)
     ending, example = target.writes.format, Inputs.of(task.example)
+    batch = {key: {0: "batch"} for key in example.tensors()}
     found = {name: folder / f"{name}.{ending}" for name in ("float", "ours")}
     ours: Any = None
     for name, path in found.items():
@@ -83,7 +84,7 @@ def files(task: lp.Task, target: Target, convolutional: bool) -> dict[str, Path]
             continue
         if name == "ours":
             ours = lp.compress(replace(task, evaluate=None), target=replace(target, seconds=0)).model
-        target.writes.build(path, ours if name == "ours" else task.model, example, {})
+        target.writes.build(path, ours if name == "ours" else task.model, example, batch)
     if isinstance(target, ExecuTorch | LiteRt):
         found["theirs"] = theirs = folder / f"theirs.{ending}"
         if not theirs.exists():
