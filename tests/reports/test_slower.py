@@ -45,7 +45,7 @@ class Pretended(lp.targets.OnnxRuntime):
     @property
     def writes(self) -> OnnxWriter:
         made = super().writes
-        return PretendedWriter(made.opset, made.rules, made.opened_by, self.layers_ms)
+        return PretendedWriter(made.opset, made.rules, made.opened_by, made.packed, layers_ms=self.layers_ms)
 
     @property
     def runs(self) -> OrtSession:
