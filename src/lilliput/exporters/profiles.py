@@ -130,7 +130,7 @@ def check(built: str | Path | bytes, *names: str) -> dict[str, list[Breach]]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = lilliput.export(f"{folder}/net.onnx", torch.nn.Linear(4, 2), torch.zeros(1, 4))
     ...     check(path)
-    {'ort-cpu': [], 'openvino': [], 'tensorrt': [], 'xnnpack': []}
+    {'ort-cpu': [], 'ort-web': [], 'openvino': [], 'tensorrt': [], 'xnnpack': []}
     """
     wanted = [profile(name) for name in names or PROFILES]
     return {one.name: list(breaches(built, one)) for one in wanted}
