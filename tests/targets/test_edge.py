@@ -207,8 +207,8 @@ def test_the_program_beside_a_file_says_what_the_file_says(tmp_path: Path, round
     assert ExecuTorch(threads=1).writes.reference(tmp_path / "other.pte", signature, rounded=True) is None
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.2, False), (2.0, True)])
-def test_kernels_are_told_where_they_move_answers_further_than_rounding_does(
+@pytest.mark.parametrize(("share", "said"), [(0.001, False), (2.0, True)])
+def test_kernels_are_told_where_they_move_answers_otherwise_than_the_file_says(
     share: float, said: bool, tmp_path: Path
 ) -> None:
     net, example = small("executorch"), Inputs.of(images(1))

@@ -37,7 +37,6 @@ _BIASES = 0.5  # of the noise of rounding what flows, that steps of biases may a
 _FINE_BITS = 7
 _SUMS = 10.0  # times what single precision does to answers: sums in another order
 _FAR = 4.0  # times the noise that the file as written has: more is told
-_STEPS = 0.5  # of the noise of rounding what flows, that kernels may add which round a sum to the step beside
 _LEAST = 1e-6  # noise over signal (60 dB) that is never told
 _TAPS = 16  # values that are given out by one build
 
@@ -114,18 +113,13 @@ def told_of_kernels(driver: Driver, model: nn.Module, path: Path, signature: Sig
     if written is None:
         return ""
     as_written = _noise_of(written, right)
-    if as_run.ratio <= _FAR * as_written.ratio or _within_rounding(as_run, model, [inputs for inputs, _ in right]):
+    if as_run.ratio <= _FAR * as_written.ratio:
         return ""
     run_db, written_db = ("exact" if one.db is None else f"{one.db:.1f} dB" for one in (as_run, as_written))
     return (
         f"{driver.target.name} is at {run_db} of the module where the file as written is at {written_db}:"
         " its kernels saturate, or round more than the file says"
     )
-
-
-def _within_rounding(as_run: Noise, model: nn.Module, samples: Sequence[Inputs]) -> bool:
-    """Whether kernels move answers less than half as far as rounding what flows does: by a step here and there."""
-    return bool(value_encodings(model)) and math.sqrt(as_run.ratio) <= _STEPS * _noise(model, samples)
 
 
 def _noise_of(run: Runner, right: Sequence[tuple[Inputs, Any]]) -> Noise:
