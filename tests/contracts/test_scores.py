@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import lilliput as lp
+from lilliput.engine.store import Store
 from lilliput.errors import InputError, RecipeError
 from lilliput.scores import Fisher, Magnitude, Random, Sensitivity, Taylor
 
@@ -73,6 +74,21 @@ def test_channels_go_by_the_sum_over_their_slices(score: str) -> None:
     right = into / into.mean() + after / after.mean()
     kept = right.argsort(descending=True)[:16].sort().values
     close(small[0].weight, model[0].weight[kept])
+
+
+@pytest.mark.parametrize("unit", ["weights", "channels"])
+def test_each_batch_is_passed_once_however_many_tensors_are_scored(unit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what is gathered is more than memory is to hold."""
+    monkeypatch.setattr(Store.__init__, "__defaults__", (None, 0))
+    losses = []
+
+    def counted(model: Any, batch: Any) -> Tensor:
+        losses.append(1)
+        return loss(model, batch)
+
+    deep = nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)).eval()
+    lp.apply(task(deep, loss=counted), lp.Recipe([lp.Prune(unit, 0.5, score=Taylor())]))
+    assert len(losses) == len(X)
 
 
 def test_taylor_keeps_more_than_chance_of_a_trained_network() -> None:

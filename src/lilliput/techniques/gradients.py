@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -18,8 +19,16 @@ from lilliput.techniques.run import Answer, Run, only_by_doing
 Of = Literal["loss", "output"]
 
 
-def gradients(run: Run, of: Of, batches: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each tensor by its path the mean magnitude and the mean square of its gradient over batches, as it is shaped.
+@dataclass(frozen=True)
+class Gradient:
+    """Of a tensor, over batches, each as it is shaped."""
+
+    size: Tensor  # mean magnitude
+    square: Tensor  # mean square
+
+
+def gradients(run: Run, of: Of, batches: int) -> dict[str, Gradient]:
+    """The gradients of all tensors by their paths.
 
     Of the task's loss over its training batches; or of the squared length of the answers over those to calibrate with,
     which needs no labels (Aljundi et al. 2018, "Memory Aware Synapses", arXiv 1711.09601).
@@ -29,8 +38,8 @@ def gradients(run: Run, of: Of, batches: int) -> dict[str, tuple[Tensor, Tensor]
     only_by_doing(run, "which weights matter is only found by gradients")
     lasting = of == "output"  # what trains may come in another order
     found = run.ask(("gradients", of, batches), lambda: _gathered(run, of, batches), data=lasting, lasting=lasting)
-    known = {name.partition(" ")[2] for name in found.tensors}
-    return {path: (found.tensors[f"size {path}"], found.tensors[f"square {path}"]) for path in known}
+    paths = [name.removeprefix("size ") for name in found.tensors if name.startswith("size ")]
+    return {path: Gradient(found.tensors[f"size {path}"], found.tensors[f"square {path}"]) for path in paths}
 
 
 def _gathered(run: Run, of: Of, batches: int) -> Answer:
@@ -41,7 +50,8 @@ def _gathered(run: Run, of: Of, batches: int) -> Answer:
     sums: dict[str, Tensor] = {}
     count = 0
     with eval_mode(model), torch.enable_grad():
-        for count, _ in enumerate(_passes(run, model, of, batches), 1):
+        for _ in _passes(run, model, of, batches):
+            count += 1
             for path, x in held.items():
                 _add(sums, path, x)
             model.zero_grad(set_to_none=True)

@@ -138,7 +138,8 @@ class Prune(Technique):
         paths = [path for path in weights if chosen(path, self.where)]
         for path in [path for path in weights if path not in paths]:
             run.skip(path, f"left out by where={self.where!r}")
-        scores = {path: self.score.single(run, path, read(run.model, path)) for path in paths}
+        known = self.score.gather(run)
+        scores = {path: self.score.single(known, path, read(run.model, path)) for path in paths}
         for path, kept in counted(run, "encoding", keep_largest(scores, self.amount, self.scope).items()):
             if not bool(kept.any()):
                 run.skip(path, "all of its weights are among the smallest: pruning would empty it")

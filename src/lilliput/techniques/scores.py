@@ -6,13 +6,14 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lilliput.errors import RecipeError
 from lilliput.plain import short_repr
-from lilliput.techniques.gradients import Of, gradients
+from lilliput.techniques.gradients import Gradient, Of, gradients
 from lilliput.techniques.run import Run
 
 
@@ -20,16 +21,20 @@ from lilliput.techniques.run import Run
 class Score(ABC):
     """A number for each weight, none negative, that adds up over the weights of a slice; a frozen dataclass."""
 
+    def gather(self, run: Run) -> Any:
+        """What `of` is given for every tensor, found once: the run, or what is computed of it for all."""
+        return run
+
     @abstractmethod
-    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
-        """For each weight of the tensor `x` at `path`, [shape of x]."""
+    def of(self, run: Any, path: str, x: Tensor) -> Tensor:
+        """For each weight of the tensor `x` at `path`, [shape of x]; `run` is what `gather` gives."""
 
     @property
     def degree(self) -> float:
         """Of sums of it, the root that is taken: a threshold is a multiple of the mean of those."""
         return 1.0
 
-    def single(self, run: Run, path: str, x: Tensor) -> Tensor:
+    def single(self, run: Any, path: str, x: Tensor) -> Tensor:
         """What ranks single weights, [shape of x]: in the order of `of`, or finer where that cannot be told apart."""
         return self.of(run, path, x)
 
@@ -106,9 +111,8 @@ class ByGradient(Score):
         remedy = f"give train= and loss=, or {type(self).__name__}('output')"
         return {"train": remedy, "loss": remedy}
 
-    def gradient(self, run: Run, path: str) -> tuple[Tensor, Tensor]:
-        """The mean magnitude and the mean square of the gradient of the tensor at `path`, as it is shaped."""
-        return gradients(run, self.to, self.batches)[path]
+    def gather(self, run: Run) -> dict[str, Gradient]:
+        return gradients(run, self.to, self.batches)
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,8 +123,8 @@ class Sensitivity(ByGradient):
     Sensitivity(to='output')
     """
 
-    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
-        return self.gradient(run, path)[0].double()
+    def of(self, run: dict[str, Gradient], path: str, x: Tensor) -> Tensor:
+        return run[path].size.double()
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,8 +137,8 @@ class Taylor(ByGradient):
     Taylor(batches=4)
     """
 
-    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
-        return x.double().abs() * self.gradient(run, path)[0].double()
+    def of(self, run: dict[str, Gradient], path: str, x: Tensor) -> Tensor:
+        return x.double().abs() * run[path].size.double()
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,8 +151,8 @@ class Fisher(ByGradient):
     Fisher()
     """
 
-    def of(self, run: Run, path: str, x: Tensor) -> Tensor:
-        return x.double().square() * self.gradient(run, path)[1].double() / 2
+    def of(self, run: dict[str, Gradient], path: str, x: Tensor) -> Tensor:
+        return x.double().square() * run[path].square.double() / 2
 
 
 SCORES: dict[str, type[Score]] = {one.__name__: one for one in (Magnitude, Random, Sensitivity, Taylor, Fisher)}

@@ -25,7 +25,7 @@ def remove_slices(run: Run, unit: str, where: Where, amount: Amount, scope: str,
     coupling = slices.coupling
     meant = _meant(coupling, unit, where)
     multiples = Multiples(multiple, whole=amount.budget == "latency")  # a part of a block takes as long as a block
-    of = functools.partial(score.of, run)
+    of = functools.partial(score.of, score.gather(run))
     scores = {group: scored(group, coupling.tensors.__getitem__, of, score.degree) for group in meant}
 
     def choice(fraction: float | None, lengths: Sequence[Mapping[Group, int]]) -> Going:
