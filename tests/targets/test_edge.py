@@ -160,6 +160,30 @@ def test_rows_of_a_table_are_looked_up_as_codes_and_ranges_found_at_run_time() -
     close(found, net(**tokens()).last_hidden_state, share=0.02)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "weighted"])
+def test_bags_of_one_length_are_rows_that_are_looked_up_as_codes(mode: str) -> None:
+    torch.manual_seed(0)
+
+    class Bags(nn.Module):
+        def __init__(self, **given: Any) -> None:
+            super().__init__()
+            self.bag, self.last = nn.EmbeddingBag(60, 16, **given), nn.Linear(16, 4)
+
+        def forward(self, ids: Tensor) -> Any:
+            return self.last(self.bag(ids, per_sample_weights=ids / 60 if mode == "weighted" else None))
+
+    ids = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+    own = "sum" if mode == "weighted" else mode
+    weights = lp.Recipe([lp.Quantize(weights=lp.Int(8), activations=None, where="bag")])
+    net = lp.apply(lp.Task(Bags(mode=own).eval(), calibrate=[ids]), weights, target=AnyExecuTorch(threads=1))
+    captured = quantized(net, Inputs.of(ids))
+    assert any(x.dtype == torch.int8 for x in captured.state_dict.values())
+    close(captured.module()(ids)[0], net(ids))
+    padded = Bags(mode=own, padding_idx=3).eval()
+    with pytest.raises(ExportError, match="without padding_idx"):
+        quantized(padded, Inputs.of(ids))
+
+
 def test_an_lstm_is_torchs_own_again() -> None:
     torch.manual_seed(0)
 

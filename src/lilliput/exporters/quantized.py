@@ -19,6 +19,7 @@ from torch.fx import Node
 from lilliput.errors import ExportError, raise_own, reason
 from lilliput.model.views.inputs import Inputs
 from lilliput.model.views.program import program, quiet
+from lilliput.model.views.view import BAG, RECURRENT
 
 _CODES = (-128, 127, torch.int8)
 _EPSILON = torch.finfo(torch.float32).eps
@@ -34,7 +35,6 @@ _ACTIVATIONS = frozenset({_aten.relu.default, _aten.hardtanh.default, _aten.relu
 _DROPOUT = frozenset({_aten.dropout.default, _aten.feature_dropout.default})
 _PADDING = frozenset({_aten.pad.default, _aten.constant_pad_nd.default})
 _WHOLE = 254  # steps of a range that codes of eight bits hold; of fewer the ends are cut before
-_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 def quantized(model: nn.Module, example: Inputs) -> ExportedProgram:
@@ -73,12 +73,14 @@ class _Rewriting:
     def done(self) -> None:
         for node in [node for node in self.graph.nodes if node.target in _DROPOUT and not node.args[2]]:
             self._give_way(node, node.args[0])  # or a layer behind it would not be seen to read codes
+        for node in self._ours(BAG):  # or the rows that are looked up would not be seen
+            self._bag(node)
         for node in self._ours("decode_"):  # before the values, by which it is known what computes on integers
             for user in list(node.users):
                 self._weight(node, user)
         for node in self._ours("project_int"):
             self._value(node)
-        for name in _RECURRENT:
+        for name in sorted(RECURRENT):
             for node in self._ours(name):
                 self._recurrent(node, name)
         self._clean()
@@ -131,6 +133,24 @@ class _Rewriting:
         rows, scales = (self._call(_aten.index.Tensor, held, [user.args[1]]) for held in (node.args[0], table))
         floats = self._call(_aten.to.dtype, rows, torch.float32)
         self._give_way(user, self._call(_aten.mul.Tensor, floats, scales))
+
+    def _bag(self, node: Node) -> None:
+        """Rows of bags of one length, reduced."""
+        weight, indices, offsets, weights, mode, padding, _last = node.args
+        if offsets is not None or padding is not None:
+            raise ExportError(
+                "bags of several lengths",
+                where=node.name,
+                why="no operator that is written here leaves rows out",
+                next="give a matrix of numbers without padding_idx, or take another target",
+            )
+        with self.graph.inserting_before(node):
+            rows = self._call(_aten.embedding.default, weight, indices)
+            if weights is not None:
+                rows = self._call(_aten.mul.Tensor, rows, self._call(_aten.unsqueeze.default, weights, -1))
+            reduce: Any = {"sum": _aten.sum.dim_IntList, "mean": _aten.mean.dim, "max": _aten.amax.default}[str(mode)]
+            reduced = self._call(reduce, rows, [1])
+        self._give_way(node, reduced)
 
     def _known(self, x: Any) -> Any:
         """What a node that depends on tensors of the module alone computes."""

@@ -6,9 +6,8 @@ from lilliput.errors import InputError, nearest
 from lilliput.exporters.profiles import check
 from lilliput.targets.device import Device
 from lilliput.targets.eager import Eager
-from lilliput.targets.executorch import ExecuTorch
+from lilliput.targets.edge import ExecuTorch, LiteRt
 from lilliput.targets.gguf import Gguf
-from lilliput.targets.litert import LiteRt
 from lilliput.targets.onnx_file import OnnxFile
 from lilliput.targets.onnxruntime import OnnxRuntime
 from lilliput.targets.openvino import OpenVino

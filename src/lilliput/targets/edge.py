@@ -1,4 +1,7 @@
-"""What runtimes for phones and boards have in common: int8 all the way, and a package in an environment of its own."""
+"""Runtimes for phones and boards, ExecuTorch and LiteRT: int8 all the way, by packages in environments of their own.
+
+docs/edge.md tells what they take.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from lilliput.model.edits.edit import Edit
 from lilliput.model.rescaling.fold import fold_norms
 from lilliput.model.views.inputs import Dynamic, Inputs
 from lilliput.model.views.signature import Signature
-from lilliput.model.views.view import CONVOLUTIONS, Call, View
+from lilliput.model.views.view import CONVOLUTIONS, LOOKS_UP, Call, View
 from lilliput.recipe import Recipe
 from lilliput.targets.elsewhere import Elsewhere
 from lilliput.targets.kernels import (
@@ -32,7 +35,7 @@ from lilliput.targets.kernels import (
     weights_lack,
 )
 from lilliput.targets.placing import Placing
-from lilliput.targets.target import Preferences, Runner, Runtime, Writer
+from lilliput.targets.target import Preferences, Runner, Runtime, Target, Writer
 from lilliput.techniques.quantize import Quantize
 from lilliput.techniques.run import Placed, Wanted
 
@@ -51,7 +54,7 @@ class EdgePreferences(Preferences):
         """
         convolutional = any(call.op in CONVOLUTIONS for call in view.calls)
         layers = {path.rpartition(".")[0]: used[0].op for path, used in view.weights.items()}
-        known = {"linear", "embedding", *(op for op in INTEGER_CONVOLUTIONS if int(op[4]) <= self.dimensions)}
+        known = {"linear", *LOOKS_UP, *(op for op in INTEGER_CONVOLUTIONS if int(op[4]) <= self.dimensions)}
         floats = sorted(path for path, op in layers.items() if op not in known)
         activations = Int(8, dynamic=not (calibrated and convolutional))
         where = ("*", *(f"!{path}" for path in floats))
@@ -77,7 +80,7 @@ class EdgePreferences(Preferences):
     ) -> str:
         if weight is None:
             return "float"
-        if call.op == "embedding" and eight_bits(weight):
+        if call.op in LOOKS_UP and eight_bits(weight):
             return "size only: rows are decoded as they are looked up"
         whole = isinstance(activation, Uniform) and eight_bits(weight) and not self._no_kernel(call, activation)
         if not whole or activation is None:
@@ -99,18 +102,16 @@ class EdgePreferences(Preferences):
 class EdgeWriter(Writer):
     """A file that the package makes of a program, for the lengths of the example."""
 
-    format: ClassVar[str]
-    title: ClassVar[str]
     elsewhere: Elsewhere
 
     def build(self, path: Path, model: nn.Module, example: Inputs, dynamic: Dynamic) -> None:
-        _refuse_open(dynamic, self.title)
+        _refuse_open(dynamic, self.elsewhere.title)
         program = written.keep(quantized(model, example), path)
         try:
             self.elsewhere.ask({"do": "build", "program": str(program.resolve()), "path": str(path.resolve())})
         except ExportError as error:
             raise ExportError(
-                f"{self.title} cannot write the network",
+                f"{self.elsewhere.title} cannot write the network",
                 where=path.name,
                 why=error.why,
                 next="leave out what the operator that is named computes, or take another target",
@@ -133,13 +134,12 @@ class EdgeWriter(Writer):
 class EdgeRuntime(Runtime):
     """What runs such a file on a CPU, here."""
 
-    title: ClassVar[str]
     elsewhere: Elsewhere
 
     def open(self, built: Path | bytes, signature: Signature, module: nn.Module | None = None) -> Runner:
         """The file as a callable; other numbers of samples than the file's run in pieces."""
         if isinstance(built, bytes):
-            raise InputError(f"{self.title} opens files", where="graph", next="write it, and give its path")
+            raise InputError(f"{self.elsewhere.title} opens files", where="graph", next="write it, and give its path")
         told, _ = self.elsewhere.ask({"do": "open", "path": str(built.resolve())})
         takes = [tuple(shape) for shape in told["takes"]]
         if len(takes) != len(signature.inputs):
@@ -161,6 +161,90 @@ class EdgeRuntime(Runtime):
 
     def _ask(self, verb: str, held: int, given: Sequence[np.ndarray], **more: Any) -> tuple[dict[str, Any], Any]:
         return self.elsewhere.ask({"do": verb, "id": held, **more}, given)
+
+
+class PteWriter(EdgeWriter):
+    """A `.pte`, of which XNNPACK runs all that it takes."""
+
+    format: ClassVar[str] = "pte"
+
+
+class TfliteWriter(EdgeWriter):
+    """A `.tflite`, int8 in and out where the first and last values are encoded."""
+
+    format: ClassVar[str] = "tflite"
+
+
+@dataclass(frozen=True)
+class _Edge(Target):
+    """What is run by a package in an environment of its own; `python` is that environment's."""
+
+    python: str | None = None
+
+    title: ClassVar[str]
+    package: ClassVar[tuple[str, str]]  # as pip knows it, and the least version
+    module: ClassVar[str]  # in `elsewhere`, which knows how it is called
+    kernels: ClassVar[str]
+    writer: ClassVar[type[EdgeWriter]]
+
+    def check(self) -> None:
+        super().check()
+        self._elsewhere.check()
+
+    @property
+    def prefers(self) -> EdgePreferences:
+        return EdgePreferences(self.kernels, 2)
+
+    @property
+    def writes(self) -> EdgeWriter:
+        return self.writer(self._elsewhere)
+
+    @property
+    def runs(self) -> EdgeRuntime:
+        return EdgeRuntime(self._elsewhere)
+
+    @property
+    def _elsewhere(self) -> Elsewhere:
+        variable = f"{self.name.upper()}_PYTHON"
+        return Elsewhere(self.title, *self.package, self.module, variable, self.python, self.threads_used)
+
+
+@dataclass(frozen=True)
+class ExecuTorch(_Edge):
+    """ExecuTorch with XNNPACK on a CPU: int8 from layer to layer, written and run in an environment of its own.
+
+    `python` is that environment's; None: what the variable EXECUTORCH_PYTHON names, or else this one. Files have the
+    lengths of the example. Raises InputError, when work begins, where ExecuTorch is not installed there.
+
+    >>> ExecuTorch(threads=1).writes.format
+    'pte'
+    """
+
+    name: ClassVar[str] = "executorch"
+    title: ClassVar[str] = "ExecuTorch"
+    package: ClassVar[tuple[str, str]] = ("executorch", "1.5")
+    module: ClassVar[str] = "with_executorch"
+    kernels: ClassVar[str] = "XNNPACK"
+    writer: ClassVar[type[EdgeWriter]] = PteWriter
+
+
+@dataclass(frozen=True)
+class LiteRt(_Edge):
+    """LiteRT on a CPU: int8 from the first value to the last, written and run in an environment of its own.
+
+    `python` is that environment's; None: what the variable LITERT_PYTHON names, or else this one. Files have the
+    lengths of the example. Raises InputError, when work begins, where litert-torch is not installed there.
+
+    >>> LiteRt(threads=1).writes.format
+    'tflite'
+    """
+
+    name: ClassVar[str] = "litert"
+    title: ClassVar[str] = "LiteRT"
+    package: ClassVar[tuple[str, str]] = ("litert-torch", "0.10")
+    module: ClassVar[str] = "with_litert"
+    kernels: ClassVar[str] = "LiteRT"
+    writer: ClassVar[type[EdgeWriter]] = TfliteWriter
 
 
 @dataclass(frozen=True)

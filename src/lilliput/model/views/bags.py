@@ -33,16 +33,8 @@ def _run(
     return functional.embedding_bag(indices, weight, offsets, mode=mode, **given)  # type: ignore[arg-type]
 
 
-def _shape(
-    weight: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    mode: str,
-    padding_idx: int | None,
-    last: bool,
-) -> Tensor:
-    bags = indices.shape[0] if offsets is None else offsets.shape[0] - last
+def _shape(weight: Tensor, indices: Tensor, offsets: Tensor | None, *more: Any) -> Tensor:
+    bags = indices.shape[0] if offsets is None else offsets.shape[0] - more[-1]
     return weight.new_empty((bags, weight.shape[1]))
 
 

@@ -30,6 +30,7 @@ class Elsewhere:
     `variable` is one of the environment that names that Python where no option does; without either it is this one.
     """
 
+    title: str  # as people call it
     package: str  # as pip knows it
     least: str  # version
     module: str  # the file here that knows how the package is called
