@@ -143,7 +143,9 @@ _NAMESPACES: dict[str, tuple[str, ...]] = {  # and what is in them that is not h
     "targets": (
         "Device",
         "Eager",
+        "ExecuTorch",
         "Gguf",
+        "LiteRt",
         "OnnxFile",
         "OnnxRuntime",
         "OpenVino",
