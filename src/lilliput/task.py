@@ -63,16 +63,19 @@ class Task:
         evaluate: Any = None,
         processor: Any = None,
         length: int | None = None,
+        samples: int | None = None,
     ) -> Task:
         """The task of a folder of Hugging Face, or of a network of transformers, by the name of what it does.
 
         `task` is a name that pipelines know: "text-classification", "token-classification", "fill-mask",
         "feature-extraction", "sentence-similarity", "text-generation", "image-classification", "image-segmentation",
-        "audio-classification", "automatic-speech-recognition". `data` is a file (.csv, .tsv, .json, .jsonl, .txt), a
-        folder of images or sounds (those within it are labels), a dataset, a table, or a list of samples, (sample,
-        label) or dicts. Its first half calibrates, at most, and the rest judges; or `evaluate` does. Where samples have
-        labels, they are the metric. The folder's own tokenizer or `processor` makes inputs of at most `length` tokens.
-        Nothing is downloaded, and no code of a folder is run.
+        "audio-classification", "automatic-speech-recognition"; or "text-generation-with-past", of a decoder that takes
+        and gives the keys and values of what was read. `data` is a file (.csv, .tsv, .json, .jsonl, .txt), a folder of
+        images or sounds (those within it are labels), a dataset, a table, or a list of samples, (sample, label) or
+        dicts. Half of it calibrates, at most, and the rest judges, or `evaluate` does: as many as are enough for the
+        task, or `samples`; what is not read is told in the report. Where samples have labels, they are the metric. The
+        folder's own tokenizer or `processor` makes inputs; texts are cut after `length` tokens, or 512. Nothing is
+        downloaded, and no code of a folder is run.
 
         Raises InputError for a name or label that is not known, what is on no disk here, a folder without the weights
         that the task needs, and data without samples.
@@ -88,7 +91,7 @@ class Task:
         >>> task.metric.name, task.dynamic["input_ids"]
         ('top1', {0: 'batch', 1: 'sequence'})
         """
-        return cls(**fields_of(model, task, data, evaluate, processor, length))
+        return cls(**fields_of(model, task, data, evaluate, processor, length, samples))
 
 
 def read_assets(assets: Mapping[str, str | Path | bytes] | None) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ Right is what the folder's own `from_pretrained` and tokenizer or processor give
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import wave
 from collections.abc import Callable
@@ -90,6 +91,17 @@ def _whisper() -> Any:
     )
 
 
+def _segformer() -> Any:
+    torch.manual_seed(0)
+    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(depths=[1] * 4, num_labels=4))
+
+
+def _ast() -> Any:
+    torch.manual_seed(0)
+    sizes = {"max_length": 64, "num_mel_bins": 32, "num_labels": 3}
+    return transformers.ASTForAudioClassification(transformers.ASTConfig(**SIZES, **sizes))
+
+
 CLASSES = {"num_labels": 3, "id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}
 PICTURE = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
 HEARD = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
@@ -106,6 +118,16 @@ FOLDERS: dict[str, tuple[Callable[[], Any], list[Any], Any]] = {
     "sentence-similarity": (_bert("BertModel"), [_tokenizer()], [one for one, _ in TEXTS]),
     "text-generation": (_llama, [_tokenizer()], [one for one, _ in TEXTS]),
     "image-classification": (_vit, [PICTURE], [(x, ("cat", "dog")[i % 2]) for i, x in enumerate(PICTURES)]),
+    "image-segmentation": (
+        _segformer,
+        [transformers.SegformerImageProcessor(size={"height": 64, "width": 64})],
+        PICTURES,
+    ),
+    "audio-classification": (
+        _ast,
+        [transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64)],
+        [(x, i % 3) for i, x in enumerate(SOUNDS)],
+    ),
     "automatic-speech-recognition": (_whisper, [HEARD, _tokenizer()], SOUNDS),
 }
 
@@ -294,6 +316,31 @@ def test_sounds_in_files(folders: dict[str, Path], tmp_path: Path) -> None:
     assert a.shape == b.shape and a.shape[0] == len(SOUNDS)
 
 
+def test_what_is_not_read_is_told(folders: dict[str, Path]) -> None:
+    folder, name, many = folders["text-classification"], "text-classification", TEXTS * 60
+    task = lp.Task.from_pretrained(folder, name, many)
+    assert sum(len(batch["input_ids"]) for batch in task.evaluate) == 512
+    told = lp.compress(task, target=QUICK, measure=False).data["skipped"]
+    assert [row["reason"] for row in told] == ["128 samples calibrate and 512 judge, 80 are not read: see samples="]
+    few = lp.Task.from_pretrained(folder, name, TEXTS, samples=2)
+    assert [len(batch["input_ids"]) for batch in few.evaluate] == [2]
+    assert not lp.Task.from_pretrained(folder, name, TEXTS).evaluate.cut
+
+
+def test_a_network_that_answers_with_a_number_is_judged_by_its_error(tmp_path: Path) -> None:
+    network = _bert("BertForSequenceClassification", num_labels=1)().eval()
+    rows = [{"text": text, "label": str(i / 4)} for i, (text, _) in enumerate(TEXTS)]
+    task = lp.Task.from_pretrained(network, "text-classification", rows, processor=_tokenizer())
+    batch = next(iter(task.metric.batches))
+    assert task.output == "values" and batch["labels"].shape == (6, 1)
+    right = batch.pop("labels")
+    with torch.no_grad():
+        close(task.metric(network), (network(**batch).logits - right).square()[:, 0])
+    rows[3]["label"] = "much"
+    with pytest.raises(InputError, match="give one"):
+        lp.Task.from_pretrained(network, "text-classification", rows, processor=_tokenizer())
+
+
 def test_what_is_refused_of_a_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     assert "did you mean 'text-classification'" in _refused(tmp_path, "text-clasification", TEXTS)
     assert "holds no config.json" in _refused(tmp_path, "text-classification", TEXTS)
@@ -317,7 +364,7 @@ def test_what_is_refused_of_a_tokenizer(folders: dict[str, Path], tmp_path: Path
     known = _refused(network, "text-classification", strange, processor=_tokenizer())
     assert "83 % of the words are unknown" in known
     network.save_pretrained(tmp_path)
-    assert "nothing that makes inputs of texts" in _refused(tmp_path, "text-classification", TEXTS)
+    assert "nothing that makes inputs of a text" in _refused(tmp_path, "text-classification", TEXTS)
 
 
 def test_what_is_refused_of_data(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -326,6 +373,8 @@ def test_what_is_refused_of_data(folders: dict[str, Path], tmp_path: Path) -> No
     assert (
         "data[1]" in (said := _refused(folder, name, [("w1", "good"), ("w2", "god")])) and "did you mean 'good'" in said
     )
+    assert "data[1]: has no label" in _refused(folder, name, [("w1", "good"), "w2"])
+    assert "may never end" in _refused(folder, name, (("w1", 0) for _ in itertools.count()))
     assert "the label 3" in _refused(folder, name, [("w1", 3)])
     assert "columns id, a, b" in _refused(folder, name, [{"id": 1, "a": "w1", "b": "w2"}])
     assert "there is no such file" in _refused(folder, name, tmp_path / "missing.csv")

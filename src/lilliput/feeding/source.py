@@ -41,7 +41,7 @@ class Source:
         """Whatever the user gave for the field of that name; raises InputError for what gives no batches."""
         if isinstance(given, Source):
             return given
-        found = cls(name, takes, given)
+        found = cls(name, takes, given, getattr(given, "cut", ""))
         why = _unsteady(found)
         return found._kept(why, samples) if why else found
 

@@ -22,7 +22,6 @@ class Held:
     model: Any
     tokenizer: Any = None
     processor: Any = None
-    place: Path | None = None  # where it was read
 
     @property
     def config(self) -> Any:
@@ -46,33 +45,33 @@ def network(given: str | Path | nn.Module, auto: tuple[str, ...], where: str = "
         _check_folder(place)
     elif place.exists() or place.is_absolute() or str(given).count("/") > 1:
         raise InputError("is no folder", where=str(given), next="give the folder of a network, with its config.json")
-    known: dict[str, Any] = {"local_files_only": True}
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(given), **known)
-        cls = _class(transformers, auto, config, str(given))
-        model, told = cls.from_pretrained(str(given), dtype="auto", output_loading_info=True, **known)
-    except InputError:
-        raise
-    except Exception as error:  # whatever transformers says of a folder
-        raise _unread(given, place, error) from error
+    config = _read(given, place, transformers.AutoConfig)
+    model, told = _read(
+        given, place, _class(transformers, auto, config, str(given)), dtype="auto", output_loading_info=True
+    )
     _check_whole(model, told, str(given))
     return model.eval(), place if place.is_dir() else None
 
 
-def maker(given: Any, kinds: tuple[str, ...], where: str) -> Any:
-    """The tokenizer or processor of a folder, by the first of these classes of transformers that finds one."""
-    transformers, failed = imported(), ""
-    if Path(given).is_dir() and not any(_MAKES.search(one.name) for one in Path(given).iterdir()):
-        kinds, failed = (), "there are files of the network alone"  # of which some tokenizers make one without words
-    for kind in kinds:
+def maker(source: Any, model: Any, kind: str, reads: str) -> Any:
+    """What makes inputs of what the task `reads`: the class `kind` of transformers, from the folder of a network."""
+    if source is None:
+        raise InputError(
+            f"has no folder where what makes inputs of a {reads} could lie",
+            where=type(model).__name__,
+            next="give processor=",
+        )
+    why = "there are files of the network alone"  # of which some tokenizers make one without words
+    place = Path(source)
+    if not place.is_dir() or any(_MAKES.search(one.name) for one in place.iterdir()):
         try:
-            return getattr(transformers, kind).from_pretrained(str(given), local_files_only=True)
+            return getattr(imported(), kind).from_pretrained(str(source), local_files_only=True)
         except Exception as error:  # whatever transformers says of a folder
-            failed = failed or reason(error)
+            why = reason(error)
     raise InputError(
-        f"holds nothing that makes inputs of {where}",
-        where=str(given),
-        why=failed,
+        f"holds nothing that makes inputs of a {reads}",
+        where=str(source),
+        why=why,
         next="put the files of its tokenizer or processor beside it, or give processor=",
     )
 
@@ -120,6 +119,13 @@ def _check_whole(model: Any, told: Any, where: str) -> None:
             why=f"it was saved as {made_for}, and the task wants {type(model).__name__}",
             next="name the task that it was trained for",
         )
+
+
+def _read(given: str | Path, place: Path, cls: Any, **more: Any) -> Any:
+    try:
+        return cls.from_pretrained(str(given), local_files_only=True, **more)
+    except Exception as error:  # whatever transformers says of a folder
+        raise _unread(given, place, error) from error
 
 
 def _unread(given: str | Path, place: Path, error: Exception) -> InputError:

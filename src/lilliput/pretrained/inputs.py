@@ -91,7 +91,7 @@ def sounds(held: Held, rows: Sequence[Row], length: int | None) -> dict[str, Any
 
 def _padding(held: Held) -> bool | str:
     """To the longest; what computes with images of sound wants them all of one length."""
-    return True if held.model.main_input_name == "input_values" and held.processor.padding_side else "max_length"
+    return True if held.model.main_input_name == "input_values" else "max_length"
 
 
 def _said(held: Held, rows: Sequence[Row], features: Tensor) -> Tensor:

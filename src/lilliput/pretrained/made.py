@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from lilliput.pretrained.folder import Held, maker, network
 from lilliput.pretrained.kinds import Kind, kind_called, metric
 from lilliput.pretrained.rows import Row, rows_of
 
-_TOKENIZER, _IMAGES, _SOUNDS = ("AutoTokenizer",), ("AutoImageProcessor",), ("AutoFeatureExtractor",)
+_MAKES = {"text": "AutoTokenizer", "image": "AutoImageProcessor", "sound": "AutoFeatureExtractor"}
 
 
 def fields_of(
@@ -27,32 +29,40 @@ def fields_of(
     evaluate: Any = None,
     processor: Any = None,
     length: int | None = None,
+    samples: int | None = None,
 ) -> dict[str, Any]:
     """Model, calibration and evaluation batches, axes that vary, metric, output and name."""
     kind = kind_called(name)
     held = _held(given, kind, processor)
-    rows = _labelled(rows_of(data, kind.reads), kind, held.config, "data")
-    if kind.cut is not None:
-        rows = kind.cut(held, rows, length)
-    else:
-        random.Random(0).shuffle(rows)
-    calibrating = rows[: min(kind.most[0], len(rows) if evaluate is not None else max(1, len(rows) // 2))]
-    judging = rows[len(calibrating) :]
-    if evaluate is not None:
-        judging = _labelled(rows_of(evaluate, kind.reads, "evaluate"), kind, held.config, "evaluate")
-        judging = judging if kind.cut is None else kind.cut(held, judging, length)
-    judging = judging[: kind.most[1]]
+    rows = _rows(held, kind, data, "data", length)
+    judging = None if evaluate is None else _rows(held, kind, evaluate, "evaluate", length)
+    most = kind.most[0] if judging is not None else min(kind.most[0], max(1, len(rows) // 2))
+    calibrating, rest = rows[:most], rows[most:]
+    unread = len(rest) if judging is not None else 0
+    judging = rest if judging is None else judging
+    unread += max(0, len(judging) - (samples or kind.most[1]))
+    judging = judging[: samples or kind.most[1]]
     batches = Made(held, kind, calibrating, length)
-    labelled = judging and (kind.score == "next" or all("label" in row for row in judging))
+    labelled = judging and (kind.score == "next" or "label" in judging[0])
+    said = f"{len(calibrating)} samples calibrate and {len(judging)} judge, {unread} are not read: see samples="
     return {
         "model": held.model,
         "calibrate": batches,
-        "evaluate": Made(held, kind, judging, length) if judging else None,
+        "evaluate": Made(held, kind, judging, length, cut=said if unread else "") if judging else None,
         "dynamic": _varying(next(iter(batches)), kind),
         "metric": metric(kind, held.config, Made(held, kind, judging, length, labels=True)) if labelled else None,
         "output": "values" if kind.score == "top1" and _without_classes(held.config) else kind.output,
         "name": Path(given).name if not isinstance(given, nn.Module) else type(given).__name__,
     }
+
+
+def _rows(held: Held, kind: Kind, data: Any, where: str, length: int | None) -> list[Row]:
+    """What data hold, as the task takes it: in an order that chance draws once, or in windows of one run."""
+    rows = _labelled(rows_of(data, kind.reads, where), kind, held.config, where)
+    if kind.cut is not None:
+        return kind.cut(held, rows, length)
+    random.Random(0).shuffle(rows)
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +74,7 @@ class Made:
     rows: Sequence[Row]
     length: int | None = None
     labels: bool = False
+    cut: str = ""  # why not all that was given is read
 
     def __len__(self) -> int:
         return -(-len(self.rows) // BATCH)
@@ -90,41 +101,25 @@ def _held(given: Any, kind: Kind, processor: Any) -> Held:
             f"is a {type(given).__name__}", where="model", next="give a folder, or a network of transformers"
         )
     model, place = network(given, kind.auto)
-    source = place or given if not isinstance(given, nn.Module) else getattr(model, "name_or_path", "") or None
-    tokenizer = getattr(processor, "tokenizer", processor if _tokenizes(processor) else None)
-    shows = None if processor is None or _tokenizes(processor) else processor
-    shows = getattr(shows, "image_processor", None) or getattr(shows, "feature_extractor", None) or shows
-    held = Held(model, tokenizer, shows, place)
+    source = (getattr(model, "name_or_path", "") or None) if isinstance(given, nn.Module) else place or given
+    tokenizer, shows = _of(processor)
     main = kind.reads[0]
-    if main == "text" and tokenizer is None:
-        held = replace(held, tokenizer=maker(_asked(source, model), _TOKENIZER, "texts"))
-    if main in ("image", "sound") and shows is None:
-        classes = _IMAGES if main == "image" else _SOUNDS
-        held = replace(held, processor=maker(_asked(source, model), classes, f"{main}s"))
-    if main == "sound" and tokenizer is None and getattr(model.config, "is_encoder_decoder", False) and source:
-        held = replace(held, tokenizer=_tokenizer_if_any(source))
-    return replace(held, model=kind.around(model, place).eval()) if kind.around else held
+    if main == "text":
+        tokenizer = tokenizer or maker(source, model, _MAKES[main], main)
+    else:
+        shows = shows or maker(source, model, _MAKES[main], main)
+        if getattr(model.config, "is_encoder_decoder", False):
+            with contextlib.suppress(InputError):  # without one, the network says by itself what was said
+                tokenizer = tokenizer or maker(source, model, _MAKES["text"], "text")
+    return Held(kind.around(model, place).eval() if kind.around else model, tokenizer, shows)
 
 
-def _tokenizes(processor: Any) -> bool:
-    return hasattr(processor, "convert_ids_to_tokens")
-
-
-def _tokenizer_if_any(source: Any) -> Any:
-    try:
-        return maker(source, _TOKENIZER, "texts")
-    except InputError:
-        return None
-
-
-def _asked(source: Any, model: Any) -> Any:
-    if source is None:
-        raise InputError(
-            "has no folder where its tokenizer or processor could lie",
-            where=type(model).__name__,
-            next="give processor=",
-        )
-    return source
+def _of(processor: Any) -> tuple[Any, Any]:
+    """The tokenizer, and what makes inputs of images or sounds, in what the user gives as a processor."""
+    if hasattr(processor, "convert_ids_to_tokens"):
+        return processor, None
+    shows = getattr(processor, "image_processor", None) or getattr(processor, "feature_extractor", None) or processor
+    return getattr(processor, "tokenizer", None), shows
 
 
 def _varying(batch: dict[str, Any], kind: Kind) -> dict[str | int, dict[int, str]]:
@@ -143,22 +138,35 @@ def _without_classes(config: Any) -> bool:
 
 
 def _labelled(rows: list[Row], kind: Kind, config: Any, where: str) -> list[Row]:
-    """The rows, their labels as the network numbers them."""
-    if not kind.score or _without_classes(config):
+    """The rows, their labels as the network numbers them; all have one, or none has."""
+    without = next((i for i, row in enumerate(rows) if "label" not in row), None)
+    if not kind.score or without is not None:
+        if kind.score and any("label" in row for row in rows):
+            raise InputError(
+                "has no label, and others have", where=f"{where}[{without}]", next="give each sample one, or none"
+            )
         return rows
+    return [{**row, "label": _numbered(row["label"], config, f"{where}[{i}]")} for i, row in enumerate(rows)]
+
+
+def _numbered(label: Any, config: Any, where: str) -> Any:
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        return label  # which nothing here judges by
+    if config.num_labels == 1:
+        return _value(label, where)
     known: dict[str, int] = getattr(config, "label2id", None) or {}
-    made: Callable[[Any, str], int] = lambda label, place: _number(label, known, config.num_labels, place)  # noqa: E731
-    return [
-        row
-        if "label" not in row
-        else {
-            **row,
-            "label": [made(one, f"{where}[{i}]") for one in row["label"]]
-            if "words" in row
-            else made(row["label"], f"{where}[{i}]"),
-        }
-        for i, row in enumerate(rows)
-    ]
+    if isinstance(label, list | tuple | np.ndarray):  # one for each word
+        return [_number(one, known, config.num_labels, where) for one in label]
+    return _number(label, known, config.num_labels, where)
+
+
+def _value(label: Any, where: str) -> float:
+    try:
+        return float(label)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"has the label {label!r}", where=where, next="the network answers with a number: give one"
+        ) from None
 
 
 def _number(label: Any, known: dict[str, int], classes: int, where: str) -> int:

@@ -46,9 +46,15 @@ def rows_of(data: Any, reads: Sequence[str], where: str = "data") -> list[Row]:
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(f"is a {type(data).__name__}", where=where, next="give a list of samples, a file or a folder")
     known = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    found = [data[i] for i in range(len(data))] if known else list(itertools.islice(data, _MOST))  # type: ignore[index,arg-type]
+    found = [data[i] for i in range(len(data))] if known else list(itertools.islice(data, _MOST + 1))  # type: ignore[index,arg-type]
     if not found:
         raise InputError("holds no samples", where=where, next="give at least one")
+    if not known and len(found) > _MOST:
+        raise InputError(
+            f"gives more than {_MOST:,} samples, and may never end",
+            where=where,
+            next="give a list of what is meant",
+        )
     return [_row(one, reads, f"{where}[{i}]") for i, one in enumerate(found)]
 
 
